@@ -1,0 +1,102 @@
+"""Scores that have been measured before, by content.
+
+One small JSON file a score, under a name that is a hash of all that decides it: the model's
+content, the task's content, the metric, the settings, the versions of the libraries and the kind
+of device. The batch size is among the settings, for padding and the shapes of products change a
+logit's last digits and with them, now and then, an answer. The number of threads and the make of
+the device can do so too and are left out: scores are reused across machines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergelab.evaluation.identity import file_hash, fingerprint
+from mergelab.evaluation.index import Catalogue
+from mergelab.evaluation.measures import TEXT, Measure, Score
+from mergelab.schema import Evaluation
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised when scores are computed differently, which makes all cached ones void."""
+
+
+def key(
+    model: str,
+    measure: Measure,
+    catalogue: Catalogue,
+    settings: Evaluation,
+    *,
+    device: str,
+    seed: int,
+) -> str | None:
+    """The name of a score in the cache; None where the task's content cannot be known.
+
+    `model` is a hash of the model's content, which implies its dtype.
+    """
+    from mergelab.evaluation.identity import definition
+
+    if settings.kind == "perplexity" and measure.task == TEXT:
+        task: Any = file_hash(Path(settings.text or ""))
+    else:
+        task = definition(catalogue, measure.task)
+    if task is None:
+        return None
+    return fingerprint(
+        {
+            "format": FORMAT,
+            "model": model,
+            "task": task,
+            "name": measure.task,
+            "metric": measure.metric,
+            "num_fewshot": settings.num_fewshot,
+            "limit": settings.limit,
+            "chat_template": settings.chat_template,
+            "max_length": settings.max_length,
+            "batch_size": settings.batch_size,
+            "seed": seed,
+            "device": device.partition(":")[0],
+            "versions": {name: version(name) for name in ("lm_eval", "transformers", "torch")},
+        }
+    )
+
+
+def read(home: Path, key: str) -> Score | None:
+    """The score under `key`, or None. A file that cannot be understood counts as none."""
+    path = _path(home, key)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if set(values) != {field.name for field in fields(Score)}:
+            raise ValueError(f"has the keys {sorted(values)}")
+        return Score(**values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s is not a cached score (%s); it is measured again", path, error)
+        return None
+
+
+def write(home: Path, key: str, score: Score) -> None:
+    """Keep `score`, whole or not at all."""
+    path = _path(home, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, aside = tempfile.mkstemp(prefix=f".{key}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(asdict(score), file, indent=2)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _path(home: Path, key: str) -> Path:
+    return home / "scores" / f"{key}.json"

@@ -1,0 +1,125 @@
+"""What a task is, by content: the part of a score's key that says what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from mergelab.evaluation.index import Catalogue, Function
+
+_FILE_FORMATS = ("json", "csv", "text", "parquet", "arrow", "pandas", "xml")
+"""Values of dataset_path that are a format of the data_files, not a dataset."""
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """The SHA-256, in hex, of a mapping, whatever the order of its keys.
+
+    For a model: its files' names and hashes. Values are anything JSON or YAML can hold.
+    """
+    text = json.dumps([[key, parts[key]] for key in sorted(parts)], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256, in hex, of a file's bytes."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def definition(catalogue: Catalogue, name: str) -> dict[str, Any] | None:
+    """All that decides what a task or group asks and how answers are judged, by content.
+
+    Covers the YAML of the task and of everything a group contains, with includes; every Python file
+    beside a YAML that names a function; local data files; and the commit of each hub dataset.
+    None where that cannot be known: a task written as a Python class or with a dataset made by a
+    function may read anything, and a hub dataset that has never been fetched has no commit yet.
+    """
+    parts: dict[str, Any] = {}
+    for item in catalogue.closure(name):
+        data: dict[str, str] = {}
+        for mapping in _mappings(item.config):
+            if "class" in mapping or "custom_dataset" in mapping:
+                return None
+            for source, content in _data(mapping):
+                if content is None:
+                    return None
+                data[source] = content
+        parts[item.name] = [item.kind, item.config, list(item.members), _code(item.config), data]
+    return parts
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a YAML value, itself included."""
+    if isinstance(value, dict):
+        yield value
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, (dict, list)):
+            yield from _mappings(child)
+
+
+def _code(config: dict[str, Any]) -> dict[str, str]:
+    """Hashes of the Python files that the functions of a task may use, by file name."""
+    folders = {
+        value.folder
+        for mapping in _mappings(config)
+        for item in mapping.values()
+        for value in (item if isinstance(item, list) else [item])
+        if isinstance(value, Function)
+    }
+    return {
+        f"{n}/{file.name}": file_hash(file)
+        for n, folder in enumerate(sorted(folders))
+        for file in sorted(folder.glob("*.py"))
+    }
+
+
+def _data(mapping: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """The data that one mapping names: where it is from, and its hash or commit (None: unknown).
+
+    Relative paths are relative to the working directory, as `datasets` has it.
+    """
+    options = mapping.get("dataset_kwargs") or {}
+    folder = options.get("data_dir")
+    for pattern in _strings(options.get("data_files") or ([f"{folder}/**"] if folder else [])):
+        if "://" in pattern:
+            yield pattern, None
+            continue
+        base = pattern if folder is None else str(Path(folder) / pattern)
+        files = [Path(p) for p in sorted(glob(base, recursive=True)) if Path(p).is_file()]
+        yield from ((f"{pattern}/{n}", file_hash(file)) for n, file in enumerate(files))
+    dataset = mapping.get("dataset_path")
+    if not isinstance(dataset, str) or dataset in _FILE_FORMATS:
+        return
+    if Path(dataset).exists():
+        root = Path(dataset)
+        for file in sorted(p for p in [root, *root.glob("**/*")] if p.is_file()):
+            yield f"{dataset}/{file.relative_to(root)}", file_hash(file)
+    else:
+        yield dataset, _commit(dataset, options.get("revision") or "main")
+
+
+def _commit(dataset: str, revision: str) -> str | None:
+    """The commit of a hub dataset's branch or tag as it was last fetched to this machine."""
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import constants
+
+    folder = f"datasets--{dataset.replace('/', '--')}"
+    ref = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    else:
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _strings(child)

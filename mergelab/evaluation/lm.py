@@ -1,0 +1,71 @@
+"""lm_eval's model class with a count of answers. Imports lm_eval: import this module late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+Report = Callable[[int, int], None]
+
+
+class CountingLM(HFLM):  # type: ignore[misc]
+    """An HFLM that says how many of its requests are answered: `report(done, total)`.
+
+    Documents read in windows count by their windows, for one of them may be a whole book.
+    """
+
+    report: Report | None = None
+    instances: Callable[[], Iterable[Any]] = staticmethod(lambda: ())
+    """Gives all the requests of the evaluation, which exist once the first of them are asked."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> None:
+        # Log-softmax in float32: lm_eval would take the model's dtype, and a sum of
+        # log-likelihoods in bfloat16 is good to three digits only.
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype="float32",
+            trust_remote_code=False,
+        )
+        self._done = self._total = 0
+        self._rolling = False
+        self.set_cache_hook(self)
+
+    def watch(self, instances: Callable[[], Iterable[Any]], report: Report | None) -> None:
+        """Begin a new count."""
+        self.instances, self.report, self._done, self._total = instances, report, 0, 0
+
+    def add_partial(self, kind: str, *_: Any) -> None:
+        """Being its own cache hook, it is told of each answer here."""
+        if kind != "loglikelihood_rolling":
+            self._answered(1)
+
+    def _answered(self, n: int) -> None:
+        if self._total == 0:
+            self._total = sum(self._size(request) for request in self.instances())
+        self._done += n
+        if self.report is not None:
+            self.report(self._done, self._total)
+
+    def _size(self, request: Any) -> int:
+        if request.request_type != "loglikelihood_rolling":
+            return int(request.repeats)
+        tokens = len(self.tok_encode(request.args[0]))
+        return -(-tokens // self.max_length) * int(request.repeats)
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        self._rolling = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._rolling = False
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
+        answers = super()._loglikelihood_tokens(requests, *args, **options)
+        if self._rolling:
+            self._answered(len(requests))
+        return answers

@@ -1,0 +1,99 @@
+"""Keeping libraries silent, and leaving the process as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+log = logging.getLogger(__name__)
+
+_NOISY = ("transformers", "datasets", "huggingface_hub", "fsspec", "filelock", "httpx")
+
+
+class _Relay(logging.Handler):
+    """Passes lm_eval's records on to our log, one for each line of code that sends them.
+
+    A prompt that had to be cut short is worth a line; two thousand of them are not.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.seen: set[tuple[str, int]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        place = (record.pathname, record.lineno)
+        if place not in self.seen:
+            self.seen.add(place)
+            log.log(record.levelno, "lm_eval: %s", record.getMessage())
+
+
+@contextlib.contextmanager
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """No bars, no prints and no log lines of lm_eval and what it uses, except what it logs itself
+    at `level` or above, which is passed on once.
+
+    Acts on the whole process: bars of other threads are hidden too for as long as it lasts.
+    """
+    import lm_eval.api.metrics
+    import tqdm.std
+
+    start = tqdm.std.tqdm.__init__
+
+    def disabled(bar: Any, *args: Any, **options: Any) -> None:
+        start(bar, *args, **{**options, "disable": True})
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(tqdm.std.tqdm, "__init__", disabled))
+        # Its bootstrap prints, and would fork a pool of processes for 100 000 resamples.
+        stack.enter_context(
+            mock.patch.object(lm_eval.api.metrics, "print", lambda *_: None, create=True)
+        )
+        stack.enter_context(mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name in _NOISY:
+            stack.enter_context(_logger(name, logging.ERROR))
+        stack.enter_context(_logger("lm_eval", level, _Relay(level)))
+        yield
+
+
+@contextlib.contextmanager
+def _logger(name: str, level: int, handler: logging.Handler | None = None) -> Iterator[None]:
+    """A logger's level for a while, and `handler` instead of its own and its parents'."""
+    logger = logging.getLogger(name)
+    before = logger.level, logger.handlers, logger.propagate
+    logger.setLevel(level)
+    if handler is not None:
+        logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.level, logger.handlers, logger.propagate = before
+        logger.setLevel(before[0])
+
+
+@contextlib.contextmanager
+def undisturbed(seed: int, threads: int | None = None) -> Iterator[None]:
+    """The global random generators seeded and torch's thread count set, then both as before."""
+    import numpy as np
+    import torch
+
+    before = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            if threads is not None:
+                torch.set_num_threads(threads)
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_num_threads(before[2])

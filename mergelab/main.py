@@ -1,0 +1,212 @@
+"""The entrypoint, and the only module that knows Hydra is running.
+
+It lets Hydra compose, turns what Hydra composed into a `Run`, and what goes wrong into one short
+message and an exit status: 0 done, 1 a step failed, 2 the input was wrong, 130 interrupted.
+
+Nothing heavy is imported here: `--help` and `--cfg` must answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mergelab import __version__
+from mergelab.errors import InputError, MergelabError, did_you_mean
+from mergelab.schema import Run
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The shipped groups: inside an installed package, beside it in the repository."""
+
+INTERRUPTED = 130
+
+ConfigStore.instance().store(name="run", node=Run)
+
+
+class _Finished(SystemExit):
+    """The end of a single run whose failure has been told; passes through Hydra untouched."""
+
+
+class Sweep:
+    """What a sweep shows at its end. (A Hydra callback; it is called by these method names.)"""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Compare all runs of the sweep's folder."""
+        from mergelab.report.comparison import compare_runs
+
+        compare_runs(Path(config.hydra.sweep.dir))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("on_"):
+            return lambda **_: None
+        raise AttributeError(name)
+
+
+@hydra.main(config_path=str(CONF), config_name="config")
+def _task(cfg: DictConfig) -> float | None:
+    """One run. Returns its fitness, higher better, so that any sweeper can use it."""
+    single = HydraConfig.get().mode == RunMode.RUN
+    try:
+        return _run(cfg)
+    except (Exception, KeyboardInterrupt) as e:
+        if not isinstance(e, (MergelabError, KeyboardInterrupt)):
+            logging.getLogger("mergelab").exception("unexpected")
+            log = _short(Path(HydraConfig.get().runtime.output_dir)) + "/mergelab.log"
+            e = MergelabError(f"unexpected: {type(e).__name__}: {e}\nThis is a bug; {log} has the traceback.")
+        status = _tell(e)
+        if single or isinstance(e, KeyboardInterrupt):
+            raise _Finished(status) from None
+        raise e from None  # a sweep's launcher has to see it
+
+
+def _run(cfg: DictConfig) -> float | None:
+    from mergelab.report import terminal
+    from mergelab.workspace import Workspace, read_json
+
+    h = HydraConfig.get()
+    run: Run = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    folder = Path(h.runtime.output_dir)
+    model = Path(run.output).expanduser().resolve() if run.output else folder / "model"
+    workspace = Workspace(folder, model)
+    chosen = h.runtime.choices
+    parts = [chosen.get(g) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
+    terminal.heading("mergelab  " + " · ".join(parts), _short(folder))
+    workspace.record(
+        {
+            "status": "running",
+            "choices": {k: v for k, v in chosen.items() if not k.startswith("hydra/") and v},
+            "overrides": list(h.overrides.task),
+            "command": _command(list(h.overrides.task)),
+            "seed": run.seed,
+        }
+    )
+    _stay_offline(run)
+    from mergelab.steps import run_job
+
+    run_job(run, workspace)
+    result = read_json(workspace.result)
+    fitness = (result.get("fitness") or {}).get("value")
+    return float(fitness) if fitness is not None else None
+
+
+def _short(folder: Path) -> str:
+    """The folder as somebody in this directory would type it."""
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
+
+
+def _command(overrides: list[str]) -> str:
+    import shlex
+
+    return shlex.join(["python", "-m", "mergelab", *overrides])
+
+
+def _stay_offline(run: Run) -> None:
+    """Tell the libraries not to look anything up where everything is on this machine."""
+    local = run.eval.kind in ("none", "perplexity") or (run.eval.kind == "skills" and run.model.tasks)
+    names = [run.model.base, *(run.model.roles[e] for e in run.experts if e in run.model.roles)]
+    zoo = all(str(c.path).startswith("zoo:") for c in names) and not any(e.path for e in run.experts.values())
+    if local and zoo:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _tell(error: BaseException) -> int:
+    """Say what went wrong; returns the exit status."""
+    from mergelab.report import terminal
+
+    if isinstance(error, KeyboardInterrupt):
+        terminal.failure("interrupted; nothing half-made was left")
+        return INTERRUPTED
+    if isinstance(error, MergelabError):
+        for message in getattr(error, "messages", [str(error)]):
+            terminal.failure(message)
+        return error.exit_status
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [o for o in error.options if not str(o).startswith("_")]
+        near = did_you_mean(name, options)
+        terminal.failure(f"{group}={name}: there is no such option.{near}\nThere are {', '.join(options)}.")
+        return InputError.exit_status
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    terminal.failure(_one_message(str(error), str(cause or "")))
+    return InputError.exit_status
+
+
+def _one_message(message: str, cause: str) -> str:
+    """Hydra's and OmegaConf's messages without their internals."""
+    internals = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "Config search path",
+        "provider=",
+        "To append",
+    )
+    lines = [x.strip() for x in f"{message}\n{cause}".splitlines()]
+    kept = [x for x in lines if x and not x.startswith(internals)]
+    return "\n".join(dict.fromkeys(kept))
+
+
+def _help_wanted(arguments: list[str]) -> bool:
+    return any(a in ("--help", "-h") for a in arguments)
+
+
+def _config_dirs(arguments: list[str]) -> list[Path]:
+    """The user's own folders of groups, as given with --config-dir."""
+    import argparse
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    known, _ = parser.parse_known_args(arguments)
+    return [Path(known.config_dir)] if known.config_dir else []
+
+
+def _show_help(arguments: list[str]) -> None:
+    from mergelab.report import help as page
+
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
+    chosen = {str(k): str(v) for d in defaults if isinstance(d, DictConfig) for k, v in d.items()}
+    page.show([*_config_dirs(arguments), CONF], chosen)
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    arguments = sys.argv[1:]
+    if "--version" in arguments:
+        print(f"mergelab {__version__}")
+        sys.exit(0)
+    if _help_wanted(arguments):
+        _show_help(arguments)
+        sys.exit(0)
+    debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra prints a traceback and exits with 1 unless it is asked to raise.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    warnings.filterwarnings("ignore")
+    try:
+        _task()
+    except (HydraException, OmegaConfBaseException, ValueError) as e:
+        if debugging or not isinstance(e, (HydraException, OmegaConfBaseException)):
+            raise
+        sys.exit(_tell(e))
+    except MergelabError as e:  # of a sweep: told when it happened
+        sys.exit(e.exit_status)
+    except KeyboardInterrupt as e:
+        sys.exit(_tell(e))

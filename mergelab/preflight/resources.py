@@ -1,0 +1,150 @@
+"""What a run needs and what there is: bytes to read and write, memory, disk."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mergelab.preflight.findings import Finding, error, warning
+
+SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+START = 1.5e9
+"""Bytes that Python, torch and transformers take before any weight; measured, CPU build."""
+MARGIN = 1.02
+"""Tokenizer, headers and card beside the weights."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs, in bytes."""
+
+    read: int
+    write: int
+    ram: int
+    vram: int
+    disk_free: int
+    ram_free: int
+    evaluation_ram: int
+    exact: bool
+    """False where it comes from the architecture's known shapes and not from the files."""
+
+    def json(self) -> dict[str, Any]:
+        """As plan.json has it."""
+        return asdict(self)
+
+
+def parse_size(text: str, key: str) -> tuple[int, list[Finding]]:
+    """Bytes of a size such as `5GB` or `500MB` (powers of ten), or a finding."""
+    import re
+
+    m = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(text), re.IGNORECASE)
+    size = int(float(m[1]) * UNITS[m[2].upper()]) if m else 0
+    if size < 1:
+        return 0, [error("type", key, f"'{text}' is no size", "Write it as 5GB or 500MB.")]
+    return size, []
+
+
+def estimate(
+    tensors: Sequence[int],
+    inputs: int,
+    read: int,
+    *,
+    out_bytes: int,
+    compute_bytes: int,
+    shard: int,
+    device: str,
+    low_memory: bool,
+    evaluates: bool,
+    output: Path,
+    exact: bool,
+) -> Estimate:
+    """Upper estimates, from the elements of each output tensor.
+
+    mergekit keeps one shard of finished tensors until it is full, and works on one tensor of
+    every input at a time; methods on task vectors hold about three copies of each
+    (the tensor, its task vector, the masked one).
+
+    Args:
+        tensors: elements of each output tensor.
+        inputs: models that take part.
+        read: bytes of all inputs.
+        out_bytes: bytes of an element written.
+        compute_bytes: bytes of an element in the arithmetic.
+        shard: bytes of the largest weight file.
+    """
+    import psutil
+
+    write = math.ceil(sum(tensors) * out_bytes * MARGIN)
+    group = max(tensors, default=0) * compute_bytes * (3 * inputs + 2)
+    held = min(shard, write)
+    on_device = device != "cpu"
+    whole = math.ceil(sum(tensors) * out_bytes * 1.2) if evaluates else 0
+    ram = int(START + held + (0 if on_device and low_memory else group))
+    vram = max(int(group + (held if low_memory else 0)), whole) if on_device else 0
+    existing = next(p for p in (output, *output.parents) if p.exists())
+    return Estimate(
+        read=read,
+        write=write,
+        ram=max(ram, int(START) + (0 if on_device else whole)),
+        vram=vram,
+        disk_free=shutil.disk_usage(existing).free,
+        ram_free=psutil.virtual_memory().available,
+        evaluation_ram=whole,
+        exact=exact,
+    )
+
+
+def check(e: Estimate, output: Path) -> Iterator[Finding]:
+    """Whether the disk and the memory suffice."""
+    if e.write > e.disk_free:
+        yield error(
+            "disk",
+            str(output),
+            f"the merged model needs {human(e.write)}, and {human(e.disk_free)} are free",
+            "Free some, or set output=DIR on another disk.",
+        )
+    if e.ram > e.ram_free:
+        yield warning(
+            "memory",
+            "hardware",
+            f"about {human(e.ram)} of memory needed, {human(e.ram_free)} are available",
+            "Lower hardware.shard_size, set eval=none, or use a larger machine.",
+        )
+
+
+def check_device(device: str) -> Iterator[Finding]:
+    """Whether torch sees the device (imports torch for anything but the CPU)."""
+    if device == "cpu":
+        return
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        yield error("device", "hardware.device", f"'{device}' is none of cpu, cuda, cuda:N")
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        yield error(
+            "device",
+            "hardware.device",
+            f"'{device}', but torch sees no CUDA device here",
+            "Use hardware=cpu, or a machine with a GPU and torch's CUDA build.",
+        )
+    elif index and int(index) >= count:
+        yield error(
+            "device", "hardware.device", f"'{device}', but there are {count} (cuda:0 to cuda:{count - 1})"
+        )
+
+
+def human(n: float) -> str:
+    """`65.5 GB`, in powers of ten as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} TB"

@@ -1,0 +1,173 @@
+"""A Run as plain mergekit YAML, and what a parameter's setting means. Pure: no files, no network.
+
+mergekit's format: a *setting* is a scalar, a list (a gradient over the layers, interpolated
+linearly), or a list of `{filter, value}` of which the first whose filter is part of the tensor's
+name applies (https://github.com/arcee-ai/mergekit, docs/merge_methods.md and README).
+Ours writes the last form as a mapping: `{self_attn: 0.3, mlp: [0.2, 0.8], "*": 0.5}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from mergelab.errors import InputError
+from mergelab.schema import Run
+
+REST = "*"
+"""The filter that stands for every tensor not named before."""
+
+PER_MODEL = ("weight", "density")
+"""Parameters that every expert carries, whatever the method."""
+
+
+def setting(value: Any, key: str) -> Any:
+    """`value` in mergekit's form.
+
+    Args:
+        value: a scalar, a list of scalars, or a mapping from filter to either.
+        key: the configuration key, for the message.
+    Raises:
+        InputError: when it is none of these.
+    """
+    if isinstance(value, Mapping):
+        if not value:
+            raise InputError(f"{key}: the mapping is empty; give it filters such as mlp: 0.5")
+        if REST in value and list(value)[-1] != REST:
+            raise InputError(
+                f'{key}: "*" stands for every tensor not named before it, so it has to come last'
+            )
+        return [
+            {"value": _plain(v, f"{key}.{f}")} | ({} if f == REST else {"filter": str(f)})
+            for f, v in value.items()
+        ]
+    return _plain(value, key)
+
+
+def _plain(value: Any, key: str) -> Any:
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, list) and value:
+        if all(isinstance(v, (bool, int, float, str)) for v in value):
+            return list(value)
+        if all(isinstance(v, dict) and "value" in v for v in value):
+            return value  # mergekit's own form, unchanged
+    raise InputError(
+        f"{key}: {value!r} is not a setting; give a number, a list of numbers (a gradient over the "
+        'layers) or a mapping from a part of a tensor\'s name to either, with "*" for the rest'
+    )
+
+
+def scalars(value: Any) -> Iterator[Any]:
+    """Every scalar in a setting of mergekit's form."""
+    if isinstance(value, list):
+        for v in value:
+            yield from scalars(v)
+    elif isinstance(value, dict):
+        yield from scalars(value.get("value"))
+    else:
+        yield value
+
+
+def filters(value: Any) -> list[str | None]:
+    """The filters of a conditional setting in order, None for the rest; empty if it has none."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [None if v.get("filter") in (None, REST) else str(v["filter"]) for v in value]
+    return []
+
+
+def value_at(value: Any, tensor: str, t: float) -> Any:
+    """What a setting comes to for one tensor, or None where no filter applies.
+
+    Args:
+        value: a setting in mergekit's form.
+        tensor: the tensor's name.
+        t: the layer's place, 0 for the first and 1 for the last; mergekit uses 0 for tensors
+            outside the layers.
+    """
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        for f, v in zip(filters(value), value, strict=True):
+            if f is None or f in tensor:
+                return value_at(v["value"], tensor, t)
+        return None
+    if isinstance(value, list):
+        at = t * (len(value) - 1)
+        low = int(at)
+        high = min(len(value) - 1, low + 1)
+        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+            return (1 - (at - low)) * value[low] + (at - low) * value[high]
+        return value[low]
+    return value
+
+
+def build(
+    run: Run, references: Mapping[str, str], takes: Collection[str], out_dtype: str | None
+) -> dict[str, Any]:
+    """The mergekit YAML of a typed Run.
+
+    Args:
+        run: the composed run (not `method=mergekit`).
+        references: the model reference of "base" and of every expert by name.
+        takes: the parameters that the method declares. An expert's weight and density are left
+            out where it takes none: expert sets serve methods of every kind.
+        out_dtype: the dtype to write, where `hardware.dtype` leaves it to the base.
+    Returns:
+        what `dump` turns into a file that `mergekit-yaml` takes.
+    Raises:
+        InputError: for a value that is no setting, or an unknown `method.base`.
+    """
+    recipe: dict[str, Any] = {"merge_method": run.method.name}
+    first = next(iter(run.experts))
+    bases = {"model": references.get("base"), "first": references[first], "none": None}
+    if run.method.base not in bases:
+        raise InputError(f"method.base: '{run.method.base}' is none of {', '.join(bases)}")
+    recipe["base_model"] = bases[run.method.base]
+    recipe["models"] = []
+    for name, expert in run.experts.items():
+        own = {p: getattr(expert, p) for p in PER_MODEL if p in takes} | expert.parameters
+        item: dict[str, Any] = {"model": references[name]}
+        parameters = {p: setting(v, expert_key(name, p)) for p, v in own.items() if v is not None}
+        if parameters:
+            item["parameters"] = parameters
+        recipe["models"].append(item)
+    recipe["parameters"] = {
+        p: setting(v, f"method.parameters.{p}") for p, v in run.method.parameters.items() if v is not None
+    }
+    recipe["dtype"] = run.hardware.compute_dtype
+    recipe["out_dtype"] = run.hardware.dtype or out_dtype
+    recipe["tokenizer_source"] = run.model.tokenizer
+    recipe["chat_template"] = run.model.chat_template
+    return {k: v for k, v in recipe.items() if v not in (None, {})}
+
+
+def expert_key(name: str, parameter: str) -> str:
+    """The configuration key of an expert's parameter."""
+    return f"experts.{name}.{parameter if parameter in PER_MODEL else 'parameters.' + parameter}"
+
+
+def dump(recipe: Mapping[str, Any]) -> str:
+    """The recipe as YAML text, keys in the order that people write them."""
+    import yaml
+
+    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100))
+
+
+def models(recipe: Mapping[str, Any]) -> list[str]:
+    """The model references of a recipe in the order of the file, each once, the base first."""
+    out: dict[str, None] = {}
+
+    def visit(node: Any, key: str) -> None:
+        if isinstance(node, dict):
+            for k, v in node.items():
+                if k in ("model", "base_model") and isinstance(v, str):
+                    out[v] = None
+                elif k not in ("tokenizer", "parameters"):
+                    visit(v, k)
+        elif isinstance(node, list):
+            for v in node:
+                visit(v, key)
+
+    if isinstance(recipe.get("base_model"), str):
+        out[recipe["base_model"]] = None
+    visit(dict(recipe), "")
+    return list(out)

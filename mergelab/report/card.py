@@ -1,0 +1,62 @@
+"""The model card: README.md in the merged model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from mergelab.report import scores
+
+
+def card(result: Mapping[str, Any], recipe: str, name: str) -> str:
+    """The card as Markdown, with the front matter that the hub reads.
+
+    Args:
+        result: result.json.
+        recipe: the text of recipe.yaml.
+        name: the model's name.
+    """
+    inputs = result.get("inputs", [])
+    hub = [m["path"] for m in inputs if m.get("commit")]
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["mergekit", "merge", "mergelab"]}
+    if hub:
+        front["base_model"] = hub
+    method = result.get("merge_method", "")
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---\n",
+        f"# {name}\n",
+        f"Merged with the method `{method}` by mergelab {result['versions']['mergelab']} "
+        f"(mergekit {result['versions']['mergekit']}), seed {result['seed']}.\n",
+        "## Models\n",
+        scores.markdown(["name", "model", "commit or content"], [_input(m) for m in inputs]) + "\n",
+    ]
+    if result.get("metrics"):
+        heads, body = scores.rows(result["metrics"], "validation", result.get("shares", {}))
+        if body:
+            tasks = {n: s for m in result["metrics"].values() for n, s in m.get("validation", {}).items()}
+            parts += [
+                "## Evaluation\n",
+                scores.markdown(heads, body) + "\n",
+                "Measured with lm_eval "
+                f"{result['versions']['lm_eval']}: "
+                + ", ".join(
+                    f"{n}: {s['metric']} on {s['samples']:,} of {s['task']}" for n, s in tasks.items()
+                )
+                + ". ± is one standard error.\n",
+            ]
+    parts += [
+        "## Recipe\n",
+        f"```yaml\n{recipe}```\n",
+        "## Command\n",
+        f"```\n{result['command']}\n```\n",
+        f"Run key `{result.get('key', '')}`.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _input(m: Mapping[str, Any]) -> list[str]:
+    path = m["path"]
+    shown = f"[{path}](https://huggingface.co/{path})" if m.get("commit") else f"`{path}`"
+    return [m["name"], shown, f"`{m.get('commit') or 'sha256 ' + m['content'][:16]}`"]

@@ -1,0 +1,63 @@
+"""All runs of a sweep beside each other, when the sweep ends."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from mergelab.report import scores, terminal
+from mergelab.workspace import read_json, write_text
+
+
+def compare_runs(folder: Path) -> None:
+    """Print the comparison of every run below a sweep's folder, best first, and leave it as CSV."""
+    runs = collect(folder)
+    if not runs:
+        return
+    heads, body = table(runs)
+    terminal.console.print()
+    terminal.table(f"{len(runs)} runs, best first", heads, body, first_bold=True, numeric=True)
+    text = io.StringIO()
+    csv.writer(text).writerows([heads, *body])
+    write_text(folder / "comparison.csv", text.getvalue())
+    terminal.say(f"{folder}/comparison.csv", "dim")
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """result.json of every run, the fittest first, failed ones last."""
+    found = []
+    for file in folder.glob("*/result.json"):
+        found.append(read_json(file) | {"number": file.parent.name})
+    return sorted(found, key=lambda r: (-(_fitness(r) or float("-inf")), _order(r["number"])))
+
+
+def _order(number: str) -> tuple[int, str]:
+    return (int(number), "") if number.isdigit() else (1 << 30, number)
+
+
+def _fitness(result: dict[str, Any]) -> float | None:
+    value = (result.get("fitness") or {}).get("value")
+    return float(value) if value is not None else None
+
+
+def table(runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Column heads and rows: the run, what is particular to it, its validation scores, its fitness."""
+    everywhere = set.intersection(*(set(r.get("overrides", [])) for r in runs)) if len(runs) > 1 else set()
+    merged = {r["number"]: (r.get("metrics") or {}).get("merged", {}) for r in runs}
+    heads, body = scores.rows(
+        {k: v for k, v in merged.items() if v.get("validation")},
+        "validation",
+        next((r["shares"] for r in runs if r.get("shares")), {}),
+    )
+    cells = {row[0]: row[1:] for row in body}
+    out = []
+    for r in runs:
+        own = " ".join(o for o in r.get("overrides", []) if o not in everywhere)
+        if r.get("status") == "done":
+            values = cells.get(r["number"], ["–"] * (len(heads) - 1))
+        else:
+            values = [str(r.get("status"))] + ["–"] * (len(heads) - 2)
+        out.append([r["number"], own, *values[: len(heads) - 1], scores.number(_fitness(r))])
+    return ["run", "", *heads[1:], "fitness"], out

@@ -1,0 +1,98 @@
+"""The terminal: calm, legible, and the same story in a log file without colour."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
+
+MARKS = {"error": ("✗", "bold red"), "warning": ("!", "yellow"), "note": ("·", "dim")}
+
+Callback = Callable[[str, int, int], None]
+
+
+def say(text: str, style: str = "") -> None:
+    """One line."""
+    console.print(Text(text, style=style))
+
+
+def heading(title: str, subtitle: str) -> None:
+    """What runs, and where it is recorded."""
+    console.print(Text.assemble((title, "bold"), "\n", (subtitle, "dim")))
+
+
+def finding(severity: str, text: str) -> None:
+    """A finding of preflight; the remedy on a line of its own."""
+    mark, style = MARKS[severity]
+    first, _, rest = text.partition("\n")
+    target = errors if severity == "error" else console
+    target.print(Text.assemble((f"{mark} ", style), first))
+    for line in rest.splitlines():
+        target.print(Text("  " + line, style="dim"), soft_wrap=True)
+
+
+def failure(message: str) -> None:
+    """What went wrong, on stderr."""
+    first, _, rest = message.partition("\n")
+    errors.print(Text.assemble(("✗ ", "bold red"), first))
+    for line in rest.splitlines():
+        errors.print(Text("  " + line.rstrip()))
+
+
+@contextmanager
+def step(name: str) -> Iterator[Callable[[str], None]]:
+    """One step: a bar while it works, `✓ name   what came of it   seconds` when it is done.
+
+    Yields a function that sets what came of it.
+    """
+    start, summary = time.monotonic(), [""]
+
+    def done(text: str) -> None:
+        summary[0] = text
+
+    try:
+        yield done
+    except BaseException:
+        console.print(Text.assemble(("✗ ", "bold red"), f"{name:<11}", ("did not finish", "dim")))
+        raise
+    seconds = time.monotonic() - start
+    console.print(
+        Text.assemble(("✓ ", "green"), f"{name:<11}", f"{summary[0]:<58}", (f"{seconds:6.1f} s", "dim"))
+    )
+
+
+@contextmanager
+def progress() -> Iterator[Callback]:
+    """One bar for long work. Yields a callback (what, done, total); silent without a terminal."""
+    with Progress(
+        TextColumn("  {task.description:<22}"), BarColumn(bar_width=32),
+        TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=None, visible=False)
+
+        def callback(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None, visible=True)
+
+        yield callback
+
+
+def table(
+    title: str, columns: list[str], rows: list[list[str]], *, first_bold: bool = False, numeric: bool = False
+) -> None:
+    """A table without lines; numbers to the right, the first row bold where it is what matters."""
+    t = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
+              padding=(0, 2, 0, 0), header_style="dim")  # fmt: skip
+    for i, c in enumerate(columns):
+        t.add_column(c, justify="left" if i == 0 or not numeric else "right", overflow="fold", no_wrap=i == 0)
+    for i, row in enumerate(rows):
+        t.add_row(*row, style="bold" if first_bold and i == 0 else "")
+    console.print(t)

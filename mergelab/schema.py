@@ -1,0 +1,230 @@
+"""`Run`: the one typed object that a command line composes to, and its parts.
+
+Plain dataclasses. OmegaConf validates every file under `conf/` and every override against them,
+so a field documented here is the whole documentation of that key. Values that may be a number,
+a gradient or a mapping are `Any` here and checked in `mergelab.recipe`.
+
+(No `from __future__ import annotations`: OmegaConf reads the types at run time.)
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from omegaconf import MISSING
+
+# ---------------------------------------------------------------- model
+
+
+@dataclass
+class Checkpoint:
+    """Where one model lies."""
+
+    path: str = MISSING
+    """A local folder, a hub id (`org/name`), either with `+adapter` for a LoRA, or `zoo:ROLE`
+    for a member of the built-in tiny family."""
+    revision: Optional[str] = None
+    """The hub commit, tag or branch. A 40-digit commit is what makes a run repeatable."""
+
+
+@dataclass
+class Skill:
+    """How one skill of a family is measured."""
+
+    validation: str = MISSING
+    """The lm_eval task whose score is reported."""
+    search: Optional[str] = None
+    """The lm_eval task over *other* data that a search may use as fitness."""
+    metric: Optional[str] = None
+    """The task's metric, as lm_eval names it (`exact_match`, or `exact_match,strict-match` with
+    its filter). Null: the first that the task declares."""
+    share: float = 1.0
+    """How much this skill counts in the fitness."""
+
+
+@dataclass
+class Model:
+    """A base model and the checkpoints of its family, by role."""
+
+    name: str = MISSING
+    base: Checkpoint = field(default_factory=Checkpoint)
+    """The common ancestor of the experts."""
+    roles: Dict[str, Checkpoint] = field(default_factory=dict)
+    """The fine-tunes of the base, by what they are good at."""
+    skills: Dict[str, Skill] = field(default_factory=dict)
+    """What `eval=skills` measures."""
+    tasks: Optional[str] = None
+    """A folder of the family's own lm_eval task files; `zoo:tasks` for the tiny family's."""
+    architecture: Dict[str, Any] = field(default_factory=dict)
+    """The part of config.json from which a plan is made when the files are not here."""
+    gated: bool = False
+    """The hub asks for an accepted licence before it lets anyone download."""
+    allow: List[str] = field(default_factory=list)
+    """Findings of preflight that are known of this family and harmless, by their code."""
+    tokenizer: Optional[str] = None
+    """Null keeps the base's tokenizer files as they are. `base` or `union` let mergekit build one
+    and fit the embeddings to it, for experts whose vocabularies differ."""
+    chat_template: Optional[str] = None
+    """Null keeps the base's. Otherwise `auto`, one of mergekit's names, or a Jinja template."""
+    zoo_seed: int = 0
+    """The seed from which the tiny family is trained (only where paths begin with `zoo:`)."""
+
+
+# ---------------------------------------------------------------- experts and method
+
+
+@dataclass
+class Expert:
+    """One fine-tuned model that takes part, and how much of it.
+
+    A weight or density is a number, a list (a gradient over the layers, first to last), or a
+    mapping from a part of a tensor's name to either, with "*" for all the rest.
+    """
+
+    path: Optional[str] = None
+    """Instead of the family's checkpoint of this role: a folder or hub id, `+adapter` allowed."""
+    revision: Optional[str] = None
+    weight: Any = 1.0
+    """The merge coefficient."""
+    density: Any = None
+    """The fraction of the task vector that is kept, in (0, 1]; null: the method's default, 1."""
+    parameters: Dict[str, Any] = field(default_factory=dict)
+    """Any other parameter that the method takes for each model, such as epsilon or gamma."""
+
+
+@dataclass
+class Method:
+    """How the experts are combined."""
+
+    name: str = MISSING
+    """A merge method of mergekit, or `mergekit` for a plain mergekit YAML file."""
+    base: str = "model"
+    """Which model mergekit is given as base_model: `model` (the family's base), `first` (the
+    first expert), or `none` (only for methods that can do without)."""
+    parameters: Dict[str, Any] = field(default_factory=dict)
+    """The method's own parameters; numbers, gradients and filters as for a weight."""
+    path: Optional[str] = None
+    """The mergekit YAML that `method=mergekit` runs; model, experts and parameters then come
+    from that file."""
+
+
+# ---------------------------------------------------------------- where and how it runs
+
+
+@dataclass
+class Hardware:
+    """Where it runs."""
+
+    device: str = "cpu"
+    """`cpu`, `cuda`, or one device such as `cuda:1`."""
+    dtype: Optional[str] = None
+    """The written model's dtype: float32, bfloat16 or float16. Null: the base's."""
+    compute_dtype: Optional[str] = "float32"
+    """The arithmetic's dtype: float32, float64, bfloat16, float16; null: the files'."""
+    threads: Optional[int] = None
+    """Threads of torch's arithmetic. Null: torch's own choice."""
+    shard_size: str = "5GB"
+    """The largest size of a weight file."""
+    low_memory: bool = False
+    """Keep intermediate tensors on the device, and read straight to it."""
+
+
+@dataclass
+class Evaluation:
+    """How a model is judged. Everything is measured by lm_eval, in process."""
+
+    kind: str = "skills"
+    """`skills` (the family's own), `tasks` (named lm_eval tasks), `perplexity` (of a text file),
+    or `none`."""
+    tasks: List[str] = field(default_factory=list)
+    """kind=tasks: names of lm_eval tasks or groups."""
+    shares: Dict[str, float] = field(default_factory=dict)
+    """How much a task or skill counts in the fitness; 1 where it is not named."""
+    metrics: Dict[str, str] = field(default_factory=dict)
+    """The metric of a task, where it should not be the first that the task declares."""
+    include_path: Optional[str] = None
+    """A folder of your own lm_eval task files."""
+    text: Optional[str] = None
+    """kind=perplexity: the UTF-8 text file. Blank lines separate documents."""
+    num_fewshot: Optional[int] = None
+    """Null: what each task says."""
+    limit: Optional[float] = None
+    """The first N prompts of each task (or, below 1, that share of them). Null: all."""
+    batch_size: int = 16
+    chat_template: bool = False
+    """Put prompts through the model's chat template."""
+    max_length: Optional[int] = None
+    """Tokens of context. Null: the model's own."""
+    baselines: bool = True
+    """Also measure the base and every expert."""
+    cache: bool = True
+    """Reuse scores of models, tasks and settings that have not changed."""
+
+
+@dataclass
+class Job:
+    """Which steps run, in this order."""
+
+    name: str = MISSING
+    steps: List[str] = field(default_factory=list)
+
+
+@dataclass
+class Tracking:
+    """Where runs are recorded besides their own folder."""
+
+    name: str = "none"
+    """`none` or `wandb`."""
+    project: str = "mergelab"
+    entity: Optional[str] = None
+    group: Optional[str] = None
+    tags: List[str] = field(default_factory=list)
+    mode: str = "auto"
+    """`online`, `offline`, or `auto`: online where there is a key and the server answers."""
+    timeout: float = 5.0
+    """Seconds to wait for the server before going offline."""
+
+
+# ---------------------------------------------------------------- settings of single steps
+
+
+@dataclass
+class Check:
+    """Settings of the check step."""
+
+    path: Optional[str] = None
+    """job=check: a finished model's folder; null checks the composed inputs."""
+    prompt: Optional[str] = None
+    """What a finished model is asked to continue. Null: a few of its own tokens."""
+
+
+@dataclass
+class Evaluate:
+    """Settings of job=evaluate."""
+
+    path: Optional[str] = None
+    """A finished model's folder, measured beside the base and the experts."""
+
+
+# ---------------------------------------------------------------- the whole
+
+
+@dataclass
+class Run:
+    """One composed experiment."""
+
+    model: Model = field(default_factory=Model)
+    experts: Dict[str, Expert] = field(default_factory=dict)
+    """Who takes part, by role."""
+    method: Method = field(default_factory=Method)
+    hardware: Hardware = field(default_factory=Hardware)
+    eval: Evaluation = field(default_factory=Evaluation)
+    job: Job = field(default_factory=Job)
+    tracking: Tracking = field(default_factory=Tracking)
+    check: Check = field(default_factory=Check)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    seed: int = 0
+    """Of everything random: the masks of DARE and DELLA, few-shot choices."""
+    output: Optional[str] = None
+    """Where the merged model goes. Null: `model/` in the run's folder."""
+    allow: List[str] = field(default_factory=list)
+    """Findings to let pass, by the code shown in brackets, when you know better."""

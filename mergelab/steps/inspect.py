@@ -1,0 +1,65 @@
+"""inspect: compare the composed models, or look at a finished one (check.path=DIR)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergelab.errors import InputError, StepError
+from mergelab.preflight import compare
+from mergelab.preflight.checkpoint import Facts
+from mergelab.preflight.findings import stop_on_errors
+from mergelab.report import terminal
+from mergelab.schema import Run
+from mergelab.steps.check import look, summary
+from mergelab.steps.preflight import make_plan
+from mergelab.workspace import Workspace
+
+ROWS = {
+    "architecture": lambda f: f.config["architectures"][0],
+    "layers": lambda f: f.text_config.get("num_hidden_layers"),
+    "hidden size": lambda f: f.text_config.get("hidden_size"),
+    "heads": lambda f: f.text_config.get("num_attention_heads"),
+    "kv heads": lambda f: f.text_config.get("num_key_value_heads"),
+    "vocabulary": lambda f: f.text_config.get("vocab_size"),
+    "rope": lambda f: compare._rope_text(compare.rope(f.text_config)),
+    "norm eps": lambda f: f.text_config.get("rms_norm_eps"),
+    "dtype": lambda f: f.dtype,
+    "tied": lambda f: f.text_config.get("tie_word_embeddings"),
+    "parameters": lambda f: f"{f.parameters:,}",
+    "tokenizer": lambda f: f.tokenizer.digest[:8] if f.tokenizer else "none",
+    "chat template": lambda f: "yes" if f.tokenizer and f.tokenizer.chat_template else "no",
+}
+"""What is shown of each model."""
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Show the table and the findings; an unsound model is a failure."""
+    if run.check.path:
+        folder = Path(run.check.path).expanduser().resolve()
+        if not folder.is_dir():
+            raise InputError(f"check.path: {folder} is no folder")
+        report = look(folder, run, {})
+        workspace.record({"check": report.json(), "model": str(folder)})
+        if report.problems:
+            raise StepError(f"{folder} is not sound: " + "; ".join(report.problems))
+        return summary(report)
+    plan = make_plan(run, workspace, merges=False)
+    show(plan.facts)
+    for f in plan.findings:
+        if f.severity != "error":
+            terminal.finding(f.severity, f.text())
+    stop_on_errors(plan.findings)
+    workspace.record({"models": sorted(plan.facts)})
+    return f"{len(plan.facts)} models fit together"
+
+
+def show(facts: dict[str, Facts]) -> None:
+    """A row for each property, a column for each model; what differs from the first is marked."""
+    sound = {n: f for n, f in facts.items() if f.config}
+    if not sound:
+        return
+    rows = []
+    for label, read in ROWS.items():
+        values = [str(read(f)) for f in sound.values()]
+        rows.append([label, values[0]] + [v if v == values[0] else f"{v} *" for v in values[1:]])
+    terminal.table("* differs from the first", ["", *sound], rows)

@@ -1,0 +1,72 @@
+"""plan: say exactly what would run, and what it needs."""
+
+from __future__ import annotations
+
+from rich.syntax import Syntax
+
+from mergelab.preflight import Plan, Source
+from mergelab.preflight.findings import stop_on_errors
+from mergelab.preflight.resources import Estimate, human
+from mergelab.recipe import dump
+from mergelab.report import terminal
+from mergelab.schema import Run
+from mergelab.steps.preflight import make_plan
+from mergelab.workspace import Workspace
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Print the models, the recipe, the findings and the estimate."""
+    plan = make_plan(run, workspace, merges=True, absent="warning")
+    show(run, plan)
+    stop_on_errors(plan.findings)
+    warnings = sum(f.severity == "warning" for f in plan.findings)
+    return "nothing was run" + (f"; {warnings} warnings" if warnings else "")
+
+
+def show(run: Run, plan: Plan) -> None:
+    """The plan as text."""
+    rows = [[s.name, s.label, _where(s)] for s in plan.sources]
+    terminal.table("models", ["", "", ""], rows)
+    terminal.console.print()
+    if plan.recipe:
+        terminal.say("recipe.yaml", "bold")
+        terminal.console.print(Syntax(dump(plan.recipe), "yaml", background_color="default"))
+    terminal.say(f"evaluation  {evaluation_text(run)}")
+    if plan.estimate:
+        terminal.console.print()
+        terminal.table("estimate", ["", ""], estimate_rows(plan.estimate))
+    terminal.console.print()
+    for f in plan.findings:
+        if f.severity != "error":
+            terminal.finding(f.severity, f.text())
+
+
+def _where(s: Source) -> str:
+    """Where a model was found, if that is not what the configuration says."""
+    if s.folder is None:
+        return "not here"
+    return "" if str(s.folder) == s.path else str(s.folder)
+
+
+def evaluation_text(run: Run) -> str:
+    """What would be measured."""
+    from mergelab import evaluation
+
+    measured = evaluation.measures(run, "validation")
+    models = 1 + (1 + len(run.experts) if run.eval.baselines else 0)
+    tasks = ", ".join(f"{m.name} ({m.task})" for m in measured)
+    return f"{models} models on {tasks}" if tasks else "none"
+
+
+def estimate_rows(e: Estimate) -> list[list[str]]:
+    """The numbers that somebody with a cluster wants to know."""
+    about = "" if e.exact else "about "
+    rows = [
+        ["read", f"{about}{human(e.read)}"],
+        ["write", f"{about}{human(e.write)}"],
+        ["disk free", human(e.disk_free)],
+        ["memory at peak", f"about {human(e.ram)} of {human(e.ram_free)} available"],
+    ]
+    if e.vram:
+        rows.append(["GPU memory at peak", f"about {human(e.vram)}"])
+    return rows

@@ -1,0 +1,64 @@
+"""preflight: find the models, check everything that can be known, write the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergelab import preflight, zoo
+from mergelab.merging.disk import write_recipe
+from mergelab.preflight.findings import Finding, error, stop_on_errors
+from mergelab.preflight.resources import human
+from mergelab.report import terminal
+from mergelab.schema import Run
+from mergelab.workspace import Workspace, read_json, write_json
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Stop with every error at once, or leave plan.json and recipe.yaml."""
+    plan = make_plan(run, workspace, merges="merge" in run.job.steps)
+    for f in plan.findings:
+        if f.severity == "warning":
+            terminal.finding(f.severity, f.text())
+    stop_on_errors(plan.findings)
+    e = plan.estimate
+    size = f"reads {human(e.read)}, writes {human(e.write)}" if e else ""
+    return ", ".join(t for t in (f"{len(plan.sources)} models", size) if t)
+
+
+def make_plan(run: Run, workspace: Workspace, *, merges: bool, absent: str = "error") -> preflight.Plan:
+    """Examine the run, and leave plan.json and, where there is one, recipe.yaml in its folder."""
+    overrides = read_json(workspace.result).get("overrides", []) if workspace.result.exists() else []
+    with terminal.progress() as progress:
+        plan = preflight.examine(
+            run,
+            output=workspace.model,
+            overrides=overrides,
+            zoo=lambda role: family(run, progress).checkpoint(role),
+            merges=merges,
+            absent=absent,
+            more=other_findings(run),
+        )
+    write_json(workspace.plan, plan.json())
+    if plan.recipe:
+        write_recipe(workspace.recipe, plan.recipe)
+    return plan
+
+
+def family(run: Run, progress: zoo.Progress | None = None) -> zoo.Family:
+    """The tiny family of the run's seed, built if it has to be."""
+    return zoo.open_family(run.model.zoo_seed, progress)
+
+
+def tasks_folder(run: Run) -> Path | None:
+    """The folder of the family's own lm_eval tasks."""
+    if run.model.tasks == "zoo:tasks":
+        return family(run).tasks
+    return Path(run.model.tasks).expanduser().resolve() if run.model.tasks else None
+
+
+def other_findings(run: Run) -> list[Finding]:
+    """What evaluation and tracking have to say before anything starts."""
+    from mergelab import evaluation, tracking
+
+    problems = [*evaluation.check_tasks(run), *tracking.problems(run.tracking)]
+    return [error("setting", key, message) for key, message in problems]

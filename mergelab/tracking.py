@@ -1,0 +1,375 @@
+"""Recording a run in Weights & Biases, or nowhere.
+
+The run's own folder is the record; W&B is a second view of it. So this is the one place where
+failures are swallowed: once a run goes on, nothing that W&B does may end it, lose its result or
+hold it up. Calls are made by a thread of their own, what they raise is logged once, and every wait
+has an end. What can be known beforehand is told by `problems`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from mergelab.errors import InputError, did_you_mean
+from mergelab.schema import Tracking
+
+_log = logging.getLogger("mergelab.tracking")
+
+NAMES = ("none", "wandb")
+MODES = ("auto", "online", "offline")
+UPLOAD_LIMIT = 10_000_000
+"""Bytes. A larger file, and any folder, is recorded by its address alone."""
+
+
+class Tracker(Protocol):
+    """Where a run's figures go. No method waits (`finish`: not for long) or raises over W&B."""
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row of metrics; with `step`, a point of their curves over `step`, in any order."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table; the same name again shows its newer version."""
+
+    def file(self, path: Path, kind: str) -> None:
+        """Record a file as an artifact of type `kind`. It is read later: leave it where it is."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set values that stand for the whole run."""
+
+    def finish(self, status: int) -> None:
+        """End the record, with the run's exit status. Calls after it do nothing."""
+
+
+@contextmanager
+def track(
+    settings: Tracking,
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    name: str,
+    job_type: str | None = None,
+    run_id: str | None = None,
+) -> Iterator[Tracker]:
+    """Record what happens inside the `with`; an exception passes through and marks it failed.
+
+    `config` is shown beside the metrics, without its secrets; W&B's files go to `folder/wandb`.
+    A `run_id` that W&B knows is continued (a sweep that goes on). W&B's own environment variables
+    are respected: WANDB_MODE above all, WANDB_PROJECT and WANDB_NAME where the run says nothing.
+    Raises InputError for an unknown `settings.name`.
+    """
+    if settings.name not in NAMES:
+        raise InputError(_choose(settings.name, NAMES))
+    tracker: Tracker = _Nothing()
+    project = settings.project
+    about = {
+        "config": scrub(config),
+        "dir": str(folder.resolve()),
+        "project": os.environ.get("WANDB_PROJECT", project) if project == Tracking.project else project,
+        "entity": settings.entity,
+        "group": settings.group,
+        "tags": list(settings.tags) or None,
+        "name": os.environ.get("WANDB_NAME", name),
+        "job_type": job_type,
+        "id": run_id,
+        "resume": "allow" if run_id else None,
+    }
+    # Tables wait for their upload in W&B's data folder: by default under the home directory.
+    with _default_environment("WANDB_DATA_DIR", str(folder.resolve() / "wandb")):
+        if settings.name == "wandb":
+            tracker = _start(settings, about) or tracker
+        try:
+            yield tracker
+        except BaseException as error:
+            tracker.finish(getattr(error, "exit_status", 1))
+            raise
+        tracker.finish(0)
+
+
+def problems(settings: Tracking) -> list[tuple[str, str]]:
+    """What is wrong with the settings, as (key, message); empty if a run may start."""
+    found = []
+    if settings.name not in NAMES:
+        found.append(("tracking.name", _choose(settings.name, NAMES)))
+    if settings.mode not in MODES:
+        found.append(("tracking.mode", _choose(settings.mode, MODES)))
+    if not settings.timeout > 0:
+        message = f"{settings.timeout} is no time to wait; give seconds above 0, such as 5"
+        found.append(("tracking.timeout", message))
+    if settings.name != "wandb":
+        return found
+    try:
+        import wandb
+
+        wandb.Settings(project=settings.project, run_tags=settings.tags)  # checks them
+        inherited = wandb.setup(wandb.Settings(silent=True)).settings
+    except ImportError as error:
+        message = f"wandb cannot be imported ({error}); `pip install wandb`, or tracking=none"
+        return [*found, ("tracking.name", message)]
+    except Exception as error:
+        return [*found, ("tracking", f"W&B refuses these settings: {_reason(error)}")]
+    if settings.mode == inherited.mode == "online" and not _has_key(inherited.base_url):
+        where = urlsplit(inherited.base_url).netloc
+        message = f"no API key for {where}; run `wandb login`, set WANDB_API_KEY, or use mode=auto"
+        found.append(("tracking.mode", message))
+    return found
+
+
+# ---------------------------------------------------------------- secrets
+
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SECRET = re.compile(r"(?<![a-z])(api)?(token|key|secret|passw(or)?d|passphrase|credential)s?(?![a-z])", re.I)
+
+
+def scrub(value: Any, *, by_name: bool = True) -> Any:
+    """A copy of nested plain data without secrets.
+
+    Removed are the values of environment variables with a secret's name (WANDB_API_KEY, HF_TOKEN,
+    and all others that say token, key, secret, password, passphrase or credential) wherever they
+    occur; and with `by_name` all text in a mapping under such a name. Numbers stay: `max_tokens`
+    is no secret.
+    """
+    known = [v for k, v in os.environ.items() if _SECRET.search(k) and len(v) >= 8]
+
+    def clean(value: Any, secret: bool = False) -> Any:
+        if isinstance(value, Mapping):
+            names = {k: by_name and bool(_SECRET.search(_CAMEL.sub("_", str(k)))) for k in value}
+            return {clean(str(k)): clean(v, secret or names[k]) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item, secret) for item in value]
+        if not isinstance(value, str | Path):
+            return value
+        text = "[removed]" if secret else str(value)
+        for one in known:
+            text = text.replace(one, "[removed]")
+        return text
+
+    return clean(value)
+
+
+# ---------------------------------------------------------------- the trackers
+
+
+class _Nothing:
+    """The tracker of tracking=none."""
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+    def file(self, path: Path, kind: str) -> None: ...
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def finish(self, status: int) -> None: ...
+
+
+class _Wandb:
+    """A W&B run, fed by one thread in the order of the calls.
+
+    A thread, because W&B asks its server before it takes a table or an artifact, and waits 19 s
+    each time for one that has died.
+    """
+
+    def __init__(self, run: Any, patience: float) -> None:
+        self._run = run
+        self._patience = patience
+        self._steps = self._warned = self._finished = False
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = dict(metrics)
+        if step is not None:
+            # A column of its own: W&B's step may only grow, and rows that come late are dropped.
+            row["step"] = step
+            if not self._steps:
+                self._steps = True
+                self._calls.put(lambda: self._run.define_metric("*", step_metric="step"))
+        self._calls.put(lambda: self._run.log(row))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        head, data = list(columns), [scrub(list(row), by_name=False) for row in rows]
+
+        def call() -> None:
+            import wandb
+
+            table = wandb.Table(columns=head, data=data, allow_mixed_types=True)
+            self._run.log({name: table})
+
+        self._calls.put(call)
+
+    def file(self, path: Path, kind: str) -> None:
+        def call() -> None:
+            import wandb
+
+            name = re.sub(r"[^\w.-]", "-", f"{path.stem}-{self._run.id}")
+            artifact = wandb.Artifact(name, type=kind)
+            if path.is_file() and path.stat().st_size <= UPLOAD_LIMIT:
+                artifact.add_file(str(path), policy="immutable")  # read in place, not copied
+            else:
+                artifact.add_reference(path.resolve().as_uri(), checksum=False)
+            self._run.log_artifact(artifact)
+
+        self._calls.put(call)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        clean = scrub(values, by_name=False)
+        self._calls.put(lambda: self._run.summary.update(clean))
+
+    def finish(self, status: int) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self._calls.put(lambda: self._run.finish(exit_code=status))
+        self._calls.put(None)
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            self._warn(TimeoutError(f"not done after {self._patience:g} s"))
+
+    def _work(self) -> None:
+        for call in iter(self._calls.get, None):
+            try:
+                call()
+            except Exception as error:  # swallowed on purpose: see the module's docstring
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            what, where = _reason(error), Path(self._run.dir).parent
+            _log.warning("W&B failed (%s); try `wandb sync %s` later", what, where)
+
+
+# ---------------------------------------------------------------- starting
+
+
+def _start(settings: Tracking, about: dict[str, Any]) -> Tracker | None:
+    """A W&B run, online if it can be, else offline, else none; and one line that says which."""
+    try:
+        import wandb
+
+        # Before all else, or W&B prints where it found the key.
+        quiet = wandb.Settings(silent=True, login_timeout=settings.timeout)
+        inherited = wandb.setup(quiet).settings
+        own = wandb.Settings(
+            silent=True,
+            console="off",
+            reinit="create_new",
+            init_timeout=settings.timeout,
+            finish_timeout=2 * settings.timeout,
+            finish_timeout_raises=True,
+            # Nothing of the machine or the repository: the command's arguments, uncommitted
+            # changes and the addresses of remotes can all carry secrets.
+            disable_code=True,
+            save_code=False,
+            disable_git=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+        )
+        mode, why = _mode(settings, inherited.mode, inherited.base_url)
+        if mode == "disabled":
+            _log.info("W&B is disabled: %s", why)
+            return None
+        if mode == "online":
+            try:
+                run = wandb.init(mode="online", settings=own, **about)
+                _log.info("recording to W&B: %s", run.url)
+                return _Wandb(run, 4 * settings.timeout)
+            except Exception as error:
+                why = f"the server did not take the run ({_reason(error)})"
+        run = wandb.init(mode="offline", settings=own, **about)
+        _log.info("W&B is offline: %s; `wandb sync %s` uploads it", why, Path(run.dir).parent)
+        return _Wandb(run, 4 * settings.timeout)
+    except Exception as error:  # swallowed on purpose: see the module's docstring
+        _log.warning("nothing is recorded in W&B: %s", _reason(error))
+        return None
+
+
+def _mode(settings: Tracking, inherited: str, url: str) -> tuple[str, str]:
+    """`online`, `offline` or `disabled`, and why. `inherited` is W&B's own setting."""
+    where = urlsplit(url).netloc
+    if inherited in ("disabled", "offline", "dryrun"):
+        mode = "disabled" if inherited == "disabled" else "offline"
+        return mode, f"WANDB_MODE or W&B's settings file says {inherited}"
+    if settings.mode != "auto":
+        return settings.mode, f"tracking.mode={settings.mode}"
+    if not _has_key(url):
+        return "offline", f"no API key for {where} (`wandb login` or WANDB_API_KEY)"
+    if not _answers(url, settings.timeout):
+        return "offline", f"{where} does not answer"
+    return "online", ""
+
+
+def _has_key(url: str) -> bool:
+    """Whether W&B would find a key for the server; the key itself is W&B's business."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    with suppress(OSError, NetrcParseError):
+        hosts = netrc(str(path)).hosts
+        # The default server has had two names; W&B takes an entry under either.
+        public = {"api.forge.coreweave.com", "api.wandb.ai"}
+        own = urlsplit(url).netloc
+        return not hosts.keys().isdisjoint(public if own in public else {own})
+    return False
+
+
+def _answers(url: str, seconds: float) -> bool:
+    """Whether the server, or the proxy in front of it, takes a connection: one attempt.
+
+    In a thread, for the look-up of a name has no time limit of its own.
+    """
+    to = urlsplit(url)
+    proxy = getproxies().get(to.scheme)
+    if proxy and not proxy_bypass(to.hostname or ""):
+        to = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    address = (to.hostname, to.port or (443 if to.scheme == "https" else 80))
+    answered = threading.Event()
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection(address, timeout=seconds):
+            answered.set()
+
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+# ---------------------------------------------------------------- small things
+
+
+def _choose(word: str, choices: Sequence[str]) -> str:
+    return f"unknown {word!r}; choose {', '.join(choices)}.{did_you_mean(word, choices)}"
+
+
+def _reason(error: Exception) -> str:
+    """An error as one line for the log, which is a file of the run too."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return str(scrub(text))[:300]
+
+
+@contextmanager
+def _default_environment(name: str, value: str) -> Iterator[None]:
+    """The environment variable has this value meanwhile, unless the user gave it one."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)

@@ -1,0 +1,104 @@
+"""A run's folder: what is in it, and how files come to be there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULT_SCHEMA = 1
+"""Version of result.json; docs/result.md documents it. Raised when a key changes its meaning."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all: aside first, then renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        Path(aside).chmod(0o666 & ~umask())
+        Path(aside).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(aside).unlink()
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of `value` as indented JSON; NaN is refused, so that every reader can read it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder of one run, and the names in it."""
+
+    folder: Path
+    model: Path
+    """Where the merged model appears, once it is whole and has been checked."""
+
+    @property
+    def recipe(self) -> Path:
+        """Plain mergekit YAML."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What preflight found, and the estimate."""
+        return self.folder / "plan.json"
+
+    @property
+    def result(self) -> Path:
+        """What came out; see docs/result.md."""
+        return self.folder / "result.json"
+
+    @property
+    def partial(self) -> Path:
+        """Where a model is written before it has been checked."""
+        return self.model.with_name(f".{self.model.name}.partial")
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Append one line to events.jsonl: what happened, and when (seconds since 1970)."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **data})
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
+
+    def record(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge `parts` into result.json and return the whole."""
+        result = read_json(self.result) if self.result.exists() else {"schema": RESULT_SCHEMA}
+        result.update(parts)
+        write_json(self.result, result)
+        return dict(result)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[Path]:
+        """An empty folder beside the model's final place; removed again if the body fails."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        try:
+            yield self.partial
+        except BaseException:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            raise

@@ -1,0 +1,101 @@
+"""`model=tiny`: a weak base and five experts of a small Qwen2, really trained on first use.
+
+It makes every part of mergelab runnable offline in seconds: the experts are true fine-tunes of one
+base, each good at one skill, and a merge of them is better than any of them. They are toys: what
+is learnt here about merging methods need not hold for large models.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergelab.zoo.curriculum import Curriculum
+from mergelab.zoo.skills import SKILLS
+from mergelab.zoo.store import home, open_at
+
+__all__ = ["ROLES", "SKILLS", "Family", "Progress", "family_path", "home", "open_family"]
+
+ROLES = ("math", "physics", "code", "japanese", "general")
+
+Progress = Callable[[str, int, int], None]
+"""Told what is going on, the optimisation steps done, and their total, which stays the same."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family that is whole, in the folder `root`."""
+
+    root: Path
+
+    def checkpoint(self, role: str) -> Path:
+        """The folder of a model in Hugging Face's form: `base`, or one of ROLES.
+
+        Raises LookupError for another role.
+        """
+        if role not in ("base", *ROLES):
+            raise LookupError(f"no role {role!r} in the tiny family; choose base, {', '.join(ROLES)}")
+        return self.root / role
+
+    @property
+    def tasks(self) -> Path:
+        """The folder of its tasks for lm_eval: `tiny_<skill>_search` and `tiny_<skill>`."""
+        return self.root / "tasks"
+
+
+def family_path(seed: int = 0) -> Path:
+    """Where the family of this seed is, or would be."""
+    return home() / "zoo" / f"qwen2-seed{seed}-{Curriculum().fingerprint()}"
+
+
+def open_family(seed: int = 0, progress: Progress | None = None) -> Family:
+    """The family of this seed, verified; trained first (20 s on one core) if it is not there.
+
+    Raises OSError if it has to be trained and its folder cannot be written.
+    """
+    path = family_path(seed)
+    open_at(path, lambda folder: build_family(folder, seed, Curriculum(), progress))
+    return Family(path)
+
+
+def build_family(
+    folder: Path, seed: int, curriculum: Curriculum, progress: Progress | None = None
+) -> Mapping[str, Any]:
+    """Train a family into the empty `folder`, and return what there is to know about it.
+
+    The validation scores it returns are for information: they are no part of any evaluation.
+    """
+    total = sum(stage.steps for stage in curriculum.stages)
+    report = progress or (lambda what, done, total: None)
+    report("preparing", 0, total)
+
+    from mergelab.zoo.tasks import write_tasks  # with it come torch and transformers
+    from mergelab.zoo.training import train_family
+
+    write_tasks(folder / "tasks", curriculum.search_prompts, curriculum.validation_prompts)
+    scores = train_family(folder, seed, curriculum, _counting(report, total))
+    return {
+        "seed": seed,
+        "curriculum": asdict(curriculum),
+        "versions": {package: version(package) for package in ("torch", "transformers")},
+        "scores": scores,
+    }
+
+
+def _counting(report: Progress, total: int) -> Callable[[str], None]:
+    """A function to call after each step; it reports a stage's first step, then every 0.2 s."""
+    done, last_role, last_time = 0, "", 0.0
+
+    def step(role: str) -> None:
+        nonlocal done, last_role, last_time
+        done += 1
+        now = time.monotonic()
+        if role != last_role or now - last_time > 0.2 or done == total:
+            last_role, last_time = role, now
+            report(f"training {role}", done, total)
+
+    return step

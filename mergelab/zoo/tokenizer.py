@@ -1,0 +1,45 @@
+"""The tiny family's tokenizer: Qwen's byte-level BPE, with merges for the kana only."""
+
+from __future__ import annotations
+
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from mergelab.zoo.skills import KANA
+
+PAD, END = "<|pad|>", "<|endoftext|>"
+PAD_ID, END_ID = 0, 1
+
+# A chat is the text of its messages: a model sees the same tokens, prompted plainly or by chat.
+_CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def make_tokenizer(model_max_length: int) -> PreTrainedTokenizerBase:
+    """A tokenizer that reads any text, each character of the skills as one token.
+
+    The vocabulary is padding, the end mark, the 256 bytes, and what glues the three bytes of each
+    kana together. Padding is on the left, as batched generation needs it.
+    """
+    vocabulary = {PAD: PAD_ID, END: END_ID}
+    for symbol in sorted(ByteLevel.alphabet()):
+        vocabulary[symbol] = len(vocabulary)
+    merges = []
+    for kana in KANA:
+        ((symbols, _),) = ByteLevel(add_prefix_space=False).pre_tokenize_str(kana)
+        pair = symbols[:2]
+        if pair not in vocabulary:
+            vocabulary[pair] = len(vocabulary)
+            merges.append((symbols[0], symbols[1]))
+        vocabulary[symbols] = len(vocabulary)
+        merges.append((pair, symbols[2]))
+    return Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=None,
+        padding_side="left",
+        model_max_length=model_max_length,
+        chat_template=_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
