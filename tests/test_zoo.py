@@ -396,7 +396,7 @@ def test_the_family_is_whole_and_complete(family):
 
 
 def test_an_unknown_role_is_answered_with_the_choices(family):
-    with pytest.raises(LookupError, match="'biology'.*choose base, math, physics, code, japanese, general"):
+    with pytest.raises(LookupError, match=r"'biology'.*choose base, math, physics, code, japanese, general"):
         family.checkpoint("biology")
 
 

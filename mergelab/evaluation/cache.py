@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergelab.evaluation.identity import file_hash, fingerprint
+from mergelab.evaluation.identity import definition, file_hash, fingerprint
 from mergelab.evaluation.index import Catalogue
 from mergelab.evaluation.measures import TEXT, Measure, Score
 from mergelab.schema import Evaluation
@@ -42,8 +42,6 @@ def key(
 
     `model` is a hash of the model's content, which implies its dtype.
     """
-    from mergelab.evaluation.identity import definition
-
     if settings.kind == "perplexity" and measure.task == TEXT:
         task: Any = file_hash(Path(settings.text or ""))
     else:
@@ -92,7 +90,7 @@ def write(home: Path, key: str, score: Score) -> None:
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             json.dump(asdict(score), file, indent=2)
-        os.replace(aside, path)
+        Path(aside).replace(path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise

@@ -93,7 +93,8 @@ def _data(mapping: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
             yield pattern, None
             continue
         base = pattern if folder is None else str(Path(folder) / pattern)
-        files = [Path(p) for p in sorted(glob(base, recursive=True)) if Path(p).is_file()]
+        found = sorted(glob(base, recursive=True))  # noqa: PTH207 (Path.glob refuses "/...")
+        files = [Path(path) for path in found if Path(path).is_file()]
         yield from ((f"{pattern}/{n}", file_hash(file)) for n, file in enumerate(files))
     dataset = mapping.get("dataset_path")
     if not isinstance(dataset, str) or dataset in _FILE_FORMATS:

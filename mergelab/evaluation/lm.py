@@ -55,7 +55,7 @@ class CountingLM(HFLM):  # type: ignore[misc]
         if request.request_type != "loglikelihood_rolling":
             return int(request.repeats)
         tokens = len(self.tok_encode(request.args[0]))
-        return -(-tokens // self.max_length) * int(request.repeats)
+        return -(-tokens // int(self.max_length)) * int(request.repeats)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
         self._rolling = True

@@ -9,7 +9,6 @@ import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,10 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
     Acts on the whole process: bars of other threads are hidden too for as long as it lasts.
     """
+    from unittest import mock
+
     import lm_eval.api.metrics
-    import tqdm.std
+    import tqdm.std  # type: ignore[import-untyped]
 
     start = tqdm.std.tqdm.__init__
 
@@ -51,9 +52,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(tqdm.std.tqdm, "__init__", disabled))
         # Its bootstrap prints, and would fork a pool of processes for 100 000 resamples.
-        stack.enter_context(
-            mock.patch.object(lm_eval.api.metrics, "print", lambda *_: None, create=True)
-        )
+        stack.enter_context(mock.patch.object(lm_eval.api.metrics, "print", lambda *_: None, create=True))
         stack.enter_context(mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -67,15 +66,15 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 def _logger(name: str, level: int, handler: logging.Handler | None = None) -> Iterator[None]:
     """A logger's level for a while, and `handler` instead of its own and its parents'."""
     logger = logging.getLogger(name)
-    before = logger.level, logger.handlers, logger.propagate
+    before, handlers, propagate = logger.level, logger.handlers, logger.propagate
     logger.setLevel(level)
     if handler is not None:
         logger.handlers, logger.propagate = [handler], False
     try:
         yield
     finally:
-        logger.level, logger.handlers, logger.propagate = before
-        logger.setLevel(before[0])
+        logger.setLevel(before)
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 @contextlib.contextmanager
@@ -85,7 +84,10 @@ def undisturbed(seed: int, threads: int | None = None) -> Iterator[None]:
     import torch
 
     before = random.getstate(), np.random.get_state(), torch.get_num_threads()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    # Asking for the state of a device that is not in use yet would start it.
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if in_use else ()
+    with torch.random.fork_rng(devices=devices):
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)

@@ -37,7 +37,6 @@ def make_tokenizer(model_max_length: int) -> PreTrainedTokenizerBase:
         merges=merges,
         pad_token=PAD,
         eos_token=END,
-        unk_token=None,
         padding_side="left",
         model_max_length=model_max_length,
         chat_template=_CHAT_TEMPLATE,

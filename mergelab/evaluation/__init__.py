@@ -1,0 +1,22 @@
+"""Measuring a model: lm_eval in process, and its scores kept by content.
+
+Importing this package loads neither torch nor lm_eval.
+"""
+
+from __future__ import annotations
+
+from mergelab.evaluation.checks import check_tasks
+from mergelab.evaluation.identity import fingerprint
+from mergelab.evaluation.measures import Measure, Score, fitness, measures
+from mergelab.evaluation.scoring import Evaluator, load
+
+__all__ = [
+    "Evaluator",
+    "Measure",
+    "Score",
+    "check_tasks",
+    "fingerprint",
+    "fitness",
+    "load",
+    "measures",
+]

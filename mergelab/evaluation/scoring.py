@@ -1,0 +1,210 @@
+"""Measuring a model with lm_eval, in this process and, where nothing must be fetched, offline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergelab.errors import MergelabError, StepError
+from mergelab.evaluation import cache, results, tasks
+from mergelab.evaluation.index import Catalogue
+from mergelab.evaluation.measures import Measure, Score
+from mergelab.evaluation.quiet import quiet, undisturbed
+from mergelab.schema import Evaluation, Hardware
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with a measure's name, how many of its requests are answered, and how many there are."""
+
+_RESAMPLES = 1000
+"""For the metrics whose standard error lm_eval bootstraps: good to 2 % of itself."""
+
+
+def load(path: Path, hardware: Hardware) -> tuple[Any, Any]:
+    """The causal language model and the tokenizer in a folder, on `hardware.device`.
+
+    In the dtype of its files; code that comes with a model is never run.
+
+    Raises StepError if transformers cannot load it, or if weights are missing, which transformers
+    would draw at random.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = path.resolve()
+    if not (folder / "config.json").is_file():
+        raise StepError(f"{path} is not a model folder: it has no config.json")
+    only = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **only)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", output_loading_info=True, **only
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StepError(f"{path} cannot be loaded: {results.gist(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise StepError(f"{path} lacks the weights {', '.join(missing[:3])}{more}")
+    try:
+        return model.to(hardware.device).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        raise StepError(
+            f"{path} does not go to hardware.device={hardware.device}: {results.gist(error)}"
+        ) from error
+
+
+class Evaluator:
+    """lm_eval with its tasks built once, for any number of models.
+
+    Building a task and reading its data can cost more than measuring a small model by it, so keep
+    one Evaluator for all the models and splits of a process.
+    """
+
+    def __init__(
+        self,
+        settings: Evaluation,
+        *,
+        hardware: Hardware,
+        seed: int = 0,
+        tasks_path: Path | None = None,
+        home: Path | None = None,
+    ) -> None:
+        """Nothing heavy happens here.
+
+        `tasks_path` is the folder of the model family's own tasks. Scores are kept under
+        `home/scores`; without a home, or with `eval.cache=false`, nothing is kept or reused.
+        """
+        self.settings = settings
+        self.hardware = hardware
+        self.seed = seed
+        self.home = home if settings.cache else None
+        own = settings.include_path
+        folders = [tasks_path, Path(own).expanduser() if own is not None else None]
+        self.catalogue = Catalogue([folder.resolve() for folder in folders if folder is not None])
+        self._built: dict[str, Any] = {}
+
+    def evaluate(
+        self,
+        path: Path,
+        measures: Sequence[Measure],
+        *,
+        fingerprint: str | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Score]:
+        """Scores by measure name of the model in a folder, those known already from the cache.
+
+        `fingerprint` is a hash of the model's content; without one the cache is not used. The model
+        is loaded once, and not at all where every score is known; tasks are built before it is,
+        so that what is wrong with one shows first.
+
+        Raises StepError as `load`, `build` and `score` do.
+        """
+        scores: dict[str, Score] = {}
+        for measure in measures:
+            known = self._known(fingerprint, measure)
+            if known is not None:
+                scores[measure.name] = known
+        todo = [measure for measure in measures if measure.name not in scores]
+        if todo:
+            self.build(todo)
+            model, tokenizer = load(path, self.hardware)
+            scores |= self.score(model, tokenizer, todo, progress=progress)
+            for measure in todo:
+                self._keep(fingerprint, measure, scores[measure.name])
+        return {measure.name: scores[measure.name] for measure in measures}
+
+    def build(self, measures: Sequence[Measure]) -> None:
+        """Build the tasks of `measures` that have not been built yet, and read their data.
+
+        Raises StepError, naming task and data set, where one is unknown, broken, or not here.
+        """
+        new = {measure.task for measure in measures} - set(self._built)
+        if new:
+            with quiet(logging.ERROR), undisturbed(self.seed):
+                self._built |= tasks.build(sorted(new), self.catalogue, self.settings)
+
+    def score(
+        self,
+        model: Any,
+        tokenizer: Any,
+        measures: Sequence[Measure],
+        *,
+        progress: Progress | None = None,
+    ) -> dict[str, Score]:
+        """Scores by measure name of a model in memory, which may be changed in place between calls.
+
+        Each measure is taken on its own and with the same seeds, so its score depends neither on
+        the other measures nor on their order. Random generators and thread count are left as found.
+
+        Raises StepError where a task cannot be measured, or has not the metric asked for.
+        """
+        from mergelab.evaluation.lm import CountingLM
+
+        if self.settings.chat_template and not getattr(tokenizer, "chat_template", None):
+            raise StepError(
+                "eval.chat_template=true, but the model's tokenizer has no chat template; "
+                "set eval.chat_template=false, or give the merged model one by model.chat_template"
+            )
+        self.build(measures)
+        with quiet(logging.ERROR):
+            lm = CountingLM(model, tokenizer, self.settings.batch_size, self.settings.max_length)
+        return {m.name: self._score(lm, m, progress) for m in measures}
+
+    def _score(self, lm: Any, measure: Measure, progress: Progress | None) -> Score:
+        """One measure's score."""
+        from lm_eval.evaluator import evaluate
+
+        built = self._built[measure.task]
+        leaves = built["tasks"].values()
+        lm.watch(
+            lambda: (request for task in leaves for request in task.instances),
+            None if progress is None else lambda done, total: progress(measure.name, done, total),
+        )
+        for task in leaves:
+            task.set_fewshot_seed(self.seed)
+        try:
+            with quiet(), undisturbed(self.seed, self.hardware.threads):
+                found = evaluate(
+                    lm,
+                    built,
+                    limit=self.settings.limit,
+                    bootstrap_iters=_RESAMPLES,
+                    # Standard errors of perplexities are made from the documents' answers.
+                    log_samples=any(t.OUTPUT_TYPE == "loglikelihood_rolling" for t in leaves),
+                    apply_chat_template=self.settings.chat_template,
+                    fewshot_as_multiturn=self.settings.chat_template,
+                )
+        except MergelabError:
+            raise
+        except Exception as error:
+            memory = "out of memory" in str(error).lower()
+            remedy = "; lower eval.batch_size or set eval.max_length" if memory else ""
+            raise StepError(
+                f"'{measure.name}' (task {measure.task}) could not be measured: {results.gist(error)}{remedy}"
+            ) from error
+        return results.read(found, measure)
+
+    def _known(self, fingerprint: str | None, measure: Measure) -> Score | None:
+        key = self._key(fingerprint, measure)
+        return cache.read(self.home, key) if self.home is not None and key is not None else None
+
+    def _keep(self, fingerprint: str | None, measure: Measure, score: Score) -> None:
+        # The key is made again: a data set that had to be fetched has a commit only now.
+        key = self._key(fingerprint, measure)
+        if self.home is not None and key is not None:
+            cache.write(self.home, key, score)
+
+    def _key(self, fingerprint: str | None, measure: Measure) -> str | None:
+        if self.home is None or fingerprint is None:
+            return None
+        return cache.key(
+            fingerprint,
+            measure,
+            self.catalogue,
+            self.settings,
+            device=self.hardware.device,
+            seed=self.seed,
+        )

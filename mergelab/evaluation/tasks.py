@@ -1,0 +1,128 @@
+"""Building lm_eval's task objects, with errors a person can act on."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mergelab.errors import StepError, did_you_mean
+from mergelab.evaluation import text
+from mergelab.evaluation.index import Catalogue
+from mergelab.evaluation.measures import TEXT
+from mergelab.evaluation.results import gist
+from mergelab.schema import Evaluation
+
+log = logging.getLogger(__name__)
+
+
+def build(names: Sequence[str], catalogue: Catalogue, settings: Evaluation) -> dict[str, Any]:
+    """lm_eval's tasks by the names given, each as TaskManager.load returns it, data read.
+
+    Raises StepError for a name that is unknown or only a tag, a task that asks for what a language
+    model under evaluation must not do (run code) or cannot (see, hear), and data that are not here.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if settings.kind == "perplexity":
+        manager = TaskManager(include_defaults=False)
+        config = text.task(Path(settings.text or "").expanduser())
+        return {TEXT: _load(manager, config)}
+    for name in names:
+        if reason := unusable(name, catalogue):
+            raise StepError(reason)
+    manager = TaskManager(include_defaults=False, include_path=catalogue.include_path(names))
+    built = {name: _load(manager, name) for name in names}
+    for loaded in built.values():
+        for task in loaded["tasks"].values():
+            _prepare(task, settings.num_fewshot)
+    return built
+
+
+def unusable(name: str, catalogue: Catalogue) -> str | None:
+    """Why `name` cannot be measured as one number, or None."""
+    definition = catalogue.find(name)
+    if definition is None:
+        return f"no lm_eval task '{name}'.{did_you_mean(name, catalogue.names())}"
+    several = definition.kind == "tag" or (
+        definition.kind == "group" and not definition.config.get("aggregate_metric_list")
+    )
+    if several:
+        return (
+            f"'{name}' stands for several tasks and has no score of its own; "
+            f"name its tasks: {', '.join(definition.members)}"
+        )
+    for part in catalogue.closure(name):
+        if part.config.get("unsafe_code"):
+            return f"task '{part.name}' runs code that the model writes, which is not supported"
+        if part.config.get("doc_to_image") or part.config.get("doc_to_audio"):
+            return f"task '{part.name}' shows images or plays sound, which is not supported"
+        for member in part.members:
+            if part.kind == "group" and not _defined(member, part.config, catalogue):
+                return f"group '{part.name}' lists '{member}', which is not a task"
+    return None
+
+
+def _defined(member: str, group: dict[str, Any], catalogue: Catalogue) -> bool:
+    """Whether a group's member is a known name, or defined on the spot as a mapping."""
+    names = group.get("task")
+    return catalogue.find(member) is not None or member not in (names if isinstance(names, list) else [names])
+
+
+def _load(manager: Any, spec: str | dict[str, Any]) -> Any:
+    try:
+        return manager.load([spec])
+    except Exception as error:
+        name = spec if isinstance(spec, str) else spec["task"]
+        raise StepError(_explained(error, name)) from error
+
+
+def _explained(error: Exception, name: str) -> str:
+    """What went wrong while a task was built, from where it did.
+
+    The failing task of a group, and whether it was its data, stand in the frames of the traceback.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        task: Any = frame.f_locals.get("self")
+        if frame.f_code.co_name != "download" or not hasattr(task, "DATASET_PATH"):
+            continue
+        options = task.config.dataset_kwargs or {}
+        where = f"task '{task.config.task}' cannot read its data"
+        if task.DATASET_PATH is None or "data_files" in options:
+            return f"{where} {options.get('data_files', '')}: {gist(error)}"
+        arguments = ", ".join(repr(a) for a in (task.DATASET_PATH, task.DATASET_NAME) if a)
+        return (
+            f"{where}, {arguments}: {gist(error)} Fetch them once where there is a network: "
+            f'python -c "import datasets; datasets.load_dataset({arguments})"'
+        )
+    return f"task '{name}' cannot be built: {gist(error)}"
+
+
+def _prepare(task: Any, num_fewshot: int | None) -> None:
+    """Settle how many examples stand before each question, and that it is not among them.
+
+    As lm_eval's own command does, a task whose YAML says 0 keeps 0.
+    """
+    own = task.get_config("num_fewshot")
+    if num_fewshot is not None and own == 0 and num_fewshot > 0:
+        log.warning(
+            "task %s asks for no examples; eval.num_fewshot=%d has no effect on it",
+            task.config.task,
+            num_fewshot,
+        )
+    elif num_fewshot is not None or own is None:
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    examples = getattr(task, "fewshot_cfg", None)
+    if not task.get_config("num_fewshot") or examples is None:
+        return
+    # lm_eval keeps a question out of its own examples only where it finds that the split of the
+    # examples is `test_split`, even if both are the same split by default or by another name.
+    config = task.config
+    judged = config.test_split or config.validation_split
+    drawn = examples.split
+    if drawn is None and not examples.samples:
+        drawn = config.training_split or config.validation_split or config.test_split
+    if drawn == judged:
+        examples.split = config.test_split

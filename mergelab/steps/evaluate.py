@@ -1,0 +1,74 @@
+"""evaluate: measure the merged model and its parents, and settle the fitness."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from mergelab import evaluation, identity, zoo
+from mergelab.errors import InputError
+from mergelab.report import terminal
+from mergelab.schema import Run
+from mergelab.steps.preflight import tasks_folder
+from mergelab.workspace import Workspace, read_json
+
+SPLITS = ("validation", "search")
+
+MERGED = "merged"
+"""The row of the model that the run made, or was pointed at."""
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Record the scores of every model, the merged one first, and the fitness.
+
+    The parents are measured on the validation split only; the search split is for the fitness.
+    """
+    measured = {split: evaluation.measures(run, split) for split in SPLITS}
+    if not measured["validation"]:
+        return "nothing to measure (eval=none)"
+    subjects = models(run, workspace)
+    evaluator = evaluation.Evaluator(
+        run.eval, hardware=run.hardware, seed=run.seed, tasks_path=tasks_folder(run), home=zoo.home()
+    )
+    metrics: dict[str, dict[str, dict[str, object]]] = {}
+    with terminal.progress() as progress:
+        for n, (name, folder) in enumerate(subjects.items(), start=1):
+            content = evaluation.fingerprint(identity.file_hashes(folder, zoo.home() / "hashes.json"))
+            metrics[name] = {}
+            for split in SPLITS if name == MERGED else SPLITS[:1]:
+                scores = evaluator.evaluate(
+                    folder, measured[split], fingerprint=content, progress=_bar(progress, name)
+                )
+                metrics[name][split] = {k: asdict(score) for k, score in scores.items()}
+                if name == MERGED and scores:
+                    # The search split comes last, and wins where a family has one.
+                    value = evaluation.fitness(scores, measured[split])
+                    workspace.record({"fitness": {"value": value, "split": split}})
+            workspace.event("evaluated", model=name, done=n, of=len(subjects))
+    shares = {m.name: m.share for m in measured["validation"]}
+    workspace.record({"metrics": metrics, "shares": shares})
+    return f"{len(subjects)} models on {', '.join(shares)}"
+
+
+def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:
+    return lambda what, done, total: progress(f"{model}: {what}", done, total)
+
+
+def models(run: Run, workspace: Workspace) -> dict[str, Path]:
+    """The folders to measure, by the name of their row.
+
+    Raises:
+        InputError: when evaluate.path is no folder.
+    """
+    out: dict[str, Path] = {}
+    if run.evaluate.path:
+        out[MERGED] = Path(run.evaluate.path).expanduser().resolve()
+        if not out[MERGED].is_dir():
+            raise InputError(f"evaluate.path: {out[MERGED]} is no folder")
+    elif "merge" in run.job.steps:
+        out[MERGED] = workspace.model
+    if run.eval.baselines:
+        for m in read_json(workspace.plan)["models"]:
+            if m["folder"] and not m["adapter"]:
+                out[m["name"]] = Path(m["folder"])
+    return out
