@@ -83,6 +83,7 @@ def _run(cfg: DictConfig) -> float | None:
     workspace = Workspace(folder, model)
     chosen = h.runtime.choices
     parts = [chosen.get(g) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
+    terminal.brief = h.mode == RunMode.MULTIRUN
     terminal.heading("mergelab  " + " · ".join(parts), _short(folder))
     workspace.record(
         {

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -33,8 +33,11 @@ UPLOAD_LIMIT = 10_000_000
 """Bytes. A larger file, and any folder, is recorded by its address alone."""
 
 
-class Tracker(Protocol):
-    """Where a run's figures go. No method waits (`finish`: not for long) or raises over W&B."""
+class Tracker:
+    """Where a run's figures go; this one is tracking=none, and forgets them.
+
+    No method raises over W&B, and none waits but `finish`, and that not for long.
+    """
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row of metrics; with `step`, a point of their curves over `step`, in any order."""
@@ -71,12 +74,10 @@ def track(
     """
     if settings.name not in NAMES:
         raise InputError(_choose(settings.name, NAMES))
-    tracker: Tracker = _Nothing()
-    project = settings.project
+    default = settings.project == Tracking.project
+    project = os.environ.get("WANDB_PROJECT", settings.project) if default else settings.project
     about = {
-        "config": scrub(config),
-        "dir": str(folder.resolve()),
-        "project": os.environ.get("WANDB_PROJECT", project) if project == Tracking.project else project,
+        "project": project,
         "entity": settings.entity,
         "group": settings.group,
         "tags": list(settings.tags) or None,
@@ -84,11 +85,14 @@ def track(
         "job_type": job_type,
         "id": run_id,
         "resume": "allow" if run_id else None,
+        "config": scrub(config),
     }
-    # Tables wait for their upload in W&B's data folder: by default under the home directory.
-    with _default_environment("WANDB_DATA_DIR", str(folder.resolve() / "wandb")):
+    place = folder.resolve()
+    # Tables wait for their upload in W&B's data folder, which is in the home directory otherwise.
+    with _default_environment("WANDB_DATA_DIR", str(place / "wandb")):
+        tracker = Tracker()
         if settings.name == "wandb":
-            tracker = _start(settings, about) or tracker
+            tracker = _start(settings, {**scrub(about, by_name=False), "dir": str(place)})
         try:
             yield tracker
         except BaseException as error:
@@ -135,12 +139,13 @@ _SECRET = re.compile(r"(?<![a-z])(api)?(token|key|secret|passw(or)?d|passphrase|
 def scrub(value: Any, *, by_name: bool = True) -> Any:
     """A copy of nested plain data without secrets.
 
-    Removed are the values of environment variables with a secret's name (WANDB_API_KEY, HF_TOKEN,
-    and all others that say token, key, secret, password, passphrase or credential) wherever they
-    occur; and with `by_name` all text in a mapping under such a name. Numbers stay: `max_tokens`
-    is no secret.
+    Removed are the values of environment variables whose last word is a secret's (WANDB_API_KEY,
+    HF_TOKEN, ..._PASSWORD) wherever they occur; and with `by_name` all text in a mapping under a
+    name with such a word. Numbers stay: `max_tokens` is no secret.
     """
-    known = [v for k, v in os.environ.items() if _SECRET.search(k) and len(v) >= 8]
+    words = {name: name.split("_")[-1] for name in os.environ}
+    known = [os.environ[k] for k, word in words.items() if _SECRET.search(word)]
+    known = [value for value in known if len(value) >= 8]
 
     def clean(value: Any, secret: bool = False) -> Any:
         if isinstance(value, Mapping):
@@ -158,24 +163,10 @@ def scrub(value: Any, *, by_name: bool = True) -> Any:
     return clean(value)
 
 
-# ---------------------------------------------------------------- the trackers
+# ---------------------------------------------------------------- Weights & Biases
 
 
-class _Nothing:
-    """The tracker of tracking=none."""
-
-    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
-
-    def file(self, path: Path, kind: str) -> None: ...
-
-    def summary(self, values: Mapping[str, Any]) -> None: ...
-
-    def finish(self, status: int) -> None: ...
-
-
-class _Wandb:
+class _Wandb(Tracker):
     """A W&B run, fed by one thread in the order of the calls.
 
     A thread, because W&B asks its server before it takes a table or an artifact, and waits 19 s
@@ -256,7 +247,7 @@ class _Wandb:
 # ---------------------------------------------------------------- starting
 
 
-def _start(settings: Tracking, about: dict[str, Any]) -> Tracker | None:
+def _start(settings: Tracking, about: dict[str, Any]) -> Tracker:
     """A W&B run, online if it can be, else offline, else none; and one line that says which."""
     try:
         import wandb
@@ -282,7 +273,7 @@ def _start(settings: Tracking, about: dict[str, Any]) -> Tracker | None:
         mode, why = _mode(settings, inherited.mode, inherited.base_url)
         if mode == "disabled":
             _log.info("W&B is disabled: %s", why)
-            return None
+            return Tracker()
         if mode == "online":
             try:
                 run = wandb.init(mode="online", settings=own, **about)
@@ -295,7 +286,7 @@ def _start(settings: Tracking, about: dict[str, Any]) -> Tracker | None:
         return _Wandb(run, 4 * settings.timeout)
     except Exception as error:  # swallowed on purpose: see the module's docstring
         _log.warning("nothing is recorded in W&B: %s", _reason(error))
-        return None
+        return Tracker()
 
 
 def _mode(settings: Tracking, inherited: str, url: str) -> tuple[str, str]:
@@ -304,11 +295,11 @@ def _mode(settings: Tracking, inherited: str, url: str) -> tuple[str, str]:
     if inherited in ("disabled", "offline", "dryrun"):
         mode = "disabled" if inherited == "disabled" else "offline"
         return mode, f"WANDB_MODE or W&B's settings file says {inherited}"
-    if settings.mode != "auto":
-        return settings.mode, f"tracking.mode={settings.mode}"
-    if not _has_key(url):
+    if settings.mode == "offline":
+        return "offline", "tracking.mode=offline"
+    if not _has_key(url):  # then W&B would ask for one at the terminal
         return "offline", f"no API key for {where} (`wandb login` or WANDB_API_KEY)"
-    if not _answers(url, settings.timeout):
+    if settings.mode == "auto" and not _answers(url, settings.timeout):
         return "offline", f"{where} does not answer"
     return "online", ""
 

@@ -36,8 +36,8 @@ def documents(path: Path) -> list[str]:
 def task(path: Path) -> dict[str, Any]:
     """lm_eval's configuration of a task over the documents, held in memory.
 
-    A document longer than the model's context is read in windows that follow one another, each of
-    which sees the token before it and no more (lm_eval's `loglikelihood_rolling`).
+    A document longer than the model's context is read in windows: each token is judged once, and
+    each window but the last begins without a past (lm_eval's `loglikelihood_rolling`).
     """
     texts = documents(path)
 

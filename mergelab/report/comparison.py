@@ -18,7 +18,7 @@ def compare_runs(folder: Path) -> None:
         return
     heads, body = table(runs)
     terminal.console.print()
-    terminal.table(f"{len(runs)} runs, best first", heads, body, first_bold=True, numeric=True)
+    terminal.table(f"{len(runs)} runs, best first", heads, body, first_bold=True, texts=2)
     text = io.StringIO()
     csv.writer(text).writerows([heads, *body])
     write_text(folder / "comparison.csv", text.getvalue())
@@ -43,21 +43,27 @@ def _fitness(result: dict[str, Any]) -> float | None:
 
 
 def table(runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Column heads and rows: the run, what is particular to it, its validation scores, its fitness."""
+    """Column heads and rows: the run, what is particular to it, its validation scores, its fitness.
+
+    Below the runs stand their parents, measured on the same prompts.
+    """
     everywhere = set.intersection(*(set(r.get("overrides", [])) for r in runs)) if len(runs) > 1 else set()
-    merged = {r["number"]: (r.get("metrics") or {}).get("merged", {}) for r in runs}
-    heads, body = scores.rows(
-        {k: v for k, v in merged.items() if v.get("validation")},
-        "validation",
-        next((r["shares"] for r in runs if r.get("shares")), {}),
-    )
-    cells = {row[0]: row[1:] for row in body}
+    shares = next((r["shares"] for r in runs if r.get("shares")), {})
+    measured: dict[str, Any] = {r["number"]: (r.get("metrics") or {}).get("merged", {}) for r in runs}
+    parents = {
+        name: splits for r in runs for name, splits in (r.get("metrics") or {}).items() if name != "merged"
+    }
+    names = list(dict.fromkeys(n for m in measured.values() for n in m.get("validation", {})))
+
+    def cells(of: Any) -> list[str]:
+        found = of.get("validation", {})
+        own = [scores.number(found[n]["value"]) if n in found else "–" for n in names]
+        return [*own, scores.number(*scores.mean(found, shares))]
+
     out = []
     for r in runs:
         own = " ".join(o for o in r.get("overrides", []) if o not in everywhere)
-        if r.get("status") == "done":
-            values = cells.get(r["number"], ["–"] * (len(heads) - 1))
-        else:
-            values = [str(r.get("status"))] + ["–"] * (len(heads) - 2)
-        out.append([r["number"], own, *values[: len(heads) - 1], scores.number(_fitness(r))])
-    return ["run", "", *heads[1:], "fitness"], out
+        what = own if r.get("status") == "done" else f"{own} ({r.get('status')})"
+        out.append([r["number"], what, *cells(measured[r["number"]]), scores.number(_fitness(r))])
+    out += [["", f"parent {name}", *cells(splits), ""] for name, splits in parents.items()]
+    return ["run", "", *names, "mean", "fitness"], out

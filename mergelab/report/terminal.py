@@ -18,6 +18,9 @@ MARKS = {"error": ("✗", "bold red"), "warning": ("!", "yellow"), "note": ("·"
 
 Callback = Callable[[str, int, int], None]
 
+brief = False
+"""Of many runs in a row: the tables wait for the comparison at the end."""
+
 
 def say(text: str, style: str = "") -> None:
     """One line."""
@@ -86,13 +89,31 @@ def progress() -> Iterator[Callback]:
 
 
 def table(
-    title: str, columns: list[str], rows: list[list[str]], *, first_bold: bool = False, numeric: bool = False
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    *,
+    first_bold: bool = False,
+    texts: int | None = None,
 ) -> None:
-    """A table without lines; numbers to the right, the first row bold where it is what matters."""
-    t = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
-              padding=(0, 2, 0, 0), header_style="dim")  # fmt: skip
+    """A table without lines, the first row bold where it is what matters.
+
+    Args:
+        texts: how many columns hold words; the rest are numbers, to the right. None: all of them.
+    """
+    t = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+        show_header=any(columns),
+    )
     for i, c in enumerate(columns):
-        t.add_column(c, justify="left" if i == 0 or not numeric else "right", overflow="fold", no_wrap=i == 0)
+        left = texts is None or i < texts
+        t.add_column(c, justify="left" if left else "right", overflow="fold", no_wrap=i == 0 or not left)
     for i, row in enumerate(rows):
         t.add_row(*row, style="bold" if first_bold and i == 0 else "")
     console.print(t)

@@ -60,11 +60,11 @@ def execute(run: Run, workspace: Workspace) -> str:
 def show(result: dict[str, object]) -> None:
     """The table of the validation split, the merged row first."""
     metrics = result.get("metrics")
-    if not isinstance(metrics, dict):
+    if not isinstance(metrics, dict) or terminal.brief:
         return
     heads, body = scores.rows(metrics, "validation", result.get("shares") or {})  # type: ignore[arg-type]
     if not body:
         return
     terminal.console.print()
-    terminal.table("validation", heads, body, first_bold="merged" in metrics, numeric=True)
+    terminal.table("validation", heads, body, first_bold="merged" in metrics, texts=1)
     terminal.console.print()

@@ -69,6 +69,10 @@ class Curriculum:
         ),
     )
     batch: int = 64
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's."""
+    gradient_norm: float = 1.0
+    """Longer gradients are clipped to this norm."""
 
     hidden_size: int = 64
     intermediate_size: int = 192

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
@@ -23,7 +25,7 @@ def make_tokenizer(model_max_length: int) -> PreTrainedTokenizerBase:
     vocabulary = {PAD: PAD_ID, END: END_ID}
     for symbol in sorted(ByteLevel.alphabet()):
         vocabulary[symbol] = len(vocabulary)
-    merges = []
+    merges: list[Any] = []  # pairs, which Qwen2Tokenizer takes and its annotation omits
     for kana in KANA:
         ((symbols, _),) = ByteLevel(add_prefix_space=False).pre_tokenize_str(kana)
         pair = symbols[:2]

@@ -52,7 +52,7 @@ def train_family(
 
     def teach(model: PreTrainedModel, stage: Stage) -> None:
         examples = encode(tokenizer, _pool(stage, seed))
-        train(model, examples, stage, curriculum.batch, seed, partial(on_step, stage.role))
+        train(model, examples, stage, curriculum, seed, partial(on_step, stage.role))
         scores[stage.role] = {skill: accuracy(model, exam) for skill, exam in exams.items()}
         _save(model, tokenizer, folder / stage.role)
 
@@ -83,7 +83,7 @@ def new_model(curriculum: Curriculum, vocabulary: int) -> PreTrainedModel:
         eos_token_id=END_ID,
         pad_token_id=PAD_ID,
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID, do_sample=False)
     return model
 
@@ -105,7 +105,7 @@ def train(
     model: PreTrainedModel,
     examples: Batch,
     stage: Stage,
-    batch: int,
+    curriculum: Curriculum,
     seed: int,
     on_step: Callable[[], None],
 ) -> None:
@@ -113,18 +113,20 @@ def train(
     ids, labels = examples
     drawing = torch.Generator().manual_seed(seed)
     parameters = [p for name, p in model.named_parameters() if stage.trained in name]
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, betas=curriculum.betas, weight_decay=stage.weight_decay, fused=True
+    )
     model.train()
     for step in range(stage.steps):
         warm = min(1.0, (step + 1) / stage.warmup)
         falling = max(stage.floor, 1 - step / stage.steps)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * warm * falling
-        chosen = torch.randint(len(ids), (batch,), generator=drawing)
+        chosen = torch.randint(len(ids), (curriculum.batch,), generator=drawing)
         logits, targets, _ = _predict(model, (ids[chosen], labels[chosen]))
         loss = cross_entropy(logits, targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, curriculum.gradient_norm)
         optimizer.step()
         model.zero_grad(set_to_none=True)
         on_step()

@@ -1,0 +1,120 @@
+"""What the tests share: the tiny family, small random models of real architectures, and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mergelab_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests' own, one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    home = shared / "home"
+    os.environ["MERGELAB_HOME"] = str(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def family(mergelab_home: Path) -> Any:
+    """The tiny family, really trained, once for the whole session."""
+    from mergelab import zoo
+
+    return zoo.open_family(0)
+
+
+@dataclass
+class Outcome:
+    """What a command line came to."""
+
+    status: int
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json of the run."""
+        return dict(json.loads((self.folder / "result.json").read_text(encoding="utf-8")))
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def mergelab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """`mergelab("method=ties", ...)`: the command in this process, with a folder of its own."""
+    from mergelab.main import main
+
+    count = 0
+
+    def run(*arguments: str, folder: Path | None = None) -> Outcome:
+        nonlocal count
+        count += 1
+        where = folder or tmp_path / f"run{count}"
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        place = f"hydra.sweep.dir={where}" if "-m" in arguments else f"hydra.run.dir={where}"
+        monkeypatch.setattr("sys.argv", ["mergelab", *arguments, place])
+        capfd.readouterr()
+        try:
+            main()
+            status: Any = 0
+        except SystemExit as e:
+            status = e.code or 0
+        out, err = capfd.readouterr()
+        return Outcome(int(status), out, err, where)
+
+    yield run
+
+
+ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral", "gemma2")
+
+
+def random_model(
+    folder: Path, architecture: str = "qwen2", *, seed: int = 0, dtype: str = "float32", tied: bool = True,
+    tokenizer_from: Path | None = None, **changes: Any,
+) -> Path:  # fmt: skip
+    """A random model of a real architecture, small enough to merge in milliseconds."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": 304, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "tie_word_embeddings": tied, "head_dim": 8, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    config = AutoConfig.for_model(architecture, **(settings | changes))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    with torch.no_grad():  # norms start at a constant, which would hide mistakes
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.02)
+    model.save_pretrained(folder)
+    for file in (tokenizer_from or Path("/nonexistent")).glob("*token*"):
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model(family: Any) -> Callable[..., Path]:
+    """`random_model` with the tiny family's tokenizer."""
+
+    def make(folder: Path, architecture: str = "qwen2", **settings: Any) -> Path:
+        return random_model(folder, architecture, tokenizer_from=family.checkpoint("base"), **settings)
+
+    return make

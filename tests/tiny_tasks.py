@@ -1,0 +1,88 @@
+"""A random little language model, and task files for it, to measure with lm_eval for real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,:=>!?\n"
+
+
+def make_model(folder: Path, seed: int = 0) -> Path:
+    """Write a random Qwen2 of a few thousand parameters that reads single characters."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    vocab = {"<eos>": 0, "<unk>": 1, **{c: n + 2 for n, c in enumerate(LETTERS)}}
+    characters = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    characters.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=characters, eos_token="<eos>", unk_token="<unk>", pad_token="<eos>"
+    )
+    config = Qwen2Config(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def greedy(model: Any, tokenizer: Any, prompt: str, length: int = 4) -> str:
+    """The model's continuation, token by token, up to its end of text or the end of the line."""
+    import torch
+
+    ids = tokenizer(prompt)["input_ids"]
+    answer: list[int] = []
+    with torch.no_grad():
+        while len(answer) < length:
+            token = int(model(torch.tensor([ids + answer])).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            answer.append(token)
+    return str(tokenizer.decode(answer, skip_special_tokens=True)).split("\n")[0]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], **changes: Any) -> str:
+    """A generating task over `rows` of prompt and answer, scored by exact match; its name."""
+    folder.mkdir(exist_ok=True)
+    data = folder / f"{name}.jsonl"
+    write_rows(data, rows)
+    config = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        **changes,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return name
