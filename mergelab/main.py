@@ -82,7 +82,7 @@ def _run(cfg: DictConfig) -> float | None:
     model = Path(run.output).expanduser().resolve() if run.output else folder / "model"
     workspace = Workspace(folder, model)
     chosen = h.runtime.choices
-    parts = [chosen.get(g) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
+    parts = [str(chosen[g]) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
     terminal.brief = h.mode == RunMode.MULTIRUN
     terminal.heading("mergelab  " + " · ".join(parts), _short(folder))
     workspace.record(

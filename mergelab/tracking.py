@@ -108,7 +108,7 @@ def problems(settings: Tracking) -> list[tuple[str, str]]:
         found.append(("tracking.name", _choose(settings.name, NAMES)))
     if settings.mode not in MODES:
         found.append(("tracking.mode", _choose(settings.mode, MODES)))
-    if not settings.timeout > 0:
+    if not 0 < settings.timeout < float("inf"):
         message = f"{settings.timeout} is no time to wait; give seconds above 0, such as 5"
         found.append(("tracking.timeout", message))
     if settings.name != "wandb":
@@ -116,7 +116,7 @@ def problems(settings: Tracking) -> list[tuple[str, str]]:
     try:
         import wandb
 
-        wandb.Settings(project=settings.project, run_tags=settings.tags)  # checks them
+        wandb.Settings(project=settings.project, run_tags=tuple(settings.tags))  # checks them
         inherited = wandb.setup(wandb.Settings(silent=True)).settings
     except ImportError as error:
         message = f"wandb cannot be imported ({error}); `pip install wandb`, or tracking=none"
@@ -124,7 +124,7 @@ def problems(settings: Tracking) -> list[tuple[str, str]]:
     except Exception as error:
         return [*found, ("tracking", f"W&B refuses these settings: {_reason(error)}")]
     if settings.mode == inherited.mode == "online" and not _has_key(inherited.base_url):
-        where = urlsplit(inherited.base_url).netloc
+        where = _server(inherited.base_url)
         message = f"no API key for {where}; run `wandb login`, set WANDB_API_KEY, or use mode=auto"
         found.append(("tracking.mode", message))
     return found
@@ -192,7 +192,8 @@ class _Wandb(Tracker):
         self._calls.put(lambda: self._run.log(row))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        head, data = list(columns), [scrub(list(row), by_name=False) for row in rows]
+        head: list[str | int] = [*columns]
+        data = [scrub(list(row), by_name=False) for row in rows]
 
         def call() -> None:
             import wandb
@@ -291,7 +292,7 @@ def _start(settings: Tracking, about: dict[str, Any]) -> Tracker:
 
 def _mode(settings: Tracking, inherited: str, url: str) -> tuple[str, str]:
     """`online`, `offline` or `disabled`, and why. `inherited` is W&B's own setting."""
-    where = urlsplit(url).netloc
+    where = _server(url)
     if inherited in ("disabled", "offline", "dryrun"):
         mode = "disabled" if inherited == "disabled" else "offline"
         return mode, f"WANDB_MODE or W&B's settings file says {inherited}"
@@ -313,7 +314,7 @@ def _has_key(url: str) -> bool:
         hosts = netrc(str(path)).hosts
         # The default server has had two names; W&B takes an entry under either.
         public = {"api.forge.coreweave.com", "api.wandb.ai"}
-        own = urlsplit(url).netloc
+        own = _server(url)
         return not hosts.keys().isdisjoint(public if own in public else {own})
     return False
 
@@ -331,7 +332,7 @@ def _answers(url: str, seconds: float) -> bool:
     answered = threading.Event()
 
     def knock() -> None:
-        with suppress(OSError), socket.create_connection(address, timeout=seconds):
+        with suppress(OSError, UnicodeError), socket.create_connection(address, timeout=seconds):
             answered.set()
 
     thread = threading.Thread(target=knock, daemon=True)
@@ -345,6 +346,11 @@ def _answers(url: str, seconds: float) -> bool:
 
 def _choose(word: str, choices: Sequence[str]) -> str:
     return f"unknown {word!r}; choose {', '.join(choices)}.{did_you_mean(word, choices)}"
+
+
+def _server(url: str) -> str:
+    """Host and port, without the name and password that a URL may hold."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def direct(loaded: tuple[Any, Any], document: str, window: int) -> tuple[float, 
             logits = model(part[None, :-1]).logits[0].log_softmax(-1)
         own = end - start - 1
         total += float(logits.gather(1, part[1:, None])[-own:].sum())
-    return total, len(document.encode()), len(document.split())
+    return total, len(document.encode()), len(re.split(r"\s+", document))
 
 
 @pytest.mark.parametrize("window", [None, 16])
@@ -171,7 +172,7 @@ def test_bits_per_byte_is_what_torch_gives(
     assert got.others["byte_perplexity"] == pytest.approx(2**got.value)
     assert got.others["word_perplexity"] == pytest.approx(math.exp(-likelihood.sum() / words.sum()), rel=1e-4)
     assert (got.metric, got.higher_is_better, got.samples) == ("bits_per_byte", False, 3)
-    windows = sum(math.ceil(len(document) / length) for document in documents(file))
+    windows = sum(math.ceil(len(document.encode()) / length) for document in documents(file))
     assert seen[-1] == ("text", windows, windows)
     assert [done for _, done, _ in seen] == sorted({done for _, done, _ in seen})
 

@@ -14,7 +14,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import wandb
@@ -371,6 +371,33 @@ def test_client_dies_in_the_middle(folder: Path) -> None:
     assert result == "result"
 
 
+def test_calls_do_not_wait_for_wandb(folder: Path, said: Callable[[], list[str]]) -> None:
+    class Stuck:
+        """A run whose server has gone: its calls take their time."""
+
+        id, dir = "abc123", str(folder / "wandb" / "run-abc123" / "files")
+        released = threading.Event()
+        done: ClassVar[list[object]] = []
+
+        def log(self, row: dict[str, float]) -> None:
+            self.released.wait(20)
+            self.done.append(row)
+
+        def finish(self, exit_code: int) -> None:
+            self.done.append(exit_code)
+
+    run = Stuck()
+    tracker = tracking._Wandb(run, patience=0.05)
+    tracker.log({"loss": 1.0})
+    tracker.finish(0)
+    assert run.done == []
+    (warning,) = said()
+    assert "not done after 0.05 s" in warning and "`wandb sync" in warning
+    run.released.set()
+    tracker._thread.join()
+    assert run.done == [{"loss": 1.0}, 0]
+
+
 def test_settings_that_wandb_refuses_do_not_end_a_run(folder: Path, said: Callable[[], list[str]]) -> None:
     record(Tracking(name="wandb", mode="offline", project="a/b"), folder)
     (line,) = said()
@@ -438,7 +465,8 @@ def test_problems_are_named_with_the_choices(monkeypatch: pytest.MonkeyPatch) ->
     assert wrong.keys() == {"tracking.name", "tracking.mode", "tracking.timeout"}
     assert "'wandbb'; choose none, wandb. Did you mean 'wandb'?" in wrong["tracking.name"]
     assert "choose auto, online, offline." in wrong["tracking.mode"]
-    assert dict(problems(Tracking(timeout=float("nan")))).keys() == {"tracking.timeout"}
+    for timeout in (float("nan"), float("inf"), -1.0):
+        assert dict(problems(Tracking(timeout=timeout))).keys() == {"tracking.timeout"}
     ((key, message),) = problems(Tracking(name="wandb", project="a/b"))
     assert key == "tracking" and "Invalid project name 'a/b'" in message
     ((key, message),) = problems(Tracking(name="wandb", tags=["x" * 65]))

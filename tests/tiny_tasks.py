@@ -9,22 +9,15 @@ from typing import Any
 
 import yaml
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,:=>!?\n"
-
 
 def make_model(folder: Path, seed: int = 0) -> Path:
-    """Write a random Qwen2 of a few thousand parameters that reads single characters."""
+    """Write a random Qwen2 of 25 thousand parameters that reads single bytes."""
     import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-    vocab = {"<eos>": 0, "<unk>": 1, **{c: n + 2 for n, c in enumerate(LETTERS)}}
-    characters = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    characters.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=characters, eos_token="<eos>", unk_token="<unk>", pad_token="<eos>"
-    )
+    vocab = {"<eos>": 0, **{byte: n + 1 for n, byte in enumerate(sorted(ByteLevel.alphabet()))}}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], eos_token="<eos>", pad_token="<eos>")
     config = Qwen2Config(
         vocab_size=len(vocab),
         hidden_size=32,

@@ -65,6 +65,13 @@ class CountingLM(HFLM):  # type: ignore[misc]
             self._rolling = False
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
+        # Of requests with the same input lm_eval answers all by one pass, and reads the likelihood
+        # of the shorter continuations in the wrong place: then each gets a pass of its own.
+        lengths: dict[tuple[int, ...], int] = {}
+        self.logits_cache = all(
+            lengths.setdefault((*context, *answer[:-1]), len(answer)) == len(answer)
+            for _, context, answer in requests
+        )
         answers = super()._loglikelihood_tokens(requests, *args, **options)
         if self._rolling:
             self._answered(len(requests))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -48,12 +48,20 @@ def card(result: Mapping[str, Any], recipe: str, name: str) -> str:
             ]
     parts += [
         "## Recipe\n",
-        f"```yaml\n{recipe}```\n",
+        f"```yaml\n{_public(recipe, inputs)}```\n",
         "## Command\n",
         f"```\n{result['command']}\n```\n",
         f"Run key `{result.get('key', '')}`.\n",
     ]
     return "\n".join(parts)
+
+
+def _public(recipe: str, inputs: Sequence[Mapping[str, Any]]) -> str:
+    """The recipe with hub ids in the place of this machine's folders."""
+    for m in sorted(inputs, key=lambda m: -len(m["reference"])):
+        commit = f"@{m['commit']}" if m.get("commit") else ""
+        recipe = recipe.replace(m["reference"], m["path"] + commit)
+    return recipe
 
 
 def _input(m: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def table(runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     Below the runs stand their parents, measured on the same prompts.
     """
     everywhere = set.intersection(*(set(r.get("overrides", [])) for r in runs)) if len(runs) > 1 else set()
-    shares = next((r["shares"] for r in runs if r.get("shares")), {})
+    shares: dict[str, float] = next((r["shares"] for r in runs if r.get("shares")), {})
     measured: dict[str, Any] = {r["number"]: (r.get("metrics") or {}).get("merged", {}) for r in runs}
     parents = {
         name: splits for r in runs for name, splits in (r.get("metrics") or {}).items() if name != "merged"

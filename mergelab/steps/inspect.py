@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mergelab.errors import InputError, StepError
@@ -14,7 +15,7 @@ from mergelab.steps.check import look, summary
 from mergelab.steps.preflight import make_plan
 from mergelab.workspace import Workspace
 
-ROWS = {
+ROWS: dict[str, Callable[[Facts], object]] = {
     "architecture": lambda f: f.config["architectures"][0],
     "layers": lambda f: f.text_config.get("num_hidden_layers"),
     "hidden size": lambda f: f.text_config.get("hidden_size"),
