@@ -20,7 +20,7 @@ from tiny_tasks import greedy, make_model, write_rows, write_task
 
 from mergelab.errors import StepError
 from mergelab.evaluation import Evaluator, Measure, load
-from mergelab.evaluation.text import documents
+from mergelab.evaluation.text import documents, stderr
 from mergelab.schema import Evaluation, Hardware
 
 PROMPTS = [f"{word} {n}=" for n in range(5) for word in ("one", "two", "three", "four")]
@@ -73,6 +73,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(CountingLM, "generate_until", recording)
     return prompts
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the model answers."""
+    from mergelab.evaluation.lm import CountingLM
+
+    texts: list[str] = []
+    original = CountingLM.generate_until
+
+    def recording(self: Any, requests: Any, **options: Any) -> Any:
+        answers = original(self, requests, **options)
+        texts.extend(answers)
+        return answers
+
+    monkeypatch.setattr(CountingLM, "generate_until", recording)
+    return texts
 
 
 def evaluator(tasks: Path | None = None, home: Path | None = None, **settings: Any) -> Evaluator:
@@ -132,7 +149,9 @@ def test_choices_are_judged_by_their_log_likelihood(tmp_path: Path, loaded: tupl
     assert (named.metric, named.value, named.others) == ("acc", acc, {"acc_norm": norm})
 
 
-TEXT = "the first one.\nits second line\n\n" + "a long document, " * 9 + "\n \t\n\nshort ones: é\n"
+CYCLE = "fourteen bytes"
+"""Repeats in windows of 16 that then hold the same input, of which the last judges less."""
+TEXT = "the first one.\nits second line\n\n" + CYCLE * 9 + "\n \t\n\nshort ones: é\n"
 
 
 def direct(loaded: tuple[Any, Any], document: str, window: int) -> tuple[float, int, int]:
@@ -163,7 +182,7 @@ def test_bits_per_byte_is_what_torch_gives(
 
     length = window or 64
     assert documents(file) == [part.strip("\n") for part in TEXT.split("\n\n")[:1]] + [
-        "a long document, " * 9,
+        CYCLE * 9,
         "short ones: é",
     ]
     parts = [direct(loaded, document, length) for document in documents(file)]
@@ -197,6 +216,9 @@ def test_the_error_of_bits_per_byte_is_that_of_resampled_documents(
         if metric != "word_perplexity":  # a skewed number, of which the delta method knows no tail
             assert score.stderr == pytest.approx(resampled.std(), rel=0.1)
         assert score.stderr is not None and score.stderr > 0
+    equal = [(-float(n * n), 1) for n in range(9)]  # then it is the error of a plain mean
+    plain = np.std([a for a, _ in equal], ddof=1) / 3 / math.log(2)
+    assert stderr("bits_per_byte", equal) == pytest.approx(plain)
     file.write_text("one document alone has no standard error")
     alone = evaluator(kind="perplexity", text=str(file)).score(*loaded, [Measure("text", "text")])
     assert alone["text"].stderr is None
@@ -251,25 +273,36 @@ def test_the_chat_template_is_applied_or_its_lack_is_told(
     bench = evaluator(tmp_path / "tasks", chat_template=True)
     with pytest.raises(StepError, match="has no chat template"):
         bench.score(model, tokenizer, [task])
-    tokenizer.chat_template = "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}!"
+    tokenizer.chat_template = "{% for m in messages %}<{{m.role[0]}}>{{m.content}}{% endfor %}!"
     try:
         bench.score(model, tokenizer, [task])
+        assert asked == [f"<u>{row['prompt']}!" for row in rows[:3]]
+        asked.clear()
+        more = evaluator(tmp_path / "tasks", chat_template=True, num_fewshot=1)
+        more.score(model, tokenizer, [task])
+        assert all(re.fullmatch(r"<u>[^<]+<a>[^<]+<u>[^<]+!", prompt) for prompt in asked)
     finally:
         tokenizer.chat_template = None
-    assert asked == [f"<user>{row['prompt']}!" for row in rows[:3]]
 
 
 def test_a_measure_does_not_depend_on_its_companions(
-    tmp_path: Path, loaded: tuple[Any, Any], rows: list[dict[str, str]]
+    tmp_path: Path, loaded: tuple[Any, Any], rows: list[dict[str, str]], said: list[str]
 ) -> None:
     sampling = {"until": ["\n"], "max_gen_toks": 3, "do_sample": True, "temperature": 1.0}
     one = Measure("one", write_task(tmp_path / "tasks", "one", rows))
-    diced = [{"prompt": f"{n}=", "answer": "a"} for n in range(64)]
-    two = Measure("two", write_task(tmp_path / "tasks", "two", diced, generation_kwargs=sampling))
+    two = Measure("two", write_task(tmp_path / "tasks", "two", rows, generation_kwargs=sampling))
     bench = evaluator(tmp_path / "tasks")
     both = bench.score(*loaded, [one, two])
+    together = said.copy()
     assert list(both) == ["one", "two"]
-    assert bench.score(*loaded, [two]) | bench.score(*loaded, [one]) == both
+    said.clear()
+    apart = bench.score(*loaded, [two]) | bench.score(*loaded, [one])
+    assert apart == both
+    assert [*said[20:], *said[:20]] == together
+    other = Evaluator(Evaluation(), hardware=HARDWARE, seed=1, tasks_path=tmp_path / "tasks")
+    said.clear()
+    other.score(*loaded, [two])
+    assert said != together[20:]
 
 
 def test_weights_changed_in_place_are_seen(
@@ -335,7 +368,9 @@ def test_the_process_is_left_as_it_was_found(
     rows: list[dict[str, str]],
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delattr("multiprocessing.Pool")  # lm_eval's bootstrap would fork one
     median = [{"metric": "exact_match", "aggregation": "median", "higher_is_better": True}]
     task = Measure("m", write_task(tmp_path / "tasks", "m", rows, metric_list=median))
     caplog.set_level(logging.DEBUG)
@@ -344,10 +379,11 @@ def test_the_process_is_left_as_it_was_found(
     loggers = {n: logging.getLogger(n).level for n in ("lm_eval", "transformers", "datasets")}
     expected = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     bench = Evaluator(Evaluation(), hardware=Hardware(threads=threads + 1), tasks_path=tmp_path / "tasks")
-    bench.evaluate(model_dir, [task])
+    inside: set[int] = set()
+    bench.evaluate(model_dir, [task], progress=lambda *_: inside.add(torch.get_num_threads()))
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert state == expected
-    assert torch.get_num_threads() == threads
+    assert (torch.get_num_threads(), inside) == (threads, {threads + 1})
     assert loggers == {name: logging.getLogger(name).level for name in loggers}
     assert capfd.readouterr() == ("", "")
     assert [r.name for r in caplog.records if r.name.startswith(("lm_eval", "mergelab"))] == []

@@ -419,8 +419,8 @@ def test_no_secret_in_any_file_or_upload(
         "tokens": ["listed-secret"],
         "note": f"the key is {KEY}",
     }
-    settings = Tracking(name="wandb", mode=mode, timeout=2.0)
-    with track(settings, config, folder, name="x") as tracker:
+    settings = Tracking(name="wandb", mode=mode, timeout=2.0, group=HF, tags=[KEY])
+    with track(settings, config, folder, name=f"x {HF}") as tracker:
         tracker.table("t", ["a"], [[f"correct horse {KEY}"], ["marker-cell"]])
         tracker.summary({"command": f"login {KEY}", "digest": "marker-summary"})
     wandb.teardown()

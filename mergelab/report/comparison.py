@@ -37,6 +37,15 @@ def _order(number: str) -> tuple[int, str]:
     return (int(number), "") if number.isdigit() else (1 << 30, number)
 
 
+def _short(override: str) -> str:
+    """An override with its number rounded to what fits a table."""
+    key, _, value = override.partition("=")
+    try:
+        return f"{key}={float(value):.4g}"
+    except ValueError:
+        return override
+
+
 def _fitness(result: dict[str, Any]) -> float | None:
     value = (result.get("fitness") or {}).get("value")
     return float(value) if value is not None else None
@@ -62,7 +71,7 @@ def table(runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
     out = []
     for r in runs:
-        own = " ".join(o for o in r.get("overrides", []) if o not in everywhere)
+        own = " ".join(_short(o) for o in r.get("overrides", []) if o not in everywhere)
         what = own if r.get("status") == "done" else f"{own} ({r.get('status')})"
         out.append([r["number"], what, *cells(measured[r["number"]]), scores.number(_fitness(r))])
     out += [["", f"parent {name}", *cells(splits), ""] for name, splits in parents.items()]
