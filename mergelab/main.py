@@ -6,14 +6,13 @@ message and an exit status: 0 done, 1 a step failed, 2 the input was wrong, 130 
 Nothing heavy is imported here: `--help` and `--cfg` must answer at once.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict  # noqa: UP035 (OmegaConf reads it at run time)
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -33,7 +32,36 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 INTERRUPTED = 130
 
-ConfigStore.instance().store(name="run", node=Run)
+
+@dataclass
+class _Composed(Run):
+    """What Hydra composes: a Run whose mappings are still open, so that a new expert or a parameter
+    is given like any other value, without a plus. `_typed` closes them."""
+
+    experts: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006 (read by OmegaConf)
+
+
+def _schema() -> DictConfig:
+    node: DictConfig = OmegaConf.structured(_Composed)
+    for mapping in (node.experts, node.method.parameters, node.eval.shares, node.eval.metrics):
+        OmegaConf.set_struct(mapping, False)
+    return node
+
+
+def _typed(cfg: DictConfig) -> Run:
+    """The Run that a composition comes to.
+
+    Raises:
+        InputError: for an expert's key or value that the schema does not have.
+    """
+    try:
+        run: Run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Run), cfg))  # type: ignore[assignment]
+    except OmegaConfBaseException as e:
+        raise InputError(f"{e.full_key or 'configuration'}: {_one_message(str(e), '')}") from None
+    return run
+
+
+ConfigStore.instance().store(name="run", node=_schema(), replace=True)
 
 
 class _Finished(SystemExit):
@@ -77,7 +105,7 @@ def _run(cfg: DictConfig) -> float | None:
     from mergelab.workspace import Workspace, read_json
 
     h = HydraConfig.get()
-    run: Run = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    run = _typed(cfg)
     folder = Path(h.runtime.output_dir)
     model = Path(run.output).expanduser().resolve() if run.output else folder / "model"
     workspace = Workspace(folder, model)

@@ -175,6 +175,7 @@ class Tracking:
     name: str = "none"
     """`none` or `wandb`."""
     project: str = "mergelab"
+    """WANDB_PROJECT stands in for this default."""
     entity: Optional[str] = None
     group: Optional[str] = None
     tags: List[str] = field(default_factory=list)

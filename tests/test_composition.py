@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mergelab.main import CONF
+from mergelab.main import CONF, _typed
 from mergelab.report.help import GROUPS
 from mergelab.schema import Run
 
@@ -26,9 +26,8 @@ HEAVY = ("torch", "transformers", "mergekit", "wandb", "lm_eval", "nevergrad", "
 
 
 def composed(*overrides: str) -> Run:
-    with initialize_config_dir(str(CONF), version_base=None):
-        run: Run = OmegaConf.to_object(compose("config", overrides=list(overrides)))  # type: ignore[assignment]
-    return run
+    with initialize_config_dir(str(CONF)):
+        return _typed(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))
@@ -58,7 +57,7 @@ def test_the_bare_command_is_the_tiny_family_with_dare_ties() -> None:
 
 
 def test_experts_are_overridden_added_and_left_out_by_name() -> None:
-    run = composed("experts.math.weight=0.4", "~experts.code", "+experts.mine={path: org/name, weight: 1}")
+    run = composed("experts.math.weight=0.4", "~experts.code", "experts.mine={path: org/name, weight: 1}")
     assert list(run.experts) == ["math", "physics", "japanese", "mine"]
     assert run.experts["math"].weight == 0.4
     assert run.experts["mine"].path == "org/name"
@@ -66,7 +65,7 @@ def test_experts_are_overridden_added_and_left_out_by_name() -> None:
 
 def test_settings_may_be_gradients_and_filters() -> None:
     run = composed(
-        "experts.math.density=[0.2,0.9]", 'experts.code.weight={self_attn: 0.1, mlp: [0.3, 0.8], "*": 0.5}'
+        "experts.math.density=[0.2,0.9]", 'experts.code.weight={self_attn: 0.1, mlp: [0.3, 0.8], *: 0.5}'
     )
     assert run.experts["math"].density == [0.2, 0.9]
     assert run.experts["code"].weight == {"self_attn": 0.1, "mlp": [0.3, 0.8], "*": 0.5}

@@ -4,14 +4,21 @@ the folder, leaves files in the folder, and returns a line on what came of it.""
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from importlib import import_module
 
 from mergelab.errors import InputError, MergelabError, StepError, did_you_mean
+from mergelab.report import scores as scores_table
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.workspace import Workspace
+from mergelab.tracking import Tracker, track
+from mergelab.workspace import Workspace, read_json
 
 STEPS = ("preflight", "plan", "inspect", "merge", "check", "evaluate", "report")
+
+LOOKING = ("preflight", "plan", "inspect")
+"""Steps that only look; a run that goes no further is not recorded elsewhere."""
 
 
 def run_job(run: Run, workspace: Workspace) -> None:
@@ -27,21 +34,58 @@ def run_job(run: Run, workspace: Workspace) -> None:
         raise InputError(
             f"job.steps: '{name}' is no step.{did_you_mean(name, STEPS)} There are {', '.join(STEPS)}."
         )
-    timings: dict[str, float] = {}
-    for name in run.job.steps:
-        workspace.event("step", step=name, state="started")
-        start = time.monotonic()
-        try:
-            with terminal.step(name) as done:
-                done(import_module(f"mergelab.steps.{name}").execute(run, workspace))
-        except BaseException as e:
-            reason = str(e) if isinstance(e, MergelabError) else type(e).__name__
-            state = "invalid" if isinstance(e, InputError) else "failed"
-            workspace.event("step", step=name, state=state, reason=reason)
-            workspace.record({"status": state, "error": {"step": name, "reason": reason}})
-            if isinstance(e, OSError):
-                raise StepError(f"{name}: {e.strerror or e}: {e.filename or workspace.folder}") from e
-            raise
-        timings[name] = round(time.monotonic() - start, 3)
-        workspace.event("step", step=name, state="done", seconds=timings[name])
-        workspace.record({"timings": timings})
+    with ExitStack() as stack:
+        tracker = None
+        for name in run.job.steps:
+            if tracker is None and name not in LOOKING:
+                tracker = stack.enter_context(
+                    track(run.tracking, asdict(run), workspace.folder, name=_name(run), job_type=run.job.name)
+                )
+            _run_step(name, run, workspace)
+        if tracker is not None:
+            publish(tracker, workspace)
+
+
+def _name(run: Run) -> str:
+    return f"{run.model.name}-{run.method.name}"
+
+
+def _run_step(name: str, run: Run, workspace: Workspace) -> None:
+    workspace.event("step", step=name, state="started")
+    start = time.monotonic()
+    try:
+        with terminal.step(name) as done:
+            done(import_module(f"mergelab.steps.{name}").execute(run, workspace))
+    except BaseException as e:
+        reason = str(e) if isinstance(e, MergelabError) else type(e).__name__
+        state = "invalid" if isinstance(e, InputError) else "failed"
+        workspace.event("step", step=name, state=state, reason=reason)
+        workspace.record({"status": state, "error": {"step": name, "reason": reason}})
+        if isinstance(e, OSError):
+            raise StepError(f"{name}: {e.strerror or e}: {e.filename or workspace.folder}") from e
+        raise
+    seconds = round(time.monotonic() - start, 3)
+    workspace.event("step", step=name, state="done", seconds=seconds)
+    timings = read_json(workspace.result).get("timings", {})
+    workspace.record({"timings": timings | {name: seconds}})
+
+
+def publish(tracker: Tracker, workspace: Workspace) -> None:
+    """Hand what is in the run's folder to the tracker: scores, table, recipe, result."""
+    result = read_json(workspace.result)
+    metrics = result.get("metrics", {})
+    flat = {
+        f"{split}/{model}/{name}": score["value"]
+        for model, splits in metrics.items()
+        for split, scores in splits.items()
+        for name, score in scores.items()
+    }
+    if result.get("fitness"):
+        flat["fitness"] = result["fitness"]["value"]
+    if flat:
+        tracker.log(flat)
+        tracker.table("validation", *scores_table.rows(metrics, "validation", result.get("shares", {})))
+    tracker.summary({k: result[k] for k in ("key", "command", "model", "versions") if result.get(k)})
+    if workspace.recipe.exists():
+        tracker.file(workspace.recipe, "recipe")
+    tracker.file(workspace.result, "result")
