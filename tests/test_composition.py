@@ -65,7 +65,7 @@ def test_experts_are_overridden_added_and_left_out_by_name() -> None:
 
 def test_settings_may_be_gradients_and_filters() -> None:
     run = composed(
-        "experts.math.density=[0.2,0.9]", 'experts.code.weight={self_attn: 0.1, mlp: [0.3, 0.8], *: 0.5}'
+        "experts.math.density=[0.2,0.9]", "experts.code.weight={self_attn: 0.1, mlp: [0.3, 0.8], *: 0.5}"
     )
     assert run.experts["math"].density == [0.2, 0.9]
     assert run.experts["code"].weight == {"self_attn": 0.1, "mlp": [0.3, 0.8], "*": 0.5}

@@ -54,7 +54,10 @@ def execute(run: Run, workspace: Workspace) -> str:
     if merged:
         write_text(workspace.model / "README.md", card(result, text, workspace.model.name))
     show(result)
-    return "result.json" + (", model card" if merged else "")
+    fitness = result.get("fitness")
+    if not fitness:
+        return "result.json" + (", model card" if merged else "")
+    return f"fitness {fitness['value']:.3f} on the {fitness['split']} split"
 
 
 def show(result: dict[str, object]) -> None:

@@ -1,0 +1,112 @@
+"""The files beside the weights: config.json, the tokenizer, its chat template, generation_config.json.
+
+They stay the donor's own, word for word, but for what the merge has changed. transformers would
+rewrite config.json in the words of the version installed here, and older software then misses
+rope_theta; mergekit drops generation_config.json when it builds a tokenizer.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergelab.preflight.checkpoint import TOKENIZER_FILES
+from mergelab.workspace import read_json, write_json, write_text
+
+MORE_TEMPLATES = "additional_chat_templates"
+"""The folder in which transformers keeps all chat templates but the first."""
+
+
+def write_config(donor: Path, out: Path, changes: Mapping[str, Any], dtype: str | None) -> None:
+    """The donor's config.json in its own words, but for what the merge changed.
+
+    Args:
+        donor: the folder of the model that lends it.
+        out: the folder that gets it.
+        changes: by key, `text_config.num_hidden_layers` for a nested one.
+        dtype: of the weights as they were written.
+    """
+    config = read_json(donor / "config.json")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        part = config
+        for name in path:
+            part = part.setdefault(name, {})
+        part[last] = value
+    if dtype:
+        parts = [config, *(v for v in config.values() if isinstance(v, dict))]
+        named = [(part, key) for part in parts for key in ("dtype", "torch_dtype") if key in part]
+        for part, key in named or [(config, "torch_dtype")]:
+            part[key] = dtype
+    config.pop("_name_or_path", None)
+    write_json(out / "config.json", config)
+
+
+def copy_tokenizer(donor: Path, out: Path, template: str | None) -> None:
+    """The donor's tokenizer files as they are, with another chat template where one is given."""
+    for name in TOKENIZER_FILES:
+        if (donor / name).exists():
+            shutil.copyfile(donor / name, out / name)
+    if template is None:
+        if (donor / MORE_TEMPLATES).is_dir():
+            shutil.copytree(donor / MORE_TEMPLATES, out / MORE_TEMPLATES, copy_function=shutil.copyfile)
+        return
+    write_text(out / "chat_template.jinja", template)
+    for name in ("tokenizer_config.json", "chat_template.json"):  # where older software looks
+        content = read_json(out / name) if (out / name).exists() else {}
+        if "chat_template" in content:
+            write_json(out / name, content | {"chat_template": template})
+
+
+def copy_generation_config(donor: Path, out: Path, ids: Mapping[int, int | None]) -> None:
+    """The donor's generation_config.json, its token ids translated."""
+    path = donor / "generation_config.json"
+    if not path.exists():
+        return
+    changed = translated(read_json(path), ids)
+    if changed:
+        write_json(out / path.name, read_json(path) | changed)
+    else:
+        shutil.copyfile(path, out / path.name)
+
+
+def translated(config: Mapping[str, Any], ids: Mapping[int, int | None]) -> dict[str, Any]:
+    """The keys such as eos_token_id whose value changes, with the new value.
+
+    Args:
+        config: a config.json or generation_config.json.
+        ids: from an old id to the new one, None for a token that is no more; ids that are not
+            in it stay. A list loses the tokens that are no more.
+    """
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if not key.endswith("_token_id") or value is None:
+            continue
+        if isinstance(value, list):
+            new: Any = [n for n in (ids.get(i, i) for i in value) if n is not None] or None
+        else:
+            new = ids.get(value, value)
+        if new != value:
+            out[key] = new
+    return out
+
+
+def special_ids(donor: Path, built: Any) -> dict[int, int | None]:
+    """Where the special tokens of the donor's configuration are in a tokenizer built anew.
+
+    A merge onto another model's tokenizer moves them, and a model that watches for the wrong
+    end-of-text never stops. Empty where every one of them kept its id.
+    """
+    from transformers import AutoTokenizer
+
+    files = [donor / n for n in ("config.json", "generation_config.json")]
+    used: set[int] = set()
+    for config in (read_json(f) for f in files if f.exists()):
+        for key, value in config.items():
+            if key.endswith("_token_id") and value is not None:
+                used |= set(value) if isinstance(value, list) else {value}
+    old, vocab = AutoTokenizer.from_pretrained(donor), built.get_vocab()
+    named = {i: old.convert_ids_to_tokens(i) for i in used if i < len(old)}
+    return {i: vocab.get(token) for i, token in named.items() if vocab.get(token) != i}
