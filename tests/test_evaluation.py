@@ -299,7 +299,7 @@ def test_a_measure_does_not_depend_on_its_companions(
     apart = bench.score(*loaded, [two]) | bench.score(*loaded, [one])
     assert apart == both
     assert [*said[20:], *said[:20]] == together
-    other = Evaluator(Evaluation(), hardware=HARDWARE, seed=1, tasks_path=tmp_path / "tasks")
+    other = evaluator(tmp_path / "tasks", seed=1)
     said.clear()
     other.score(*loaded, [two])
     assert said != together[20:]

@@ -39,14 +39,19 @@ def definition(catalogue: Catalogue, name: str) -> dict[str, Any] | None:
 
     Covers the YAML of the task and of everything a group contains, with includes; every Python file
     beside a YAML that names a function; local data files; and the commit of each hub dataset.
-    None where that cannot be known: a task written as a Python class or with a dataset made by a
-    function may read anything, and a hub dataset that has never been fetched has no commit yet.
+    None where that cannot be known: a hub dataset that has never been fetched has no commit yet,
+    and a task that is a Python class, or whose data a function makes, may read anything, unless its
+    YAML says `metadata: {self_contained: true}`: then all files in its folder and below it count.
     """
     parts: dict[str, Any] = {}
     for item in catalogue.closure(name):
         data: dict[str, str] = {}
+        promise = item.config.get("metadata")
+        contained = isinstance(promise, dict) and promise.get("self_contained") is True
+        if contained and item.file is not None:
+            data = _files(item.file.parent)
         for mapping in _mappings(item.config):
-            if "class" in mapping or "custom_dataset" in mapping:
+            if not contained and ("class" in mapping or "custom_dataset" in mapping):
                 return None
             for source, content in _data(mapping):
                 if content is None:
@@ -99,12 +104,21 @@ def _data(mapping: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     dataset = mapping.get("dataset_path")
     if not isinstance(dataset, str) or dataset in _FILE_FORMATS:
         return
-    if Path(dataset).exists():
-        root = Path(dataset)
-        for file in sorted(p for p in [root, *root.glob("**/*")] if p.is_file()):
-            yield f"{dataset}/{file.relative_to(root)}", file_hash(file)
+    if Path(dataset).is_file():
+        yield dataset, file_hash(Path(dataset))
+    elif Path(dataset).is_dir():
+        yield from ((f"{dataset}/{name}", value) for name, value in _files(Path(dataset)).items())
     else:
         yield dataset, _commit(dataset, options.get("revision") or "main")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The hashes of all files in a folder and below, by their paths in it."""
+    return {
+        path.relative_to(folder).as_posix(): file_hash(path)
+        for path in sorted(folder.glob("**/*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def _commit(dataset: str, revision: str) -> str | None:

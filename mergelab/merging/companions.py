@@ -19,16 +19,20 @@ MORE_TEMPLATES = "additional_chat_templates"
 """The folder in which transformers keeps all chat templates but the first."""
 
 
-def write_config(donor: Path, out: Path, changes: Mapping[str, Any], dtype: str | None) -> None:
+def write_config(
+    donor: Path, out: Path, changes: Mapping[str, Any], ids: Mapping[int, int | None], dtype: str | None
+) -> None:
     """The donor's config.json in its own words, but for what the merge changed.
 
     Args:
         donor: the folder of the model that lends it.
         out: the folder that gets it.
         changes: by key, `text_config.num_hidden_layers` for a nested one.
+        ids: tokens that have moved, see `special_ids`.
         dtype: of the weights as they were written.
     """
     config = read_json(donor / "config.json")
+    config |= translated(config, ids)
     for key, value in changes.items():
         *path, last = key.split(".")
         part = config

@@ -73,9 +73,7 @@ def merge(
         raise StepError("\n".join(t for t in (f"the merge failed: {reason}", remedy) if t)) from e
 
 
-def _merge(
-    recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, progress: Progress
-) -> None:
+def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, progress: Progress) -> None:
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
     from mergekit.merge import MergeOptions, _model_out_config, _set_chat_template
@@ -106,19 +104,18 @@ def _merge(
     tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
 
     changes = _layers(recipe, architecture)
-    if tokenizer is None:
-        template = SimpleNamespace(chat_template=None)
-        _set_chat_template(template, config)
-        companions.copy_tokenizer(donor, out, template.chat_template)
-        ids: dict[int, int | None] = {}
-    else:
-        _set_chat_template(tokenizer, config)
-        tokenizer.save_pretrained(out)
-        ids = companions.special_ids(donor, tokenizer)
+    ids: dict[int, int | None] = {}
+    if tokenizer is not None:
         changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)
-    changes |= companions.translated(checkpoint.read(donor, "").config, ids)
-    companions.write_config(donor, out, changes, checkpoint.read(out, "").dtype)
+        ids = companions.special_ids(donor, tokenizer)
+    companions.write_config(donor, out, changes, ids, checkpoint.read(out, "").dtype)
     companions.copy_generation_config(donor, out, ids)
+    templated = SimpleNamespace(chat_template=None) if tokenizer is None else tokenizer
+    _set_chat_template(templated, config)
+    if tokenizer is None:
+        companions.copy_tokenizer(donor, out, templated.chat_template)
+    else:
+        tokenizer.save_pretrained(out)
     shutil.rmtree(adapters, ignore_errors=True)
     for file in out.rglob("*"):
         if file.is_file():
@@ -184,7 +181,7 @@ def ordered(recipe: Mapping[str, Any]) -> MergeConfiguration:
 
     order = [ModelReference.parse(m) for m in recipes.models(recipe)]
 
-    class Ordered(MergeConfiguration):
+    class Ordered(MergeConfiguration):  # type: ignore[misc]
         def referenced_models(self) -> list[ModelReference]:
             return list(order)
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
-
-_OWN_HANDLERS = ("transformers", "huggingface_hub")
-"""Loggers that write to the terminal themselves, past the run's log file."""
 
 
 @contextlib.contextmanager
@@ -21,6 +17,7 @@ def quiet() -> Iterator[None]:
     from unittest import mock
 
     import tqdm.std  # type: ignore[import-untyped]
+    from transformers.utils import logging as own  # it writes to the terminal past the log file
 
     start = tqdm.std.tqdm.__init__
 
@@ -31,8 +28,6 @@ def quiet() -> Iterator[None]:
         stack.enter_context(mock.patch.object(tqdm.std.tqdm, "__init__", disabled))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for name in _OWN_HANDLERS:
-            logger = logging.getLogger(name)
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL)
+        stack.callback(own.set_verbosity, own.get_verbosity())
+        own.set_verbosity(own.CRITICAL)
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -18,19 +19,44 @@ def execute(run: Run, workspace: Workspace) -> str:
     Raises:
         StepError: when it is not sound; what was written is then removed.
     """
-    folders = {m["name"]: Path(m["folder"]) for m in read_json(workspace.plan)["models"]}
     try:
-        report = look(workspace.partial, run, folders)
+        report = look(workspace.partial, run, inputs(workspace))
         workspace.record({"check": report.json()})
         if report.problems:
             raise StepError("the merged model is not sound, and was removed: " + "; ".join(report.problems))
-        if workspace.model.exists():
-            workspace.model.rmdir()  # preflight saw that it is empty; if it no longer is, this fails
-        workspace.partial.rename(workspace.model)
+        publish(workspace.partial, workspace.model)
     except BaseException:
         shutil.rmtree(workspace.partial, ignore_errors=True)
         raise
     return summary(report)
+
+
+def inputs(workspace: Workspace) -> dict[str, Path]:
+    """The folders from which the model was made, adapters apart from what they adapt."""
+    out: dict[str, Path] = {}
+    for m in read_json(workspace.plan)["models"]:
+        out[m["name"]] = Path(m["folder"])
+        if m["adapter"]:
+            out[f"{m['name']}'s adapter"] = Path(m["adapter"])
+    return out
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a folder its final name: at once, and with all of it safely on the disk.
+
+    Raises:
+        StepError: when something has appeared there since preflight looked, or may not be replaced.
+    """
+    for path in (*partial.rglob("*"), partial):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    try:
+        partial.rename(final)  # an empty folder may be there
+    except OSError as e:
+        raise StepError(f"cannot put the model at {final}: {e.strerror}") from e
 
 
 def look(folder: Path, run: Run, inputs: dict[str, Path]) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mergelab import evaluation, identity, zoo
@@ -34,11 +34,13 @@ def execute(run: Run, workspace: Workspace) -> str:
     with terminal.progress() as progress:
         for n, (name, folder) in enumerate(subjects.items(), start=1):
             content = evaluation.fingerprint(identity.file_hashes(folder, zoo.home() / "hashes.json"))
+            splits = SPLITS if name == MERGED else SPLITS[:1]
+            # One list for all splits, so that the model is loaded once.
+            wanted = [replace(m, name=f"{s} {m.name}") for s in splits for m in measured[s]]
+            found = evaluator.evaluate(folder, wanted, fingerprint=content, progress=_bar(progress, name))
             metrics[name] = {}
-            for split in SPLITS if name == MERGED else SPLITS[:1]:
-                scores = evaluator.evaluate(
-                    folder, measured[split], fingerprint=content, progress=_bar(progress, name)
-                )
+            for split in splits:
+                scores = {m.name: found[f"{split} {m.name}"] for m in measured[split]}
                 metrics[name][split] = {k: asdict(score) for k, score in scores.items()}
                 if name == MERGED and scores:
                     # The search split comes last, and wins where a family has one.

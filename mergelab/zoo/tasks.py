@@ -31,6 +31,7 @@ metric_list:
     ignore_punctuation: false
 metadata:
   version: 1
+  self_contained: true  # what it asks is in this folder, and nowhere else
 """
 
 
