@@ -113,19 +113,19 @@ def _run(cfg: DictConfig) -> float | None:
     parts = [str(chosen[g]) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
     terminal.brief = h.mode == RunMode.MULTIRUN
     terminal.heading("mergelab  " + " · ".join(parts), _short(folder))
-    workspace.record(
-        {
-            "status": "running",
-            "choices": {k: v for k, v in chosen.items() if not k.startswith("hydra/") and v},
-            "overrides": list(h.overrides.task),
-            "command": _command(list(h.overrides.task)),
-            "seed": run.seed,
-        }
-    )
     _stay_offline(run)
     from mergelab.steps import run_job
 
-    run_job(run, workspace)
+    with workspace.held():
+        workspace.begin(
+            {
+                "choices": {k: v for k, v in chosen.items() if not k.startswith("hydra/") and v},
+                "overrides": list(h.overrides.task),
+                "command": _command(list(h.overrides.task)),
+                "seed": run.seed,
+            }
+        )
+        run_job(run, workspace)
     result = read_json(workspace.result)
     fitness = (result.get("fitness") or {}).get("value")
     return float(fitness) if fitness is not None else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from mergelab.errors import InputError
+from mergelab.errors import InputError, InputErrors
 from mergelab.schema import Run
 
 REST = "*"
@@ -22,40 +22,61 @@ PER_MODEL = ("weight", "density")
 
 
 def setting(value: Any, key: str) -> Any:
-    """`value` in mergekit's form.
+    """`value` in mergekit's form; a number that YAML read as text, as it does with 1e-5, as number.
 
     Args:
-        value: a scalar, a list of scalars, or a mapping from filter to either.
+        value: a scalar, a list of scalars, or a mapping from filter to either; or mergekit's own
+            form of the last, a list of `{filter, value}` or a single one.
         key: the configuration key, for the message.
     Raises:
         InputError: when it is none of these.
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and "value" not in value:
         if not value:
             raise InputError(f"{key}: the mapping is empty; give it filters such as mlp: 0.5")
-        if REST in value and list(value)[-1] != REST:
+        return _conditions([{"filter": str(f), "value": v} for f, v in value.items()], key)
+    if isinstance(value, Mapping):
+        return _conditions([value], key)
+    if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        return _conditions(value, key)
+    return _gradient(value, key)
+
+
+def _conditions(items: list[Any], key: str) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for i, item in enumerate(items):
+        if not isinstance(item, Mapping) or "value" not in item or set(item) - {"filter", "value"}:
             raise InputError(
-                f'{key}: "*" stands for every tensor not named before it, so it has to come last'
+                f"{key}: {item!r} is not a mapping with `value` and, if it is for some, `filter`"
             )
-        return [
-            {"value": _plain(v, f"{key}.{f}")} | ({} if f == REST else {"filter": str(f)})
-            for f, v in value.items()
-        ]
-    return _plain(value, key)
+        f = item.get("filter")
+        if f in (None, REST) and i < len(items) - 1:
+            raise InputError(
+                f'{key}: "{REST}" stands for every tensor not named before it, so it has to come last'
+            )
+        value = _gradient(item["value"], f"{key}.{REST if f is None else f}")
+        out.append({"value": value} | ({} if f in (None, REST) else {"filter": str(f)}))
+    return out
 
 
-def _plain(value: Any, key: str) -> Any:
+def _gradient(value: Any, key: str) -> Any:
     if isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, list) and value:
-        if all(isinstance(v, (bool, int, float, str)) for v in value):
-            return list(value)
-        if all(isinstance(v, dict) and "value" in v for v in value):
-            return value  # mergekit's own form, unchanged
+        return _number(value)
+    if isinstance(value, list) and value and all(isinstance(v, (bool, int, float, str)) for v in value):
+        return [_number(v) for v in value]
     raise InputError(
         f"{key}: {value!r} is not a setting; give a number, a list of numbers (a gradient over the "
-        'layers) or a mapping from a part of a tensor\'s name to either, with "*" for the rest'
+        f'layers) or a mapping from a part of a tensor\'s name to either, with "{REST}" for the rest'
     )
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def scalars(value: Any) -> Iterator[Any]:
@@ -71,8 +92,8 @@ def scalars(value: Any) -> Iterator[Any]:
 
 def filters(value: Any) -> list[str | None]:
     """The filters of a conditional setting in order, None for the rest; empty if it has none."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [None if v.get("filter") in (None, REST) else str(v["filter"]) for v in value]
+    if isinstance(value, list) and isinstance(value[0], dict):
+        return [v.get("filter") for v in value]
     return []
 
 
@@ -80,12 +101,12 @@ def value_at(value: Any, tensor: str, t: float) -> Any:
     """What a setting comes to for one tensor, or None where no filter applies.
 
     Args:
-        value: a setting in mergekit's form.
+        value: a setting in mergekit's form, as `setting` gives it.
         tensor: the tensor's name.
         t: the layer's place, 0 for the first and 1 for the last; mergekit uses 0 for tensors
             outside the layers.
     """
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    if isinstance(value, list) and isinstance(value[0], dict):
         for f, v in zip(filters(value), value, strict=True):
             if f is None or f in tensor:
                 return value_at(v["value"], tensor, t)
@@ -114,25 +135,34 @@ def build(
     Returns:
         what `dump` turns into a file that `mergekit-yaml` takes.
     Raises:
-        InputError: for a value that is no setting, or an unknown `method.base`.
+        InputErrors: for every value that is no setting, and an unknown `method.base`.
     """
+    wrong: list[str] = []
+
+    def checked(value: Any, key: str) -> Any:
+        try:
+            return setting(value, key)
+        except InputError as e:
+            wrong.append(str(e))
+
     recipe: dict[str, Any] = {"merge_method": run.method.name}
-    first = next(iter(run.experts))
-    bases = {"model": references.get("base"), "first": references[first], "none": None}
+    bases = {"model": references.get("base"), "first": references[next(iter(run.experts))], "none": None}
     if run.method.base not in bases:
-        raise InputError(f"method.base: '{run.method.base}' is none of {', '.join(bases)}")
-    recipe["base_model"] = bases[run.method.base]
+        wrong.append(f"method.base: '{run.method.base}' is none of {', '.join(bases)}")
+    recipe["base_model"] = bases.get(run.method.base)
     recipe["models"] = []
     for name, expert in run.experts.items():
         own = {p: getattr(expert, p) for p in PER_MODEL if p in takes} | expert.parameters
         item: dict[str, Any] = {"model": references[name]}
-        parameters = {p: setting(v, expert_key(name, p)) for p, v in own.items() if v is not None}
+        parameters = {p: checked(v, expert_key(name, p)) for p, v in own.items() if v is not None}
         if parameters:
             item["parameters"] = parameters
         recipe["models"].append(item)
     recipe["parameters"] = {
-        p: setting(v, f"method.parameters.{p}") for p, v in run.method.parameters.items() if v is not None
+        p: checked(v, f"method.parameters.{p}") for p, v in run.method.parameters.items() if v is not None
     }
+    if wrong:
+        raise InputErrors(wrong)
     recipe["dtype"] = run.hardware.compute_dtype
     recipe["out_dtype"] = run.hardware.dtype or out_dtype
     recipe["tokenizer_source"] = run.model.tokenizer

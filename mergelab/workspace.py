@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergelab.errors import InputError
+
 RESULT_SCHEMA = 1
 """Version of result.json; docs/result.md documents it. Raised when a key changes its meaning."""
 
@@ -94,12 +96,36 @@ class Workspace:
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as f:
             f.write(line + "\n")
 
+    def begin(self, parts: Mapping[str, Any]) -> None:
+        """Start result.json anew."""
+        write_json(self.result, {"schema": RESULT_SCHEMA, "status": "running", **parts})
+
     def record(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Merge `parts` into result.json and return the whole."""
-        result = read_json(self.result) if self.result.exists() else {"schema": RESULT_SCHEMA}
+        result = read_json(self.result)
         result.update(parts)
         write_json(self.result, result)
         return dict(result)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of the folder; two that start within a second would share it.
+
+        Raises:
+            InputError: when another process works in it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / ".hydra" / "lock")
+        (self.folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(f"another run is working in {self.folder}\nStart this one again.") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[Path]:

@@ -128,7 +128,7 @@ LAYERS = {
     # what a part of the package may import of the rest; its own modules always
     "errors": set(),
     "schema": set(),
-    "workspace": set(),
+    "workspace": {"errors"},
     "recipe": {"errors", "schema"},
     "identity": {"workspace"},
     "preflight": {"errors", "schema", "recipe"},

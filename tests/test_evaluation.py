@@ -19,7 +19,8 @@ import torch
 from tiny_tasks import greedy, make_model, write_rows, write_task
 
 from mergelab.errors import StepError
-from mergelab.evaluation import Evaluator, Measure, load
+from mergelab.evaluation import Evaluator, Measure, cache, load
+from mergelab.evaluation.index import Catalogue
 from mergelab.evaluation.text import documents, stderr
 from mergelab.schema import Evaluation, Hardware
 
@@ -92,10 +93,13 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-def evaluator(tasks: Path | None = None, home: Path | None = None, **settings: Any) -> Evaluator:
+def evaluator(
+    tasks: Path | None = None, home: Path | None = None, seed: int = 0, **settings: Any
+) -> Evaluator:
     return Evaluator(
         Evaluation(**{"kind": "tasks", "batch_size": 7, **settings}),
         hardware=HARDWARE,
+        seed=seed,
         tasks_path=tasks,
         home=home,
     )
@@ -246,8 +250,7 @@ def test_examples_are_drawn_by_the_seed_and_never_hold_the_question(
 
     def prompts(seed: int) -> list[str]:
         asked.clear()
-        settings = Evaluation(kind="tasks", num_fewshot=3)
-        bench = Evaluator(settings, hardware=HARDWARE, seed=seed, tasks_path=tmp_path / "tasks")
+        bench = evaluator(tmp_path / "tasks", seed=seed, num_fewshot=3)
         bench.score(*loaded, [task])
         again, first = asked.copy(), asked.clear()
         bench.score(*loaded, [task])
@@ -399,6 +402,23 @@ def test_progress_counts_every_prompt(
     assert seen == [("one", n + 1, 20) for n in range(20)] + [("two", n + 1, 3) for n in range(3)]
 
 
+def test_templates_are_compiled_once_a_task_not_once_a_prompt(
+    tmp_path: Path, loaded: tuple[Any, Any], rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.utils import env
+
+    task = Measure("echo", write_task(tmp_path / "tasks", "echo", rows))
+    bench = evaluator(tmp_path / "tasks")
+    bench.build([task])
+    compiled: list[str] = []
+    original = env.compile
+    monkeypatch.setattr(
+        env, "compile", lambda source, **o: (compiled.append(source), original(source, **o))[1]
+    )
+    bench.score(*loaded, [task])
+    assert sorted(compiled) == ["{{answer}}", "{{prompt}}"]
+
+
 def test_a_prompt_cut_short_is_worth_one_line(
     tmp_path: Path, loaded: tuple[Any, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -452,6 +472,15 @@ def test_scores_are_reused_for_as_long_as_nothing_that_decides_them_changes(
         assert "not a cached score" in caplog.text
     assert evaluator(folder, home).evaluate(model_dir, [task], fingerprint="one") == first
     assert stored.read_text() == whole
+
+    other = Measure("other", write_task(folder, "other", rows[:3]))
+    both = evaluator(folder, home).evaluate(model_dir, [other, task], fingerprint="one")
+    assert (list(both), both["echo"]) == (["other", "echo"], first["echo"])
+    names = {
+        device: cache.key("one", task, Catalogue([folder]), Evaluation(), device=device, seed=0)
+        for device in ("cpu", "cuda", "cuda:1")
+    }
+    assert names["cpu"] != names["cuda"] == names["cuda:1"]
 
 
 def test_data_that_are_not_here_are_told_by_name(

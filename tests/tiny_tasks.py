@@ -60,7 +60,10 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], **changes: Any) -> str:
-    """A generating task over `rows` of prompt and answer, scored by exact match; its name."""
+    """A generating task over `rows` of prompt and answer, scored by exact match; its name.
+
+    `changes` replace keys of its YAML; None leaves one out.
+    """
     folder.mkdir(exist_ok=True)
     data = folder / f"{name}.jsonl"
     write_rows(data, rows)
@@ -77,5 +80,6 @@ def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], **change
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         **changes,
     }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    said = {key: value for key, value in config.items() if value is not None}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
     return name

@@ -60,7 +60,7 @@ def _numbers(settings: Evaluation) -> Iterator[Problem]:
     if settings.max_length is not None and settings.max_length < 2:
         yield "eval.max_length", f"{settings.max_length} is too small; null is the model's own"
     limit = settings.limit
-    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == math.floor(limit))):
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
         yield (
             "eval.limit",
             f"{limit:g} is neither a number of prompts (1, 2, ...) nor a share of them below 1; "

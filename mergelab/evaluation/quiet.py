@@ -41,7 +41,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
     """
     from unittest import mock
 
-    import lm_eval.api.metrics
+    import lm_eval.evaluator  # and all it uses: a first import later on would set the loggers anew
     import tqdm.std  # type: ignore[import-untyped]
 
     start = tqdm.std.tqdm.__init__

@@ -157,6 +157,8 @@ class Evaluator:
         """One measure's score."""
         from lm_eval.evaluator import evaluate
 
+        from mergelab.evaluation.lm import templates_compiled_once
+
         built = self._built[measure.task]
         leaves = built["tasks"].values()
         lm.watch(
@@ -166,7 +168,7 @@ class Evaluator:
         for task in leaves:
             task.set_fewshot_seed(self.seed)
         try:
-            with quiet(), undisturbed(self.seed, self.hardware.threads):
+            with quiet(), undisturbed(self.seed, self.hardware.threads), templates_compiled_once():
                 found = evaluate(
                     lm,
                     built,

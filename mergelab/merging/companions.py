@@ -12,25 +12,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergelab.preflight.checkpoint import TOKENIZER_FILES
+from mergelab.preflight import checkpoint
 from mergelab.workspace import read_json, write_json, write_text
 
 MORE_TEMPLATES = "additional_chat_templates"
 """The folder in which transformers keeps all chat templates but the first."""
 
 
-def write_config(
-    donor: Path, out: Path, changes: Mapping[str, Any], ids: Mapping[int, int | None], dtype: str | None
-) -> None:
-    """The donor's config.json in its own words, but for what the merge changed.
+def write_config(donor: Path, out: Path, changes: Mapping[str, Any], ids: Mapping[int, int | None]) -> None:
+    """The donor's config.json in its own words, but for what the merge changed; the dtype becomes
+    that of the weights in `out`.
 
     Args:
         donor: the folder of the model that lends it.
-        out: the folder that gets it.
+        out: the folder that gets it, and has the weights.
         changes: by key, `text_config.num_hidden_layers` for a nested one.
         ids: tokens that have moved, see `special_ids`.
-        dtype: of the weights as they were written.
     """
+    shutil.copyfile(donor / "config.json", out / "config.json")
+    dtype = checkpoint.read(out, str(out)).dtype
     config = read_json(donor / "config.json")
     config |= translated(config, ids)
     for key, value in changes.items():
@@ -50,7 +50,7 @@ def write_config(
 
 def copy_tokenizer(donor: Path, out: Path, template: str | None) -> None:
     """The donor's tokenizer files as they are, with another chat template where one is given."""
-    for name in TOKENIZER_FILES:
+    for name in checkpoint.TOKENIZER_FILES:
         if (donor / name).exists():
             shutil.copyfile(donor / name, out / name)
     if template is None:

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,6 @@ from mergelab import recipe as recipes
 from mergelab.errors import StepError
 from mergelab.merging import companions
 from mergelab.merging.quiet import quiet
-from mergelab.preflight import checkpoint
 from mergelab.preflight.resources import parse_size
 from mergelab.schema import Hardware
 from mergelab.workspace import umask, write_text
@@ -68,9 +68,10 @@ def merge(
             _merge(recipe, out, hardware, seed, progress)
     except Exception as e:  # mergekit, its methods and the libraries below raise every kind
         log.exception("the merge failed")
-        reason = _reason(e, out)
+        place, reason = _place(e), _reason(e, out)
         remedy = next((r for words, r in REMEDIES.items() if words in reason), "")
-        raise StepError("\n".join(t for t in (f"the merge failed: {reason}", remedy) if t)) from e
+        text = f"the merge failed{f' at {place}' if place else ''}: {reason}"
+        raise StepError(f"{text}\n{remedy}" if remedy else text) from e
 
 
 def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, progress: Progress) -> None:
@@ -108,7 +109,7 @@ def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, 
     if tokenizer is not None:
         changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)
         ids = companions.special_ids(donor, tokenizer)
-    companions.write_config(donor, out, changes, ids, checkpoint.read(out, "").dtype)
+    companions.write_config(donor, out, changes, ids)
     companions.copy_generation_config(donor, out, ids)
     templated = SimpleNamespace(chat_template=None) if tokenizer is None else tokenizer
     _set_chat_template(templated, config)
@@ -216,6 +217,16 @@ def _vocab_size(tokenizer: Any, recipe: Mapping[str, Any]) -> int:
     size = len(tokenizer.get_vocab())
     multiple = (recipe.get("tokenizer") or {}).get("pad_to_multiple_of") or 1
     return -(-size // multiple) * multiple
+
+
+def _place(e: BaseException) -> str | None:
+    """The tensor that was being worked on: no message of mergekit's says it, but its frames do."""
+    for frame, _ in traceback.walk_tb(e.__traceback__):
+        task = frame.f_locals.get("self")
+        name = getattr(getattr(task, "output_weight", None), "name", None) or getattr(task, "tensor", None)
+        if isinstance(name, str):
+            return name
+    return None
 
 
 def _reason(e: BaseException, out: Path) -> str:

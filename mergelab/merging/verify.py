@@ -16,6 +16,7 @@ from typing import Any
 
 from mergelab.merging.quiet import quiet
 from mergelab.preflight import checkpoint
+from mergelab.preflight.findings import some
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def _check_use(
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(k) for k in info.get(key) or [])
         if names:
-            yield f"loaded with {key.replace('_', ' ')}: {checkpoint._some(names)}"
+            yield f"loaded with {key.replace('_', ' ')}: {some(names)}"
     report.tied = _is_tied(model)
     if model.config.get_text_config().tie_word_embeddings != report.tied:
         yield "config.json and the loaded model disagree on tie_word_embeddings"

@@ -73,6 +73,13 @@ def layer_count(config: Mapping[str, Any]) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def modules(config: Mapping[str, Any]) -> list[str] | None:
+    """The names by which mergekit calls the parts of a model, or None where it infers them."""
+    for d in _definitions().get((config.get("architectures") or [""])[0], []):
+        return list(d["modules"]) if "modules" in d else ["default"]
+    return None
+
+
 def _weight(w: Mapping[str, Any], layer: int | None) -> Weight:
     def fill(name: str) -> str:
         return name.replace("${layer_index}", str(layer))
@@ -114,10 +121,9 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
         "q_norm.weight": (hd,),
         "k_norm.weight": (hd,),
     }
-    tied = bool(config.get("tie_word_embeddings", _tied_by_default(config)))
     out: dict[str, tuple[int, ...]] = {}
     for w in listed:
-        if w.optional and (not w.name.endswith("lm_head.weight") or tied):
+        if w.optional and (not w.name.endswith("lm_head.weight") or tied(config)):
             continue
         end = ".".join(w.name.rsplit(".", 2)[-2:])
         if end in by_end:
@@ -129,6 +135,6 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
     return out
 
 
-def _tied_by_default(config: Mapping[str, Any]) -> bool:
-    # Only the Gemma family ties embeddings when config.json does not say.
-    return str(config.get("model_type", "")).startswith("gemma")
+def tied(config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding; where config.json does not say, it is in the Gemma family."""
+    return bool(config.get("tie_word_embeddings", str(config.get("model_type", "")).startswith("gemma")))

@@ -5,50 +5,33 @@ config.json, the headers of the safetensors files, the tokenizer's files.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergelab.preflight.findings import Finding, error, warning
+from mergelab.preflight import tokenizers
+from mergelab.preflight.files import load_json, reason
+from mergelab.preflight.findings import Finding, error, some, warning
+from mergelab.preflight.tokenizers import Tokenizer
 
 BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "U16": 2,
-    "U32": 4,
-    "U64": 8,
-    "BOOL": 1,
-}
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2,
+    "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1,
+}  # fmt: skip
 """Bytes of one element, by safetensors' names of dtypes."""
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of the dtypes that can be merged, as torch calls them."""
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+FETCH = "Fetch it again."
+"""The remedy for a damaged file of which nobody knows where it came from."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +54,6 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """The part of a tokenizer that decides which id means what."""
-
-    vocab: Mapping[str, int]
-    digest: str
-    """sha256 of the vocabulary, the merges and everything else that makes ids of text."""
-    chat_template: str | None
-
-
-@dataclass(frozen=True)
 class Facts:
     """A model folder, read without its weights."""
 
@@ -88,8 +61,12 @@ class Facts:
     config: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Header] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
-    has_tokenizer: bool = False
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is one, of whatever kind."""
+        return self.tokenizer is not None
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
@@ -116,45 +93,38 @@ class Facts:
         return sum(t.numel for t in self.tensors.values())
 
 
-def read(folder: Path, place: str) -> Facts:
+def read(folder: Path, place: str, fetch: str = FETCH) -> Facts:
     """Read a model folder; what is wrong with it becomes findings, never an exception.
 
     Args:
         folder: a local folder.
         place: how findings call this model, such as `experts.math`.
+        fetch: how to get sound files.
     """
-    config, findings = _config(folder, place)
-    tensors, more = _headers(folder, place)
-    findings += more
-    tokenizer, has, more = _tokenizer(folder, place)
-    return Facts(folder, config, tensors, tokenizer, has, tuple(findings + more))
-
-
-def _json(path: Path, place: str) -> tuple[Any, list[Finding]]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")), []
-    except (OSError, UnicodeDecodeError) as e:
-        return None, [error("unreadable", place, f"cannot read {path}: {_reason(e)}")]
-    except json.JSONDecodeError as e:
-        return None, [
-            error("corrupt", place, f"{path} is not JSON (line {e.lineno}: {e.msg})", "Fetch it again.")
-        ]
-
-
-def _reason(e: Exception) -> str:
-    return e.strerror or str(e) if isinstance(e, OSError) else str(e)
-
-
-def _config(folder: Path, place: str) -> tuple[dict[str, Any], list[Finding]]:
     path = folder / "config.json"
     if not path.exists():
-        return {}, [error("no-config", place, f"{folder} has no config.json, so it is no model folder")]
-    config, findings = _json(path, place)
+        remedy = fetch if fetch != FETCH else "Name the folder that holds config.json and the weights."
+        wrong = error("no-config", place, f"{folder} has no config.json, so it is no model folder", remedy)
+        return Facts(folder, findings=(wrong,))
+    config, findings = _config(path, place, fetch)
+    tensors, more = _headers(folder, place, fetch)
+    tokenizer, wrong_files = tokenizers.read(folder, place, fetch)
+    return Facts(folder, config, tensors, tokenizer, (*findings, *more, *wrong_files))
+
+
+def _config(path: Path, place: str, fetch: str) -> tuple[dict[str, Any], list[Finding]]:
+    config, findings = load_json(path, place, fetch)
     if findings:
         return {}, findings
-    if not isinstance(config, dict) or len(config.get("architectures") or []) != 1:
+    names = config.get("architectures") if isinstance(config, dict) else None
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         return {}, [
-            error("corrupt", place, f"{path} does not name exactly one architecture in `architectures`")
+            error(
+                "corrupt",
+                place,
+                f"{path} does not name exactly one architecture in `architectures`, but {names!r}",
+                fetch,
+            )
         ]
     if "quantization_config" in config:
         findings.append(
@@ -168,54 +138,24 @@ def _config(folder: Path, place: str) -> tuple[dict[str, Any], list[Finding]]:
     return config, findings
 
 
-def _headers(folder: Path, place: str) -> tuple[dict[str, Header], list[Finding]]:
+def _headers(folder: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        listed, findings = _json(index, place)
-        weight_map = listed.get("weight_map") if isinstance(listed, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            return {}, findings or [error("corrupt", place, f"{index} has no weight_map")]
-    elif single.exists():
-        weight_map, findings = None, []
-    elif any(folder.glob("pytorch_model*.bin*")):
-        return {}, [
-            error(
-                "pickled",
-                place,
-                f"{folder} holds only pickled weights (pytorch_model*.bin), which can run code",
-                "Convert them: load with transformers and save_pretrained.",
-            )
-        ]
-    else:
-        return {}, [error("no-weights", place, f"{folder} has no model.safetensors and no index of shards")]
-
-    tensors: dict[str, Header] = {}
-    for shard in sorted(set(weight_map.values())) if weight_map else [single.name]:
-        found, more = _shard(folder / str(shard), place)
-        findings += more
-        if weight_map:
-            promised = {k for k, v in weight_map.items() if v == shard}
-            if not more and (missing := sorted(promised - set(found))):
-                findings.append(
-                    error(
-                        "missing-tensor",
-                        place,
-                        f"{folder / str(shard)} lacks {_some(missing)}, which the index places there",
-                        "Fetch the checkpoint again.",
-                    )
+        tensors, findings = _indexed(index, place, fetch)
+        if single.exists():
+            findings.append(
+                warning(
+                    "stale-weights",
+                    place,
+                    f"{folder} has both an index of shards and a model.safetensors; the index is used",
+                    "Remove what does not belong to this model.",
                 )
-            found = {k: v for k, v in found.items() if k in promised}
-        tensors |= found
-    if weight_map and single.exists():
-        findings.append(
-            warning(
-                "stale-weights",
-                place,
-                f"{folder} has both an index of shards and a model.safetensors; the index is used",
-                "Remove what does not belong to this model.",
             )
-        )
-    odd = sorted({t.dtype for t in tensors.values()} - set(DTYPES) - {"I64", "BOOL"})
+    elif single.exists():
+        tensors, findings = _shard(single, place, fetch)
+    else:
+        return {}, [_no_weights(folder, place, fetch)]
+    odd = sorted({t.dtype for t in tensors.values()} - {*DTYPES, "I64", "BOOL"})
     if odd:
         findings.append(
             error(
@@ -228,78 +168,55 @@ def _headers(folder: Path, place: str) -> tuple[dict[str, Header], list[Finding]
     return tensors, findings
 
 
-def _shard(path: Path, place: str) -> tuple[dict[str, Header], list[Finding]]:
+def _no_weights(folder: Path, place: str, fetch: str) -> Finding:
+    if any(folder.glob("pytorch_model*.bin*")):
+        return error(
+            "pickled",
+            place,
+            f"{folder} holds only pickled weights (pytorch_model*.bin), which can run code",
+            "Convert them: load with transformers and save_pretrained.",
+        )
+    shards = len(list(folder.glob("*.safetensors")))
+    there = f"; it has {shards} other safetensors files" if shards else ""
+    return error(
+        "no-weights", place, f"{folder} has no model.safetensors and no index of shards{there}", fetch
+    )
+
+
+def _indexed(index: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
+    """The tensors of the shards that an index names."""
+    listed, findings = load_json(index, place, fetch)
+    if findings:
+        return {}, findings
+    weight_map = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or {type(v) for v in weight_map.values()} != {str}:
+        return {}, [error("corrupt", place, f"{index} has no weight_map from tensors to files", fetch)]
+    tensors: dict[str, Header] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = index.parent / shard
+        found, wrong = _shard(path, place, fetch)
+        promised = {k for k, v in weight_map.items() if v == shard}
+        missing = sorted(promised - set(found))
+        if missing and not wrong:
+            message = f"{path} lacks {some(missing)}, which the index places there"
+            wrong = [error("missing-tensor", place, message, fetch)]
+        findings += wrong
+        tensors |= {k: v for k, v in found.items() if k in promised}
+    return tensors, findings
+
+
+def _shard(path: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
     if not path.exists():
-        return {}, [
-            error("missing-file", place, f"{path} is not there, but the index names it", "Fetch it again.")
-        ]
+        return {}, [error("missing-file", place, f"{path} is not there, but the index names it", fetch)]
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="np") as f:
-            names = list(f.keys())
-            slices = {n: f.get_slice(n) for n in names}
+            slices = {n: f.get_slice(n) for n in f.keys()}  # noqa: SIM118 (it is no dict)
             return {n: Header(s.get_dtype(), tuple(s.get_shape()), str(path)) for n, s in slices.items()}, []
     except SafetensorError as e:
-        return {}, [
-            error(
-                "corrupt",
-                place,
-                f"{path} is damaged or was cut short ({e}); it has {path.stat().st_size:,} bytes",
-                "Fetch it again.",
-            )
-        ]
+        size = path.stat().st_size
+        message = f"{path} is damaged or was cut short ({e}); it has {size:,} bytes"
+        return {}, [error("corrupt", place, message, fetch)]
     except OSError as e:
-        return {}, [error("unreadable", place, f"cannot read {path}: {_reason(e)}")]
-
-
-def _tokenizer(folder: Path, place: str) -> tuple[Tokenizer | None, bool, list[Finding]]:
-    """The tokenizer, whether there is one at all, and what is wrong with it."""
-    fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
-    template, findings = _chat_template(folder, place)
-    if fast.exists():
-        content, more = _json(fast, place)
-        findings += more
-        if not isinstance(content, dict):
-            return None, True, findings
-        model = content.get("model") or {}
-        raw = model.get("vocab") or {}
-        vocab = dict(raw) if isinstance(raw, dict) else {t[0]: i for i, t in enumerate(raw)}
-        vocab |= {t["content"]: t["id"] for t in content.get("added_tokens") or []}
-        text = json.dumps(
-            [
-                sorted(vocab.items()),
-                model.get("merges"),
-                content.get("normalizer"),
-                content.get("pre_tokenizer"),
-            ],
-            ensure_ascii=False,
-        )
-        return Tokenizer(vocab, hashlib.sha256(text.encode()).hexdigest(), template), True, findings
-    if slow.exists():
-        try:
-            digest = hashlib.sha256(slow.read_bytes()).hexdigest()
-        except OSError as e:
-            return None, True, [*findings, error("unreadable", place, f"cannot read {slow}: {_reason(e)}")]
-        return Tokenizer({}, digest, template), True, findings
-    return None, (folder / "vocab.json").exists(), findings
-
-
-def _chat_template(folder: Path, place: str) -> tuple[str | None, list[Finding]]:
-    jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if jinja.exists():
-        try:
-            return jinja.read_text(encoding="utf-8"), []
-        except (OSError, UnicodeDecodeError) as e:
-            return None, [error("unreadable", place, f"cannot read {jinja}: {_reason(e)}")]
-    if not config.exists():
-        return None, []
-    content, findings = _json(config, place)
-    template = content.get("chat_template") if isinstance(content, dict) else None
-    return (template if isinstance(template, str) else None), findings
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    """`a, b, c and 9 more`."""
-    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+        return {}, [error("unreadable", place, f"cannot read {path}: {reason(e)}")]

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergelab.preflight.architecture import weights
-from mergelab.preflight.checkpoint import Facts, _some
-from mergelab.preflight.findings import Finding, error, note, warning
-
-ANCESTRY = "Use fine-tunes of one base model, or pass allow=[{code}] if you know that it is right."
+from mergelab.preflight import tokenizers
+from mergelab.preflight.architecture import tied, weights
+from mergelab.preflight.checkpoint import FETCH, Facts
+from mergelab.preflight.findings import MAY_PASS, Finding, error, note, some
 
 SAME: dict[str, str] = {
     "model_type": "architecture",
@@ -30,6 +29,93 @@ SAME: dict[str, str] = {
 }
 """Keys of config.json that must be equal, and the code of the finding where they are not."""
 
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+"""Tensors with a row for each token."""
+
+_DAMAGED = {"missing-file", "missing-tensor", "corrupt", "unreadable"}
+
+
+def compare(reference: Facts, expert: Facts, place: str, *, whose: str, fitted: bool) -> Iterator[Finding]:
+    """Findings of one model beside the one that it must be related to.
+
+    Args:
+        reference: the base, or the model that stands for it.
+        expert: the other model.
+        place: how findings call the expert.
+        whose: the reference as a possessive, such as `the base's`.
+        fitted: mergekit builds a tokenizer and fits the embeddings to it, so that vocabularies
+            may differ.
+    """
+    if not reference.config or not expert.config:
+        return
+    ours, theirs = expert.config["architectures"][0], reference.config["architectures"][0]
+    if ours != theirs:
+        remedy = "Only models of one architecture can be merged."
+        yield error("architecture", place, f"its architecture is {ours}, {whose} is {theirs}", remedy)
+        return
+    wrong = list(_compare_configs(reference, expert, place, whose))
+    yield from wrong
+    if not any(f.code in ("shape", "heads", "layers") for f in wrong):
+        # Otherwise shapes differ because of what has just been told.
+        yield from _compare_shapes(reference, expert, place, whose)
+    if not fitted:
+        yield from _compare_vocabularies(reference, expert, place, whose)
+    if reference.dtype and expert.dtype and reference.dtype != expert.dtype:
+        yield note("mixed-dtype", place, f"its weights are {expert.dtype}, {whose} are {reference.dtype}")
+
+
+def _compare_configs(reference: Facts, expert: Facts, place: str, whose: str) -> Iterator[Finding]:
+    file = expert.folder / "config.json"
+    ours, theirs = _filled(expert.text_config), _filled(reference.text_config)
+    for key, code in SAME.items():
+        a, b = _both(ours, theirs, key)
+        if a != b:
+            yield error(code, place, f"{key} is {a}, {whose} is {b} ({file})", _remedy(code))
+    a, b = rope(ours), rope(theirs)
+    if ("rope_theta" in a) != ("rope_theta" in b):
+        a, b = ({"rope_theta": _default_theta(ours), **r} for r in (a, b))
+    if a != b:
+        message = f"rope is {rope_text(a)}, {whose} is {rope_text(b)} ({file})"
+        yield error("rope", place, message, _remedy("rope"))
+
+
+def _remedy(code: str) -> str:
+    if code in MAY_PASS:
+        return f"Use fine-tunes of one base model, or pass allow=[{code}] if you know that it is right."
+    return "Use fine-tunes of one base model (model.base.path)."
+
+
+def _filled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the keys that follow from others and are often left out."""
+    out = {k: v for k, v in config.items() if v is not None}
+    heads, hidden = out.get("num_attention_heads"), out.get("hidden_size")
+    if isinstance(heads, int) and heads > 0:
+        out.setdefault("num_key_value_heads", heads)
+        if isinstance(hidden, int):
+            out.setdefault("head_dim", hidden // heads)
+    return out
+
+
+def _both(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> tuple[Any, Any]:
+    """A key's value in both configs; where only one has it, the other means the default."""
+    if (key in ours) == (key in theirs):
+        return ours.get(key), theirs.get(key)
+    default = _default(ours, key)
+    return ours.get(key, default), theirs.get(key, default)
+
+
+def _default(config: Mapping[str, Any], key: str) -> Any:
+    """What transformers takes where config.json does not say (imports it)."""
+    from transformers import CONFIG_MAPPING
+
+    name = str(config.get("model_type"))
+    return getattr(CONFIG_MAPPING[name](), key, None) if name in CONFIG_MAPPING else None
+
+
+def _default_theta(config: Mapping[str, Any]) -> float | None:
+    theta = (_default(config, "rope_parameters") or {}).get("rope_theta")
+    return float(theta) if theta is not None else None
+
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """How positions are encoded, whichever way config.json writes it.
@@ -48,52 +134,8 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, (int, float)) else v for k, v in out.items()}
 
 
-def compare(base: Facts, expert: Facts, place: str, *, fitted: bool) -> Iterator[Finding]:
-    """Findings of one expert against the base.
-
-    Args:
-        base: the model whose config and tokenizer the output gets.
-        expert: the other model.
-        place: how findings call the expert.
-        fitted: mergekit builds a tokenizer and fits the embeddings to it, so that vocabularies
-            may differ.
-    """
-    if not base.config or not expert.config:
-        return
-    names = (base.config["architectures"][0], expert.config["architectures"][0])
-    if names[0] != names[1]:
-        yield error(
-            "architecture",
-            place,
-            f"it is a {names[1]}, the base a {names[0]}",
-            "Only models of one architecture can be merged.",
-        )
-        return
-    ours, theirs = expert.text_config, base.text_config
-    for key, code in SAME.items():
-        if key in ours and key in theirs and ours[key] != theirs[key]:
-            yield error(
-                code,
-                place,
-                f"{key} is {ours[key]}, the base's is {theirs[key]} ({expert.folder}/config.json)",
-                ANCESTRY.format(code=code),
-            )
-    if rope(ours) != rope(theirs):
-        yield error(
-            "rope",
-            place,
-            f"rope is {_rope_text(rope(ours))}, the base's is {_rope_text(rope(theirs))} "
-            f"({expert.folder}/config.json)",
-            ANCESTRY.format(code="rope"),
-        )
-    yield from _compare_tensors(base, expert, place, fitted)
-    if not fitted:
-        yield from _compare_tokenizers(base, expert, place)
-    if base.dtype and expert.dtype and base.dtype != expert.dtype:
-        yield note("mixed-dtype", place, f"its weights are {expert.dtype}, the base's {base.dtype}")
-
-
-def _rope_text(r: Mapping[str, Any]) -> str:
+def rope_text(r: Mapping[str, Any]) -> str:
+    """`rope` for people."""
     return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.items()) or "unset"
 
 
@@ -102,121 +144,58 @@ def generic(tensor: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", tensor, count=1)
 
 
-def _compare_tensors(base: Facts, expert: Facts, place: str, fitted: bool) -> Iterator[Finding]:
-    vocabulary = {"model.embed_tokens.weight", "lm_head.weight"}
+def _compare_shapes(reference: Facts, expert: Facts, place: str, whose: str) -> Iterator[Finding]:
     differ = [
-        (n, t.shape, base.tensors[n].shape)
+        (n, t.shape, reference.tensors[n].shape)
         for n, t in expert.tensors.items()
-        if n in base.tensors and t.shape != base.tensors[n].shape
+        if n in reference.tensors and n not in VOCABULARY and t.shape != reference.tensors[n].shape
     ]
-    rows = [d for d in differ if d[0] in vocabulary]
-    if rows and not fitted:
-        n, a, b = rows[0]
-        yield error(
-            "vocabulary",
-            place,
-            f"{n} has {a[0]:,} rows, the base's has {b[0]:,}: the vocabularies differ",
-            "Set model.tokenizer=union (or base) to let mergekit fit the embeddings.",
-        )
-    rest = [d for d in differ if d[0] not in vocabulary]
-    if rest:
-        n, a, b = rest[0]
-        more = f", and {len(rest) - 1:,} more differ" if len(rest) > 1 else ""
-        yield error(
-            "shape",
-            place,
-            f"{n} is {list(a)}, the base's is {list(b)}{more}",
-            "Use fine-tunes of one base model.",
-        )
+    if differ:
+        n, a, b = differ[0]
+        more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
+        message = f"{n} is {list(a)}, {whose} is {list(b)}{more} ({expert.folder})"
+        yield error("shape", place, message, _remedy("shape"))
 
 
-def check_complete(facts: Facts, place: str) -> Iterator[Finding]:
+def _compare_vocabularies(reference: Facts, expert: Facts, place: str, whose: str) -> Iterator[Finding]:
+    for n in VOCABULARY:
+        a, b = expert.tensors.get(n), reference.tensors.get(n)
+        if a and b and a.shape[0] != b.shape[0]:
+            yield error(
+                "vocabulary",
+                place,
+                f"{n} has {a.shape[0]:,} rows, {whose} has {b.shape[0]:,}: the vocabularies differ "
+                f"({expert.folder})",
+                "Set model.tokenizer=union (or base) to let mergekit fit the embeddings.",
+            )
+            return
+    if expert.tokenizer and reference.tokenizer:
+        yield from tokenizers.compare(expert.tokenizer, reference.tokenizer, place, whose)
+
+
+def check_complete(facts: Facts, place: str, fetch: str = FETCH) -> Iterator[Finding]:
     """Missing and extra tensors of one model, by its own config.json."""
-    if not facts.config or not facts.tensors or any(f.code in _BROKEN for f in facts.findings):
+    if not facts.config or not facts.tensors or any(f.code in _DAMAGED for f in facts.findings):
         return
+    kind = facts.config["architectures"][0]
     listed = weights(facts.config)
     if listed is None:
-        yield note(
-            "unlisted",
-            place,
-            f"mergekit has no list of the tensors of {facts.config['architectures'][0]}; it will infer one",
-        )
+        message = f"mergekit has no list of the tensors of {kind}; it will infer one"
+        yield note("unlisted", place, message)
         return
     have = set(facts.tensors)
-    tied = facts.text_config.get("tie_word_embeddings", False)
-    missing = [w.name for w in listed if w.name not in have and not (set(w.also) & have) and not w.optional]
+    missing = [w.name for w in listed if not w.optional and not ({w.name, *w.also} & have)]
+    # The head is optional in mergekit's list, for it is not there where embeddings are tied.
+    if not tied(facts.text_config) and "lm_head.weight" in {w.name for w in listed} - have:
+        missing.append("lm_head.weight")
     if missing:
-        yield error(
-            "missing-tensor", place, f"{facts.folder} lacks {_some(missing)}", "Fetch the checkpoint again."
-        )
-    if (
-        not tied
-        and facts.config.get("tie_word_embeddings") is False
-        and not any(n.endswith("lm_head.weight") for n in have)
-        and any(w.name == "lm_head.weight" for w in listed)
-    ):
-        yield error(
-            "missing-tensor",
-            place,
-            f"{facts.folder} lacks lm_head.weight, and its embeddings are not tied",
-            "Fetch the checkpoint again.",
-        )
-    known = {w.name for w in listed} | {n for w in listed for n in w.also}
+        yield error("missing-tensor", place, f"{facts.folder} lacks {some(missing)}", fetch)
+    known = {n for w in listed for n in (w.name, *w.also)}
     extra = sorted(n for n in have - known if not n.endswith("rotary_emb.inv_freq"))
     if extra:
         yield error(
             "extra-tensor",
             place,
-            f"{facts.folder} has {_some(extra)}, which a {facts.config['architectures'][0]} does not; "
-            "mergekit would drop them",
+            f"{facts.folder} has {some(extra)}, which a {kind} does not; mergekit would drop them",
             "Pass allow=[extra-tensor] if they are not needed.",
-        )
-
-
-_BROKEN = {"missing-file", "missing-tensor", "corrupt", "unreadable"}
-
-
-def _compare_tokenizers(base: Facts, expert: Facts, place: str) -> Iterator[Finding]:
-    ours, theirs = expert.tokenizer, base.tokenizer
-    if ours is None or theirs is None:
-        if theirs is not None and not expert.has_tokenizer:
-            yield warning(
-                "no-tokenizer",
-                place,
-                f"{expert.folder} has no tokenizer, so it cannot be compared",
-                "It is measured with the base's.",
-            )
-        return
-    if ours.digest == theirs.digest:
-        return
-    by_id = {i: t for t, i in theirs.vocab.items()}
-    moved = [(t, i) for t, i in ours.vocab.items() if i in by_id and by_id[i] != t]
-    if moved or not (ours.vocab and theirs.vocab):
-        shown = (
-            f": id {moved[0][1]} is {moved[0][0]!r} here and {by_id[moved[0][1]]!r} there" if moved else ""
-        )
-        yield error(
-            "tokenizer",
-            place,
-            f"its tokenizer is not the base's, {len(moved) or 'some'} ids mean something else{shown}",
-            "Set model.tokenizer=union to let mergekit fit the embeddings, or use another expert.",
-        )
-        return
-    new = sorted(set(ours.vocab) - set(theirs.vocab))
-    gone = sorted(set(theirs.vocab) - set(ours.vocab))
-    if new or gone:
-        parts = [f"adds {_some(new)}"] if new else []
-        parts += [f"lacks {_some(gone)}"] if gone else []
-        yield warning(
-            "added-tokens",
-            place,
-            f"beside the base's tokenizer, its own {' and '.join(parts)}",
-            "The output gets the base's tokenizer.",
-        )
-    else:
-        yield error(
-            "tokenizer",
-            place,
-            "its tokenizer has the base's vocabulary but splits text otherwise",
-            ANCESTRY.format(code="tokenizer"),
         )

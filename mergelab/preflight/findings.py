@@ -10,6 +10,12 @@ from mergelab.errors import InputErrors
 
 Severity = Literal["error", "warning", "note"]
 
+MAY_PASS = (
+    "activation", "disk", "extra-tensor", "filter", "heads", "no-effect", "norm", "range", "rope",
+    "softcap", "tied", "tokenizer",
+)  # fmt: skip
+"""Codes of errors about which the user may know better: the merge would run all the same."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -17,16 +23,18 @@ class Finding:
 
     severity: Severity
     code: str
-    """What kind of finding; `allow=[code]` turns such errors into warnings."""
+    """What kind of finding."""
     place: str
-    """The key or the file."""
+    """The key or the file; several, separated by commas, where the same is true of all."""
     message: str
     """What is there, with the value, and what would be right."""
     remedy: str = ""
 
     def text(self) -> str:
-        """One or two lines for the terminal."""
-        line = f"{self.place}: {self.message} [{self.code}]"
+        """For the terminal: a line, and the remedy below. The code stands in brackets where
+        `allow=[code]` lets the error pass."""
+        code = f" [{self.code}]" if self.severity == "error" and self.code in MAY_PASS else ""
+        line = f"{self.place}: {self.message}{code}"
         return f"{line}\n{self.remedy}" if self.remedy else line
 
     def json(self) -> dict[str, str]:
@@ -50,14 +58,18 @@ def note(code: str, place: str, message: str, remedy: str = "") -> Finding:
 
 
 def settle(findings: Iterable[Finding], allow: Iterable[str]) -> list[Finding]:
-    """Each finding once, in order; errors whose code is in `allow` become warnings."""
-    allowed = set(allow)
-    out: dict[Finding, None] = {}
+    """Each finding once, in order, with all the places where it holds.
+
+    Errors whose code is in `allow` become warnings, where the merge would run all the same.
+    """
+    allowed = {*allow} & {*MAY_PASS}
+    alike: dict[tuple[Severity, str, str, str], dict[str, None]] = {}
     for f in findings:
-        if f.severity == "error" and f.code in allowed:
-            f = Finding("warning", f.code, f.place, f.message, f.remedy)
-        out[f] = None
-    return list(out)
+        severity = "warning" if f.severity == "error" and f.code in allowed else f.severity
+        alike.setdefault((severity, f.code, f.message, f.remedy), {})[f.place] = None
+    return [
+        Finding(s, code, ", ".join(at), message, remedy) for (s, code, message, remedy), at in alike.items()
+    ]
 
 
 def stop_on_errors(findings: Iterable[Finding]) -> None:
@@ -69,3 +81,10 @@ def stop_on_errors(findings: Iterable[Finding]) -> None:
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         raise InputErrors([f.text() for f in errors])
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """`a, b, c and 9 more`."""
+    listed = list(names)
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

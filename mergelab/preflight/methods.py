@@ -1,20 +1,16 @@
-"""Parameters against what the merge method declares, and against the ranges where it makes sense.
-
-mergekit checks neither: an unknown name is ignored, a density of 5 is taken, weights that cancel
-under normalization give a model of NaN.
-"""
+"""The merge methods of mergekit: what each declares, how many models it takes, and the ranges of its
+parameters, which mergekit does not know."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mergelab.errors import did_you_mean
-from mergelab.preflight.findings import Finding, error
-from mergelab.preflight.layout import Assignment
-from mergelab.recipe import filters, scalars, value_at
+from mergelab.preflight.findings import Finding, error, warning
+from mergelab.preflight.layout import Group
 
 
 @dataclass(frozen=True)
@@ -24,6 +20,8 @@ class Parameter:
     name: str
     kind: type
     per_model: bool
+    on_base: bool
+    """Taken for the base model as well, not only for the others."""
     required: bool
     default: Any
 
@@ -59,6 +57,7 @@ def declarations() -> dict[str, Declaration]:
                 p.name,
                 kind,
                 p.scope != ParameterScope.SHARED,
+                p.scope == ParameterScope.INPUT,
                 p.required,
                 None if p.required else p.default,
             )
@@ -118,18 +117,14 @@ RANGES: dict[tuple[str | None, str], Range] = {
 }
 """By (method, parameter), with None for every method; any other number must be finite."""
 
-NORMALIZERS = {"nuslerp": None, "multislerp": "normalize_weights"}
-"""Methods that divide by the sum of the weights, and the switch for it where it is not
-`normalize`; None: always."""
-
 DISREGARDED = {("task_arithmetic", "density")}
 """Parameters that a method declares and does not use."""
 
-CONDITION = 1e6
-"""Largest sum of |weight| over |sum of weights| at which dividing by that sum is still arithmetic
-and not noise."""
-
-TWO_EXPERTS = "Choose a pair such as experts=math_physics, or leave one out with '~experts.ROLE'."
+FEWER = {
+    1: "Choose experts=single_math, or leave others out with '~experts.ROLE'.",
+    2: "Choose a pair such as experts=math_physics, or leave one out with '~experts.ROLE'.",
+}
+MORE = "Choose a larger set, such as experts=balanced."
 
 
 def check_name(name: str, known: Iterable[str], place: str) -> list[Finding]:
@@ -147,210 +142,41 @@ def check_name(name: str, known: Iterable[str], place: str) -> list[Finding]:
     ]
 
 
-def check_inputs(d: Declaration, inputs: Sequence[str], base: str | None, place: str) -> list[Finding]:
-    """How many models the method takes, and whether it wants one of them as base."""
-    out = []
-    twice = sorted({m for m in inputs if list(inputs).count(m) > 1})
-    if twice:
-        out.append(error("duplicate", place, f"{', '.join(twice)} takes part twice"))
-    if d.base == "required" and base is None:
-        out.append(error("no-base", place, f"{d.name} needs a base model", "Set method.base=model."))
-    others = [m for m in inputs if m != base]
-    total = len(others) + (base is not None and d.base != "ignored")
-    count = total if d.base != "ignored" else len(inputs)
-    what = "models, the base among them" if base is not None and d.base != "ignored" else "models"
-    for n, low, high, noun in (
-        (count, d.min_inputs, d.max_inputs, what),
-        (len(others), d.min_non_base, d.max_non_base, "models besides the base"),
-    ):
-        if n < low or (high is not None and n > high):
-            want = f"exactly {low}" if low == high else f"at least {low}" if n < low else f"at most {high}"
-            remedy = TWO_EXPERTS if high == 2 else "experts=single_math has one." if high == 1 else ""
-            out.append(error("inputs", place, f"{d.name} takes {want} {noun}; here are {n}", remedy))
-    return out
-
-
-def check_parameters(
-    d: Declaration,
-    given: Sequence[Assignment],
-    models: Sequence[str],
-    base: str | None,
-    tensors: Sequence[tuple[str, float]],
-) -> list[Finding]:
-    """Names, types, ranges, filters, and what the parameters of one tensor come to together.
-
-    Args:
-        d: the method.
-        given: what was set, and under which key.
-        models: the references of the models that take part, in order.
-        base: the reference that mergekit gets as base_model.
-        tensors: (name, t) of every tensor of the output; empty where it cannot be known.
-    """
-    out: list[Finding] = []
-    for a in given:
-        p = d.parameters.get(a.parameter)
-        if p is None:
-            out.append(_unknown(d, a))
-            continue
-        if a.model is not None and not p.per_model:
-            out.append(
-                error(
-                    "scope",
-                    a.key,
-                    f"{d.name} takes {p.name} once for the merge, not for each model",
-                    f"Set method.parameters.{p.name}.",
-                )
-            )
-            continue
-        out += _check_values(d, p, a)
-        out += _check_filters(a, [n for n, _ in tensors])
-    if not out:
-        out += _check_together(d, given, models, base, tensors)
-    return out
-
-
-def _unknown(d: Declaration, a: Assignment) -> Finding:
-    names = sorted(d.parameters)
-    takes = f"It takes {', '.join(names)}." if names else "It takes none."
-    return error(
-        "unknown-parameter",
-        a.key,
-        f"{d.name} has no parameter '{a.parameter}'.{did_you_mean(a.parameter, names)}",
-        takes,
-    )
-
-
 def takes(d: Declaration) -> set[str]:
     """The parameters that make a difference."""
     return {p for p in d.parameters if (d.name, p) not in DISREGARDED}
 
 
-def _check_values(d: Declaration, p: Parameter, a: Assignment) -> Iterator[Finding]:
-    allowed = RANGES.get((d.name, p.name), RANGES.get((None, p.name), FINITE))
-    for x in scalars(a.value):
-        if p.kind is bool:
-            if not isinstance(x, bool):
-                yield error("type", a.key, f"{x!r} is no boolean; give true or false")
-            continue
-        number = _number(x)
-        if number is None or (p.kind is int and number != int(number)):
-            noun = "a whole number" if p.kind is int else "a number"
-            yield error("type", a.key, f"{x!r} is not {noun}")
-        elif number not in allowed:
-            yield error("range", a.key, f"{number:g} is out of range; {p.name} must be {allowed}")
+def check_inputs(d: Declaration, g: Group) -> list[Finding]:
+    """How many models the method takes, and whether it wants one of them as base.
 
-
-def _number(x: Any) -> float | None:
-    """A number, also one that YAML read as text, as it does with 1e-5."""
-    if isinstance(x, bool):
-        return None
-    try:
-        return float(x)
-    except (TypeError, ValueError):
-        return None
-
-
-def _check_filters(a: Assignment, names: Sequence[str]) -> Iterator[Finding]:
-    if not names:
-        return
-    for f in filters(a.value):
-        if f is not None and not any(f in n for n in names):
-            parts = sorted({part for n in names for part in n.split(".") if not part.isdigit()})
-            yield error(
-                "filter",
-                a.key,
-                f"the filter '{f}' is part of no tensor's name.{did_you_mean(f, parts)}",
-                f"Parts of names here: {', '.join(parts)}.",
-            )
-
-
-def _check_together(
-    d: Declaration,
-    given: Sequence[Assignment],
-    models: Sequence[str],
-    base: str | None,
-    tensors: Sequence[tuple[str, float]],
-) -> list[Finding]:
-    """What only shows once every setting is resolved for one tensor; each kind is told once."""
-    by: dict[tuple[str | None, str], list[Assignment]] = {}
-    for a in given:
-        by.setdefault((a.model, a.parameter), []).append(a)
-
-    def resolve(model: str | None, name: str, tensor: str, t: float) -> tuple[Any, str]:
-        for a in by.get((model, name), []) + (by.get((None, name), []) if model else []):
-            value = value_at(a.value, tensor, t)
-            if value is not None:
-                return value, a.key
-        return d.parameters[name].default, f"method.parameters.{name}"
-
-    voting = [m for m in models if m != base or d.base == "ignored"]
-    findings: dict[tuple[str, str], Finding] = {}
-
-    def tell(f: Finding) -> None:
-        findings.setdefault((f.code, f.place), f)
-
-    for tensor, t in tensors or [("", 0.0)]:
-        for p in d.parameters.values():
-            if not p.required or (not tensors and any(filters(a.value) for a in given)):
-                continue
-            for m in voting if p.per_model else [None]:
-                value, _ = resolve(m, p.name, tensor, t)
-                if value is None:
-                    where = next((a.key for a in by.get((m, p.name), [])), f"method.parameters.{p.name}")
-                    tell(
-                        error(
-                            "uncovered",
-                            where,
-                            f"{d.name} needs {p.name}, and nothing sets it for "
-                            f"{m + ': ' if m else ''}{tensor or 'every tensor'}",
-                            'Add "*" as the last filter, or set a number.',
-                        )
-                    )
-        if findings:
-            continue
-        if "weight" in d.parameters and voting:
-            switch = NORMALIZERS.get(d.name, "normalize")
-            if switch is None or (switch in d.parameters and resolve(None, switch, tensor, t)[0]):
-                total = sum(float(resolve(m, "weight", tensor, t)[0]) for m in voting)
-                size = sum(abs(float(resolve(m, "weight", tensor, t)[0])) for m in voting)
-                if abs(total) * CONDITION <= size:
-                    tell(
-                        error(
-                            "zero-sum",
-                            resolve(voting[0], "weight", tensor, t)[1],
-                            f"the weights sum to 0{f' at {tensor}' if tensor else ''}, and {d.name} "
-                            "divides by their sum",
-                            "Change a weight"
-                            + (f", or set method.parameters.{switch}=false." if switch else "."),
-                        )
-                    )
-        if {"density", "gamma"} <= set(d.parameters):
-            for m in voting:
-                density, key = resolve(m, "density", tensor, t)
-                gamma, key2 = resolve(m, "gamma", tensor, t)
-                if density < 1 and float(density) + float(gamma) > 1:
-                    tell(
-                        error(
-                            "range",
-                            key,
-                            f"density {density:g} and gamma {gamma:g} ask for more than "
-                            "there is; together they must be at most 1",
-                            f"Lower one ({key2}).",
-                        )
-                    )
-        if {"density", "epsilon"} <= set(d.parameters):
-            for m in voting:
-                density, key = resolve(m, "density", tensor, t)
-                epsilon, key2 = resolve(m, "epsilon", tensor, t)
-                low, high = float(density) - float(epsilon), float(density) + float(epsilon)
-                if float(density) < 1 and (low <= 0 or high >= 1):
-                    tell(
-                        error(
-                            "epsilon",
-                            key,
-                            f"{d.name} keeps entries with probabilities from density - "
-                            f"epsilon to density + epsilon; {density:g} ± {epsilon:g} leaves (0, 1)",
-                            f"Lower epsilon ({key2}) or move density away from 0 and 1.",
-                        )
-                    )
-    return list(findings.values())
+    The rules are those of mergekit's InputContract.validate_ids, told of the models that were listed.
+    """
+    out = []
+    base = None if d.base == "ignored" else g.base
+    has_base = base is not None and base in g.inputs
+    if base is not None and not has_base:
+        out.append(error("no-base", g.place, f"{d.name} wants its base model, {base}, among the sources"))
+    elif d.base == "required" and not has_base:
+        remedy = "Set method.base=model, or base_model in a file."
+        out.append(error("no-base", g.place, f"{d.name} needs a base model", remedy))
+    if d.base == "ignored" and g.added:
+        message = f"{d.name} has no base model, so mergekit merges {g.base} in as one more model"
+        out.append(warning("base-merged", g.place, message))
+    low = max(d.min_inputs, d.min_non_base + has_base)
+    tops = [n for n in (d.max_inputs, None if d.max_non_base is None else d.max_non_base + has_base) if n]
+    high = min(tops) if tops else None
+    n = len(g.inputs)
+    if n < low or (high is not None and n > high):
+        apart = int(has_base and g.added)
+        want = f"exactly {low - apart}" if low == high else f"at least {low - apart}"
+        if high is not None and low != high:
+            want = f"{low - apart} to {high - apart}"
+        noun = "model" if low == high and low - apart == 1 else "models"
+        besides = " besides the base" if apart else ""
+        message = (
+            f"{d.name} takes {want} {noun}{besides}; here {'is' if n - apart == 1 else 'are'} {n - apart}"
+        )
+        remedy = FEWER.get((high or n) - apart, "") if n > low else MORE
+        out.append(error("inputs", g.place, message, remedy))
+    return out

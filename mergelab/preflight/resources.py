@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +16,8 @@ SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 START = 1.5e9
 """Bytes that Python, torch and transformers take before any weight; measured, CPU build."""
-MARGIN = 1.02
-"""Tokenizer, headers and card beside the weights."""
+MARGIN = 1.001
+"""Headers, and blocks of the disk that are not full."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,11 @@ class Estimate:
     """What a run needs, in bytes."""
 
     read: int
+    """Weights of all inputs."""
     write: int
+    """Weights of the merged model."""
+    disk: int
+    """Where the output goes, at the peak: weights, the files beside them, adapters merged in."""
     ram: int
     vram: int
     disk_free: int
@@ -61,6 +66,7 @@ def estimate(
     low_memory: bool,
     evaluates: bool,
     output: Path,
+    beside: int,
     exact: bool,
 ) -> Estimate:
     """Upper estimates, from the elements of each output tensor.
@@ -76,36 +82,42 @@ def estimate(
         out_bytes: bytes of an element written.
         compute_bytes: bytes of an element in the arithmetic.
         shard: bytes of the largest weight file.
+        beside: bytes on the output's disk besides its weights.
     """
     import psutil
 
-    write = math.ceil(sum(tensors) * out_bytes * MARGIN)
+    write = sum(tensors) * out_bytes
     group = max(tensors, default=0) * compute_bytes * (3 * inputs + 2)
     held = min(shard, write)
     on_device = device != "cpu"
-    whole = math.ceil(sum(tensors) * out_bytes * 1.2) if evaluates else 0
+    whole = math.ceil(write * 1.2) if evaluates else 0
     ram = int(START + held + (0 if on_device and low_memory else group))
     vram = max(int(group + (held if low_memory else 0)), whole) if on_device else 0
-    existing = next(p for p in (output, *output.parents) if p.exists())
     return Estimate(
         read=read,
         write=write,
+        disk=math.ceil(write * MARGIN) + beside,
         ram=max(ram, int(START) + (0 if on_device else whole)),
         vram=vram,
-        disk_free=shutil.disk_usage(existing).free,
+        disk_free=shutil.disk_usage(existing(output)).free,
         ram_free=psutil.virtual_memory().available,
         evaluation_ram=whole,
         exact=exact,
     )
 
 
+def existing(path: Path) -> Path:
+    """The path itself if it is there, else the nearest folder above it that is."""
+    return next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 (never raises)
+
+
 def check(e: Estimate, output: Path) -> Iterator[Finding]:
     """Whether the disk and the memory suffice."""
-    if e.write > e.disk_free:
+    if e.disk > e.disk_free:
         yield error(
             "disk",
-            str(output),
-            f"the merged model needs {human(e.write)}, and {human(e.disk_free)} are free",
+            "output",
+            f"{output} needs {human(e.disk)}, and {human(e.disk_free)} are free",
             "Free some, or set output=DIR on another disk.",
         )
     if e.ram > e.ram_free:

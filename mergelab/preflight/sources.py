@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergelab.preflight.findings import Finding, Severity, error
+from mergelab.preflight.checkpoint import FETCH
+from mergelab.preflight.findings import Finding, error
 
 ZOO = "zoo:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-PROBE_SECONDS = 5.0
-"""How long the hub may take to say whether a repository is there."""
+
+Zoo = Callable[[str], Path]
+"""The folder of a role of the tiny family, which it may have to build; LookupError for others."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,25 @@ class Source:
         at = self.commit or self.revision
         return f"{self.path}@{at[:12]}" if at else self.path
 
+    @property
+    def absent(self) -> bool:
+        """Whether it is a hub model that is not on this machine."""
+        main = self.path.partition("+")[0]
+        return self.folder is None and not _is_local(main) and HUB_ID.fullmatch(main) is not None
 
-def is_local(path: str) -> bool:
-    """Whether a path means a folder, and not a hub id."""
-    return Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+    @property
+    def download(self) -> str:
+        """The command that fetches a hub model."""
+        main = self.path.partition("+")[0]
+        return f"hf download {main}" + (f" --revision {self.revision}" if self.revision else "")
+
+    @property
+    def repair(self) -> str:
+        """What to do where its files are damaged or missing."""
+        return f"Fetch it again:\n  {self.download} --force-download" if self.commit else FETCH
 
 
-def locate(
-    name: str, place: str, path: str, revision: str | None, zoo: Callable[[str], Path]
-) -> tuple[Source, list[Finding]]:
+def locate(name: str, place: str, path: str, revision: str | None, zoo: Zoo) -> tuple[Source, list[Finding]]:
     """Find one model on this machine, without the network.
 
     Args:
@@ -62,7 +74,7 @@ def locate(
         place: the key, for findings.
         path: the configured path, hub id, `zoo:ROLE`, or one of these with `+ADAPTER`.
         revision: of a hub id.
-        zoo: the folder of a role of the tiny family; may raise LookupError.
+        zoo: the tiny family.
     """
     main, plus, extra = path.partition("+")
     folder, commit, findings = _folder(place, main, revision, zoo)
@@ -70,10 +82,8 @@ def locate(
     if plus:
         adapter, _, more = _folder(place, extra, None, zoo)
         findings += more
-        if adapter is not None and not (adapter / "adapter_config.json").exists():
-            findings.append(
-                error("adapter", place, f"{adapter} has no adapter_config.json, so it is no LoRA")
-            )
+        if adapter is not None:
+            findings += _check_adapter(adapter, place)
     for f in (folder, adapter):
         if f is not None and re.search(r"[+@]", str(f)):
             findings.append(
@@ -84,21 +94,44 @@ def locate(
                     "Rename the folder, or link to it under another name.",
                 )
             )
-    return Source(name, place, main if not plus else path, revision, folder, adapter, commit), findings
+    if revision is not None and commit is None and (folder is not None or _is_local(main)):
+        findings.append(
+            error(
+                "no-effect",
+                place,
+                f"revision '{revision}' has no effect, for {main} is not on the hub",
+                "Leave the revision out.",
+            )
+        )
+    return Source(name, place, path, revision, folder, adapter, commit), findings
+
+
+def _check_adapter(adapter: Path, place: str) -> list[Finding]:
+    wrong = [
+        name for name in ("adapter_config.json", "adapter_model.safetensors") if not (adapter / name).exists()
+    ]
+    return [error("adapter", place, f"{adapter} has no {name}, so it is no LoRA") for name in wrong[:1]]
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path means a folder, and not a hub id."""
+    return (
+        path.startswith((ZOO, "/", "./", "../", "~")) or path.count("/") > 1 or os.path.exists(path)  # noqa: PTH110
+    )  # os.path.exists is False, and pathlib's raises, where a name is too long
 
 
 def _folder(
-    place: str, path: str, revision: str | None, zoo: Callable[[str], Path]
+    place: str, path: str, revision: str | None, zoo: Zoo
 ) -> tuple[Path | None, str | None, list[Finding]]:
     if path.startswith(ZOO):
         try:
             return zoo(path.removeprefix(ZOO)), None, []
         except LookupError as e:
             return None, None, [error("role", place, str(e.args[0]))]
-    if is_local(path):
-        folder = Path(path).expanduser().resolve()
-        if not folder.is_dir():
-            what = "is a file, not a model's folder" if folder.exists() else "is not there"
+    if _is_local(path):
+        folder = Path(os.path.expanduser(path)).resolve()  # noqa: PTH111 (pathlib's raises for ~nobody)
+        if not os.path.isdir(folder):  # noqa: PTH112 (as above)
+            what = "is a file, not a model's folder" if os.path.exists(folder) else "is not there"  # noqa: PTH110
             return None, None, [error("missing", place, f"{folder} {what}")]
         if not os.access(folder, os.R_OK | os.X_OK):
             return None, None, [error("unreadable", place, f"no permission to read {folder}")]
@@ -114,87 +147,12 @@ def _folder(
 
 
 def _snapshot(repo: str, revision: str | None) -> Path | None:
-    """The folder of a repository in the hub's cache, or None."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """The folder of a repository in the hub's cache, or None. It may be incomplete."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
-def ask_hub(absent: list[Source], severity: Severity) -> list[Finding]:
-    """Why models are not here, and how to get them; asks the hub once, for seconds at most.
-
-    Args:
-        absent: hub models without a folder.
-        severity: error where they are needed now, warning where a plan can do without.
-    """
-    if not absent:
-        return []
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        answers = list(pool.map(_probe, absent))
-    alike: dict[tuple[str, str, str], list[Source]] = {}
-    for s, answer in zip(absent, answers, strict=True):
-        alike.setdefault(answer, []).append(s)
-    return [
-        Finding(
-            severity,
-            code,
-            ", ".join(s.place for s in those),
-            message.format(ids=", ".join(s.path for s in those), are="is" if len(those) == 1 else "are"),
-            "\n".join([remedy, *(f"  {_fetch(s)}" for s in those if fetchable)]) if remedy else "",
-        )
-        for (code, message, remedy), those in alike.items()
-        for fetchable in [code in ("not-downloaded", "gated")]
-    ]
-
-
-def _fetch(s: Source) -> str:
-    return f"hf download {s.path}" + (f" --revision {s.revision}" if s.revision else "")
-
-
-def _probe(s: Source) -> tuple[str, str, str]:
-    """What the hub says of one repository: a code, the message, the remedy."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    offline = (
-        "not-downloaded",
-        "not on this machine, and the hub cannot be reached from it",
-        "On a machine with internet, then copy its cache here (or share it through HF_HOME):",
-    )
-    try:
-        HfApi().model_info(s.path, revision=s.revision, timeout=PROBE_SECONDS)
-        HfApi().auth_check(s.path)
-    except GatedRepoError:
-        return (
-            "gated",
-            "{ids} {are} gated, and this login has no access",
-            "Accept the licence on its page at the hub, then `hf auth login`, and:",
-        )
-    except RevisionNotFoundError:
-        return ("no-revision", f"{{ids}} has no revision {s.revision}", "Look it up on its page at the hub.")
-    except RepositoryNotFoundError:
-        return (
-            "no-repository",
-            "the hub has no {ids}, or keeps it private",
-            "Check the name; for a private model: hf auth login",
-        )
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
-        return offline
-    except Exception as e:
-        # The hub's client lets its HTTP library's own errors through, and they share no base with ours.
-        if type(e).__module__.startswith(("httpx", "httpcore", "requests")):
-            return offline
-        raise
-    return ("not-downloaded", "not on this machine yet", "Fetch first:")
+        found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError:
+        return None  # such as a name with two dots in a row: the hub has none of these
+    return Path(found).parent if isinstance(found, str) else None

@@ -37,7 +37,7 @@ def finding(severity: str, text: str) -> None:
     mark, style = MARKS[severity]
     first, _, rest = text.partition("\n")
     target = errors if severity == "error" else console
-    target.print(Text.assemble((f"{mark} ", style), first))
+    target.print(Text.assemble((f"{mark} ", style), first), soft_wrap=True)
     for line in rest.splitlines():
         target.print(Text("  " + line, style="dim"), soft_wrap=True)
 
@@ -45,9 +45,9 @@ def finding(severity: str, text: str) -> None:
 def failure(message: str) -> None:
     """What went wrong, on stderr."""
     first, _, rest = message.partition("\n")
-    errors.print(Text.assemble(("✗ ", "bold red"), first))
+    errors.print(Text.assemble(("✗ ", "bold red"), first), soft_wrap=True)
     for line in rest.splitlines():
-        errors.print(Text("  " + line.rstrip()))
+        errors.print(Text("  " + line.rstrip()), soft_wrap=True)
 
 
 @contextmanager

@@ -20,6 +20,9 @@ STEPS = ("preflight", "plan", "inspect", "merge", "check", "evaluate", "report")
 LOOKING = ("preflight", "plan", "inspect")
 """Steps that only look; a run that goes no further is not recorded elsewhere."""
 
+STATES: dict[type[BaseException], str] = {InputError: "invalid", KeyboardInterrupt: "interrupted"}
+"""What result.json says of a run that an exception ended; of any other: `failed`."""
+
 
 def run_job(run: Run, workspace: Workspace) -> None:
     """Run the job's steps in order, with an event and a time for each.
@@ -31,9 +34,9 @@ def run_job(run: Run, workspace: Workspace) -> None:
     unknown = [s for s in run.job.steps if s not in STEPS]
     if unknown or not run.job.steps:
         name = unknown[0] if unknown else ""
-        raise InputError(
-            f"job.steps: '{name}' is no step.{did_you_mean(name, STEPS)} There are {', '.join(STEPS)}."
-        )
+        reason = f"job.steps: '{name}' is no step.{did_you_mean(name, STEPS)} There are {', '.join(STEPS)}."
+        workspace.record({"status": "invalid", "error": {"step": name, "reason": reason}})
+        raise InputError(reason)
     with ExitStack() as stack:
         tracker = None
         for name in run.job.steps:
@@ -58,7 +61,7 @@ def _run_step(name: str, run: Run, workspace: Workspace) -> None:
             done(import_module(f"mergelab.steps.{name}").execute(run, workspace))
     except BaseException as e:
         reason = str(e) if isinstance(e, MergelabError) else type(e).__name__
-        state = "invalid" if isinstance(e, InputError) else "failed"
+        state = next((s for kind, s in STATES.items() if isinstance(e, kind)), "failed")
         workspace.event("step", step=name, state=state, reason=reason)
         workspace.record({"status": state, "error": {"step": name, "reason": reason}})
         if isinstance(e, OSError):

@@ -16,13 +16,13 @@ from mergelab.steps.preflight import make_plan
 from mergelab.workspace import Workspace
 
 ROWS: dict[str, Callable[[Facts], object]] = {
-    "architecture": lambda f: f.config["architectures"][0],
+    "architecture": lambda f: f.config["architectures"][0].removesuffix("ForCausalLM"),
     "layers": lambda f: f.text_config.get("num_hidden_layers"),
     "hidden size": lambda f: f.text_config.get("hidden_size"),
     "heads": lambda f: f.text_config.get("num_attention_heads"),
     "kv heads": lambda f: f.text_config.get("num_key_value_heads"),
     "vocabulary": lambda f: f.text_config.get("vocab_size"),
-    "rope": lambda f: compare._rope_text(compare.rope(f.text_config)),
+    "rope": lambda f: compare.rope_text(compare.rope(f.text_config)),
     "norm eps": lambda f: f.text_config.get("rms_norm_eps"),
     "dtype": lambda f: f.dtype,
     "tied": lambda f: f.text_config.get("tie_word_embeddings"),

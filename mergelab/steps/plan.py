@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.syntax import Syntax
 
-from mergelab.preflight import Plan, Source
+from mergelab.preflight import Plan, Source, reads_file
 from mergelab.preflight.findings import stop_on_errors
 from mergelab.preflight.resources import Estimate, human
 from mergelab.recipe import dump
@@ -26,12 +26,14 @@ def execute(run: Run, workspace: Workspace) -> str:
 def show(run: Run, plan: Plan) -> None:
     """The plan as text."""
     rows = [[s.name, s.label, _where(s)] for s in plan.sources]
+    terminal.table("run", ["", ""], run_rows(run))
+    terminal.console.print()
     terminal.table("models", ["", "", ""], rows)
+    terminal.console.print()
     terminal.console.print()
     if plan.recipe:
         terminal.say("recipe.yaml", "bold")
         terminal.console.print(Syntax(dump(plan.recipe), "yaml", background_color="default"))
-    terminal.say(f"evaluation  {evaluation_text(run)}")
     if plan.estimate:
         terminal.console.print()
         terminal.table("estimate", ["", ""], estimate_rows(plan.estimate))
@@ -39,6 +41,23 @@ def show(run: Run, plan: Plan) -> None:
     for f in plan.findings:
         if f.severity != "error":
             terminal.finding(f.severity, f.text())
+
+
+def run_rows(run: Run) -> list[list[str]]:
+    """What the composition comes to, besides the recipe."""
+    h = run.hardware
+    dtypes = f"{h.compute_dtype or 'the files'} arithmetic, written as {h.dtype or 'the base is'}"
+    rows = [
+        ["model", run.model.name],
+        ["experts", ", ".join(run.experts)],
+        ["method", run.method.name],
+        ["hardware", f"{h.device}, {dtypes}, files of at most {h.shard_size}"],
+        ["evaluation", evaluation_text(run)],
+        ["tracking", run.tracking.name],
+        ["seed", str(run.seed)],
+        ["output", run.output or "model/ in the run's folder"],
+    ]
+    return [r for r in rows if not (reads_file(run) and r[0] in ("model", "experts"))]
 
 
 def _where(s: Source) -> str:

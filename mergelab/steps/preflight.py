@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mergelab import preflight, zoo
 from mergelab.merging.disk import write_recipe
-from mergelab.preflight.findings import Finding, error, stop_on_errors
+from mergelab.preflight.findings import Finding, Severity, error, stop_on_errors
 from mergelab.preflight.resources import human
 from mergelab.report import terminal
 from mergelab.schema import Run
@@ -25,9 +25,9 @@ def execute(run: Run, workspace: Workspace) -> str:
     return ", ".join(t for t in (f"{len(plan.sources)} models", size) if t)
 
 
-def make_plan(run: Run, workspace: Workspace, *, merges: bool, absent: str = "error") -> preflight.Plan:
+def make_plan(run: Run, workspace: Workspace, *, merges: bool, absent: Severity = "error") -> preflight.Plan:
     """Examine the run, and leave plan.json and, where there is one, recipe.yaml in its folder."""
-    overrides = read_json(workspace.result).get("overrides", []) if workspace.result.exists() else []
+    overrides = read_json(workspace.result)["overrides"]
     with terminal.progress() as progress:
         plan = preflight.examine(
             run,
@@ -60,5 +60,6 @@ def other_findings(run: Run) -> list[Finding]:
     """What evaluation and tracking have to say before anything starts."""
     from mergelab import evaluation, tracking
 
-    problems = [*evaluation.check_tasks(run), *tracking.problems(run.tracking)]
+    tasks = tasks_folder(run) if run.eval.kind == "skills" else None
+    problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracking.problems(run.tracking)]
     return [error("setting", key, message) for key, message in problems]

@@ -1,0 +1,225 @@
+"""From a Run to a Plan: the models, the recipe, the findings, the estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergelab import recipe as recipes
+from mergelab.preflight import (
+    architecture,
+    checkpoint,
+    compare,
+    demands,
+    hub,
+    inputs,
+    layout,
+    resources,
+    settings,
+)
+from mergelab.preflight.checkpoint import Facts, Header
+from mergelab.preflight.findings import Finding, Severity, error, note, settle, warning
+from mergelab.preflight.inputs import Inputs
+from mergelab.preflight.resources import Estimate
+from mergelab.preflight.sources import Source, Zoo
+from mergelab.schema import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a Run comes to."""
+
+    sources: list[Source]
+    facts: dict[str, Facts]
+    """By the sources' names; without those that were not found."""
+    recipe: dict[str, Any] | None
+    findings: list[Finding]
+    estimate: Estimate | None = None
+    donor: str | None = None
+    """The name of the model whose config and tokenizer the output gets."""
+
+    def json(self) -> dict[str, Any]:
+        """plan.json."""
+        return {
+            "schema": 1,
+            "models": [
+                {
+                    "name": s.name,
+                    "path": s.path,
+                    "revision": s.revision,
+                    "commit": s.commit,
+                    "folder": str(s.folder) if s.folder else None,
+                    "adapter": str(s.adapter) if s.adapter else None,
+                    "reference": s.reference,
+                }
+                for s in self.sources
+            ],
+            "donor": self.donor,
+            "recipe": self.recipe,
+            "findings": [f.json() for f in self.findings],
+            "estimate": self.estimate.json() if self.estimate else None,
+        }
+
+
+def examine(
+    run: Run,
+    *,
+    output: Path,
+    overrides: Iterable[str] = (),
+    zoo: Zoo,
+    merges: bool = True,
+    absent: Severity = "error",
+    more: Iterable[Finding] = (),
+) -> Plan:
+    """Plan a run without reading a weight.
+
+    Args:
+        run: the composed run.
+        output: where the model will go.
+        overrides: what the user typed, to tell a setting that has no effect from a default.
+        zoo: the folder of a role of the tiny family, which it may have to build.
+        merges: whether a merge is asked for; otherwise only the models are looked at.
+        absent: the severity of a hub model that is not on this machine.
+        more: findings of other parts, to be told together with these.
+    """
+    typed = list(overrides)
+    asked = inputs.find(run, zoo)
+    facts = {s.name: checkpoint.read(s.folder, s.place, s.repair) for s in asked.sources if s.folder}
+    assumed = _assumed(run)
+    findings = [*more, *settings.check(run, typed), *asked.findings]
+    findings += _check_absent(run, asked.sources, assumed, absent)
+    findings += _check_models(run, asked, facts, assumed)
+    recipe, estimate = None, None
+    if merges:
+        base = asked.sources[0].name if asked.sources else None
+        shape = facts[base] if base in facts and facts[base].config else assumed
+        recipe, new = demands.recipe_of(run, asked, facts, shape, typed)
+        findings += new
+        wrong = list(settings.check_output(output, asked.sources))
+        findings += wrong
+        if recipe and shape:
+            estimate = _estimate(run, recipe, shape, asked, facts, output)
+            if estimate and not wrong:
+                findings += resources.check(estimate, output)
+    plan = settle(findings, [*run.allow, *run.model.allow])
+    return Plan(asked.sources, facts, recipe, plan, estimate, asked.donor)
+
+
+def _assumed(run: Run) -> Facts | None:
+    """The base as its model file describes it, for when its files are not here."""
+    config = dict(run.model.architecture)
+    shapes = architecture.shapes(config) if config and not inputs.reads_file(run) else None
+    if not shapes:
+        return None
+    names = {v: k for k, v in checkpoint.DTYPES.items()}
+    dtype = names.get(str(config.get("torch_dtype", "bfloat16")), "BF16")
+    return Facts(Path(), config, {n: Header(dtype, s, "") for n, s in shapes.items()})
+
+
+def _check_absent(
+    run: Run, sources: list[Source], assumed: Facts | None, severity: Severity
+) -> Iterator[Finding]:
+    """Hub models that are not here: why, and what therefore could not be checked."""
+    absent = [s for s in sources if s.absent]
+    yield from hub.ask(absent, severity, gated=run.model.gated)
+    if not absent or severity == "error":
+        return
+    what = ", ".join(s.name for s in absent)
+    if assumed is None:
+        yield warning("unchecked", what, "not here, and their shapes are not known: nothing could be checked")
+        return
+    yield note(
+        "unchecked",
+        what,
+        "not here: planned from the family's known shapes; their config.json, tensors, tokenizers and "
+        "chat templates could not be checked",
+    )
+
+
+def _check_models(
+    run: Run, asked: Inputs, facts: Mapping[str, Facts], assumed: Facts | None
+) -> Iterator[Finding]:
+    """Each model by itself, and beside the one that they must all be related to."""
+    fitted = run.model.tokenizer is not None
+    sliced = False
+    if asked.file is not None:
+        fitted = any(asked.file.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
+        sliced = not asked.file.get("models")
+    measured = run.eval.kind != "none" and run.eval.baselines and "inspect" not in run.job.steps
+    present = [s for s in asked.sources if s.name in facts]
+    reference, whose = _reference(asked, facts, assumed)
+    for s in present:
+        own = facts[s.name]
+        yield from own.findings
+        yield from compare.check_complete(own, s.place, s.repair)
+        if own.config and not own.has_tokenizer:
+            yield _no_tokenizer(s, own, lends=s.name == asked.donor, measured=measured)
+        if reference and reference is not own:
+            for f in compare.compare(reference, own, s.place, whose=whose, fitted=fitted):
+                if not (sliced and f.code == "layers"):
+                    yield f
+
+
+def _reference(asked: Inputs, facts: Mapping[str, Facts], assumed: Facts | None) -> tuple[Facts | None, str]:
+    """What every model is compared with: the base, else what is known of it, else the first model."""
+    names = [s.name for s in asked.sources]
+    if assumed and "base" in names and "base" not in facts:
+        return assumed, "the family's"
+    first = next((n for n in names if n in facts), None)
+    return facts.get(first or ""), "the base's" if first == "base" else f"that of {first}"
+
+
+def _no_tokenizer(s: Source, own: Facts, *, lends: bool, measured: bool) -> Finding:
+    message = f"{own.folder} has no tokenizer"
+    if lends:
+        remedy = "Copy the tokenizer's files (tokenizer.json, tokenizer_config.json) into it."
+        return error("no-tokenizer", s.place, f"{message}, and the merged model gets this one's", remedy)
+    if measured:
+        remedy = "Copy the base's tokenizer files into it, or set eval.baselines=false."
+        return error("no-tokenizer", s.place, f"{message}, so it cannot be measured", remedy)
+    return warning("no-tokenizer", s.place, f"{message}, so it cannot be compared with the others'")
+
+
+def _estimate(
+    run: Run,
+    recipe: Mapping[str, Any],
+    shape: Facts,
+    asked: Inputs,
+    facts: Mapping[str, Facts],
+    output: Path,
+) -> Estimate | None:
+    shard, wrong = resources.parse_size(run.hardware.shard_size, "")
+    out_dtype, compute = (
+        str(d or "bfloat16").removeprefix("torch.")
+        for d in (
+            recipe.get("out_dtype") or recipe.get("dtype") or shape.dtype,
+            recipe.get("dtype") or shape.dtype,
+        )
+    )
+    if wrong or not {out_dtype, compute} <= resources.SIZE.keys():
+        return None
+    groups = layout.groups(recipe, asked.place)
+    made = [n for names in layout.output_tensors(shape.config, groups) for n, _ in names]
+    typical = {compare.generic(n): t.numel for n, t in shape.tensors.items()}
+    elements = [typical[compare.generic(n)] for n in made if compare.generic(n) in typical]
+    used = [s for s in asked.sources if s.reference in set(recipes.models(recipe))]
+    sizes = {s.name: facts.get(s.name, shape).nbytes for s in used}
+    donor = next((facts[s.name].folder for s in used if s.name == asked.donor and s.name in facts), None)
+    files = [donor / name for name in checkpoint.TOKENIZER_FILES] if donor else []
+    return resources.estimate(
+        elements or [t.numel for t in shape.tensors.values()],
+        max(len(g.inputs) for g in groups),
+        sum(sizes.values()),
+        out_bytes=resources.SIZE[out_dtype],
+        compute_bytes=resources.SIZE[compute],
+        shard=shard,
+        device=run.hardware.device,
+        low_memory=run.hardware.low_memory,
+        evaluates=run.eval.kind != "none",
+        output=output,
+        beside=sum(f.stat().st_size for f in files if f.is_file())
+        + sum(sizes[s.name] for s in used if s.adapter),
+        exact=len(facts) == len(asked.sources),
+    )

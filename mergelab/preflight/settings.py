@@ -1,0 +1,131 @@
+"""Single values that are wrong by themselves, and settings that would have no effect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mergelab.errors import did_you_mean
+from mergelab.preflight import checkpoint, compare, resources
+from mergelab.preflight.findings import MAY_PASS, Finding, error
+from mergelab.preflight.inputs import reads_file
+from mergelab.preflight.sources import Source
+from mergelab.preflight.structure import MERGEABLE
+from mergelab.recipe import PER_MODEL
+from mergelab.schema import Run
+
+CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
+
+DECIDED_BY_FILE = (
+    "experts", "method.parameters", "method.base", "model.tokenizer", "model.chat_template", "hardware.dtype",
+    "hardware.compute_dtype",
+)  # fmt: skip
+"""Keys that mean nothing where a mergekit YAML file is run."""
+
+
+def check(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
+    """What can be said of a run's own values without looking at a model.
+
+    Args:
+        overrides: what the user typed, to tell a setting that has no effect from a default.
+    """
+    h = run.hardware
+    for key, value in (("hardware.dtype", h.dtype), ("hardware.compute_dtype", h.compute_dtype)):
+        if value is not None and value not in MERGEABLE:
+            near = did_you_mean(value, MERGEABLE)
+            yield error("setting", key, f"'{value}' is none of {', '.join(MERGEABLE)}.{near}")
+    if h.threads is not None and h.threads < 1:
+        yield error("setting", "hardware.threads", f"{h.threads} is out of range; at least 1")
+    if not 0 <= run.seed < 2**32:
+        yield error("setting", "seed", f"{run.seed} is out of range; 0 to 4294967295")
+    yield from resources.parse_size(h.shard_size, "hardware.shard_size")[1]
+    yield from resources.check_device(h.device)
+    if run.model.tokenizer not in (None, "base", "union"):
+        yield error("setting", "model.tokenizer", f"'{run.model.tokenizer}' is none of null, base, union")
+    yield from check_template(run.model.chat_template, "model.chat_template")
+    for key, codes in (("allow", run.allow), ("model.allow", run.model.allow)):
+        for code in codes:
+            if code not in MAY_PASS:
+                message = (
+                    f"no error that may be let pass has the code '{code}'.{did_you_mean(code, MAY_PASS)}"
+                )
+                yield error("setting", key, message, f"There are {', '.join(MAY_PASS)}.")
+    yield from _no_effect(run, overrides)
+    yield from _check_finished(run)
+
+
+def check_template(template: str | None, place: str) -> Iterator[Finding]:
+    """A chat template: one of mergekit's names, or a text that Jinja can read."""
+    if template is None or template in CHAT_TEMPLATES:
+        return
+    if "{" not in template:
+        yield error(
+            "chat-template",
+            place,
+            f"'{template}' is neither a Jinja template nor one of {', '.join(CHAT_TEMPLATES)}."
+            f"{did_you_mean(template, CHAT_TEMPLATES)}",
+        )
+    elif "{% generation" not in template:  # a tag of transformers' own
+        from jinja2 import Environment, TemplateSyntaxError
+
+        try:
+            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+        except TemplateSyntaxError as e:
+            yield error("chat-template", place, f"Jinja cannot read it, line {e.lineno}: {e.message}")
+
+
+def _no_effect(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
+    def unused(key: str, why: str, remedy: str = "Leave it out.") -> Finding:
+        return error("no-effect", key, f"it has no effect, for {why}", remedy)
+
+    if reads_file(run):
+        for o in overrides:
+            key = o.lstrip("+~").partition("=")[0]
+            if any(key == k or key.startswith(f"{k}.") for k in DECIDED_BY_FILE):
+                yield unused(o, f"the file {run.method.path} decides it")
+    else:
+        if run.method.path is not None:
+            yield unused("method.path", f"method={run.method.name} reads no file", "Set method=mergekit.")
+        for p in PER_MODEL:
+            if run.method.parameters.get(p) is not None:
+                message = f"{p} is set for each expert, not once"
+                remedy = f"Set experts.ROLE.{p}."
+                yield error("scope", f"method.parameters.{p}", message, remedy)
+    if run.check.path is not None and "inspect" not in run.job.steps:
+        yield unused("check.path", f"job={run.job.name} does not look at it", "Set job=check.")
+    if run.evaluate.path is not None and ("merge" in run.job.steps or "evaluate" not in run.job.steps):
+        yield unused("evaluate.path", f"job={run.job.name} does not measure it", "Set job=evaluate.")
+
+
+def _check_finished(run: Run) -> Iterator[Finding]:
+    """The model that job=evaluate is pointed at."""
+    if run.evaluate.path is None:
+        return
+    folder, key = Path(os.path.expanduser(run.evaluate.path)).resolve(), "evaluate.path"  # noqa: PTH111
+    if not folder.is_dir():
+        yield error("missing", key, f"{folder} is no folder")
+        return
+    facts = checkpoint.read(folder, key)
+    yield from facts.findings
+    yield from compare.check_complete(facts, key)
+    if not facts.findings and not facts.has_tokenizer:
+        yield error("no-tokenizer", key, f"{folder} has no tokenizer")
+
+
+def check_output(output: Path, sources: list[Source]) -> Iterator[Finding]:
+    """Whether a model may be written to a folder."""
+    place, elsewhere = "output", "Choose a folder that is not there yet: output=DIR"
+    for s in sources:
+        for folder in (s.folder, s.adapter):
+            if folder and (output == folder or folder in output.parents):
+                message = f"{output} is the folder of {s.name}, which would be overwritten"
+                yield error("output", place, message, elsewhere)
+                return
+    there = resources.existing(output)
+    if not there.is_dir():
+        yield error("output", place, f"{there} is not a folder", elsewhere)
+    elif there == output and any(output.iterdir()):
+        yield error("output", place, f"{output} is not empty", elsewhere)
+    elif not os.access(output.parent if there == output else there, os.W_OK | os.X_OK):
+        yield error("output", place, f"no permission to write in {there}", elsewhere)

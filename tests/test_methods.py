@@ -1,0 +1,119 @@
+"""Every merge method: its file says what mergekit declares, and its merge is mergekit's, bit for bit."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Command
+from weights import generates, mergekit_yaml, same_bits, weights
+
+from mergelab import recipe as recipes
+from mergelab.main import CONF
+from mergelab.merging import disk
+from mergelab.preflight import methods
+from mergelab.schema import Hardware
+
+FILES = {p.stem: p for p in sorted((CONF / "method").glob("*.yaml")) if p.stem not in ("mergekit", "moe")}
+
+EXPERTS = {
+    "arcee_fusion": "math_physics",
+    "nearswap": "math_code",
+    "nuslerp": "math_japanese",
+    "slerp": "code_japanese",
+    "passthrough": "single_math",
+    "multislerp": "stem",
+}
+"""The set that fits a method; balanced for any other."""
+
+LAST_BITS = {"dare_linear", "dare_ties", "della", "della_linear", "karcher", "model_stock", "nuslerp"}
+"""Methods that sum over whole tensors (a norm, an angle): above 32768 entries, torch splits such
+a sum among its threads, and its last bits differ with their number."""
+
+
+def test_there_is_a_file_for_each_of_mergekits_methods() -> None:
+    assert set(FILES) == set(methods.declarations())
+    assert len(FILES) == 20
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_says_what_mergekit_declares(name: str) -> None:
+    text = FILES[name].read_text(encoding="utf-8")
+    conf = yaml.safe_load(text)
+    declared = methods.declarations()[name]
+    assert conf["name"] == name
+    own = {p for p in declared.parameters if p not in recipes.PER_MODEL}
+    assert set(conf["parameters"]) == own
+    for p in own:
+        if not declared.parameters[p].required:
+            assert conf["parameters"][p] == declared.parameters[p].default, p
+        else:
+            assert conf["parameters"][p] is not None, f"{name} cannot do without {p}"
+    assert (
+        conf["base"]
+        in {"required": ("model", "first"), "optional": ("model",), "ignored": ("first",)}[declared.base]
+    )
+    header = text[: text.index("\nname:")]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert re.search(r"https://\S+", header), "no reference"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_merges_as_mergekit_does(name: str, family: Any, mergelab: Command, tmp_path: Path) -> None:
+    outcome = mergelab(f"method={name}", f"experts={EXPERTS.get(name, 'balanced')}", "eval=none")
+    assert outcome.status == 0, outcome.err
+    merged = weights(outcome.folder / "model")
+    base = weights(family.checkpoint("base"))
+    assert merged.keys() == base.keys()
+    assert all(bool(t.isfinite().all()) for t in merged.values())
+    assert any(not torch.equal(merged[n], base[n]) for n in base), "nothing was merged"
+    assert generates(outcome.folder / "model")
+    theirs = mergekit_yaml(outcome.folder / "recipe.yaml", tmp_path / "theirs")
+    assert same_bits(outcome.folder / "model", theirs)
+
+
+def test_command_of_mergekit_gives_the_same_bits(family: Any, mergelab: Command, tmp_path: Path) -> None:
+    outcome = mergelab("eval=none", "seed=3")
+    theirs = tmp_path / "theirs"
+    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(outcome.folder / "recipe.yaml"),
+               str(theirs), "--random-seed", "3"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert same_bits(outcome.folder / "model", theirs)
+
+
+@pytest.fixture(scope="module")
+def wide(make_model: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A base and three experts whose matrices torch would share among its threads."""
+    root = tmp_path_factory.mktemp("wide")
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64}
+    return [make_model(root / str(i), seed=i, **shape) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_threads_change_no_more_than_last_bits(name: str, wide: list[Path], tmp_path: Path) -> None:
+    conf = yaml.safe_load(FILES[name].read_text(encoding="utf-8"))
+    takes = methods.takes(methods.declarations()[name])
+    experts = wide[1 : {"passthrough": 2}.get(name, 3 if name in EXPERTS else 4)]
+    own = {k: v for k, v in {"weight": 0.5, "density": 0.5}.items() if k in takes}
+    recipe = {
+        "merge_method": name,
+        "base_model": str(wide[0] if conf["base"] == "model" else experts[0]),
+        "models": [{"model": str(e), "parameters": own} for e in experts],
+        "parameters": {k: v for k, v in conf["parameters"].items() if v is not None},
+        "dtype": "float32",
+    }
+    for threads in (1, 2):
+        (tmp_path / str(threads)).mkdir()
+        disk.merge(recipe, tmp_path / str(threads), hardware=Hardware(threads=threads), seed=0)
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for n in one:
+        if name in LAST_BITS:
+            torch.testing.assert_close(one[n], two[n], rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(one[n], two[n]), n
