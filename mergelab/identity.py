@@ -26,6 +26,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_hash(path: Path, on_read: Callable[[int], None] = lambda done: None) -> str:
+    """sha256, in hex, of a file's bytes; `on_read` hears how many have been read."""
+    sha, done = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            sha.update(block)
+            done += len(block)
+            on_read(done)
+    return sha.hexdigest()
+
+
 def file_hashes(
     folder: Path, memo: Path, progress: Callable[[str, int, int], None] = lambda what, done, total: None
 ) -> dict[str, str]:
@@ -54,13 +65,13 @@ def file_hashes(
         elif isinstance(entry, list) and entry[:2] == stamp:
             out[f.name] = entry[2]
         else:
-            sha = hashlib.sha256()
-            with real.open("rb") as stream:
-                while block := stream.read(BLOCK):
-                    sha.update(block)
-                    done += len(block)
-                    progress("read inputs", done, total)
-            out[f.name] = sha.hexdigest()
+            start = done
+
+            def on_read(n: int, start: int = start) -> None:
+                progress("read inputs", start + n, total)
+
+            out[f.name] = file_hash(real, on_read)
+            done += stat.st_size
             known[str(real)] = [*stamp, out[f.name]]
             learnt = True
     if learnt:

@@ -8,6 +8,7 @@ Nothing heavy is imported here: `--help` and `--cfg` must answer at once.
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -17,12 +18,12 @@ from typing import Any, Dict  # noqa: UP035 (OmegaConf reads it at run time)
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mergelab import __version__
+from mergelab import __version__, composing
 from mergelab.errors import InputError, MergelabError, did_you_mean
 from mergelab.schema import Run
 
@@ -55,9 +56,11 @@ def _typed(cfg: DictConfig) -> Run:
         InputError: for an expert's key or value that the schema does not have.
     """
     try:
-        run: Run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Run), cfg))  # type: ignore[assignment]
+        run: Run = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.to_container(cfg))
+        )  # type: ignore[assignment]
     except OmegaConfBaseException as e:
-        raise InputError(f"{e.full_key or 'configuration'}: {_one_message(str(e), '')}") from None
+        raise InputError(composing.explain(e)) from None
     return run
 
 
@@ -140,8 +143,6 @@ def _short(folder: Path) -> str:
 
 
 def _command(overrides: list[str]) -> str:
-    import shlex
-
     return shlex.join(["python", "-m", "mergelab", *overrides])
 
 
@@ -174,24 +175,29 @@ def _tell(error: BaseException) -> int:
         near = did_you_mean(name, options)
         terminal.failure(f"{group}={name}: there is no such option.{near}\nThere are {', '.join(options)}.")
         return InputError.exit_status
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    terminal.failure(_one_message(str(error), str(cause or "")))
+    terminal.failure(_message(error))
     return InputError.exit_status
 
 
-def _one_message(message: str, cause: str) -> str:
-    """Hydra's and OmegaConf's messages without their internals."""
-    internals = (
-        "full_key:",
-        "object_type=",
-        "reference_type=",
-        "Config search path",
-        "provider=",
-        "To append",
-    )
-    lines = [x.strip() for x in f"{message}\n{cause}".splitlines()]
-    kept = [x for x in lines if x and not x.startswith(internals)]
-    return "\n".join(dict.fromkeys(kept))
+def _message(error: BaseException) -> str:
+    """What Hydra or OmegaConf has against the command line."""
+    cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        reason = (
+            composing.plain(str(error)).splitlines()[-1].replace("missing EQUAL at", "there is no = before")
+        )
+        return (
+            f"'{error.override}' cannot be read: {reason}\nArguments are key=value; quote what holds spaces."
+        )
+    if isinstance(error, OmegaConfBaseException):
+        return composing.explain(error)
+    if isinstance(cause, OmegaConfBaseException):
+        return composing.explain(cause, composing.overridden(str(error)))
+    if isinstance(error, OSError) and error.strerror:
+        return f"hydra.run.dir: cannot write {error.filename}: {error.strerror}"
+    if isinstance(error, ValueError):
+        return f"{shlex.join(sys.argv[1:])}: {error}"
+    return composing.plain(str(error), str(cause or ""))
 
 
 def _help_wanted(arguments: list[str]) -> bool:
@@ -231,8 +237,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     try:
         _task()
-    except (HydraException, OmegaConfBaseException, ValueError) as e:
-        if debugging or not isinstance(e, (HydraException, OmegaConfBaseException)):
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as e:  # while composing
+        if debugging:
             raise
         sys.exit(_tell(e))
     except MergelabError as e:  # of a sweep: told when it happened

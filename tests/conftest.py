@@ -96,7 +96,8 @@ def random_model(
     settings: dict[str, Any] = {
         "vocab_size": 304, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "tie_word_embeddings": tied, "head_dim": 8, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+        "tie_word_embeddings": tied, "head_dim": 8,
+        "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
     }  # fmt: skip
     config = AutoConfig.for_model(architecture, **(settings | changes))
     torch.manual_seed(seed)

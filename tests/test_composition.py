@@ -133,7 +133,7 @@ LAYERS = {
     "identity": {"workspace"},
     "preflight": {"errors", "schema", "recipe"},
     "merging": {"errors", "schema", "recipe", "preflight", "workspace"},
-    "evaluation": {"errors", "schema", "workspace"},
+    "evaluation": {"errors", "schema", "identity", "workspace"},
     "zoo": {"errors"},
     "tracking": {"errors", "schema", "workspace"},
     "report": {"errors", "schema", "workspace"},

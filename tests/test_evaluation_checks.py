@@ -13,8 +13,9 @@ from tiny_tasks import write_rows, write_task
 
 from mergelab.errors import StepError
 from mergelab.evaluation import Measure, Score, check_tasks, fitness, measures
-from mergelab.evaluation.identity import definition, fingerprint
+from mergelab.evaluation.identity import definition
 from mergelab.evaluation.index import Catalogue, packaged, scan
+from mergelab.identity import digest
 from mergelab.schema import Evaluation, Model, Run, Skill
 
 ROWS = [{"prompt": "a", "answer": "b"}]
@@ -128,7 +129,7 @@ def test_a_definition_changes_with_all_that_it_is_made_of(tmp_path: Path) -> Non
     def of(name: str) -> str:
         found = definition(Catalogue([folder]), name)
         assert found is not None
-        return fingerprint(found)
+        return digest(found)
 
     before = {name: of(name) for name in ("one", "all")}
     assert before == {name: of(name) for name in ("one", "all")}
@@ -175,8 +176,8 @@ def test_what_cannot_be_known_has_no_definition(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_fingerprint_is_of_the_content_not_of_its_order() -> None:
-    assert fingerprint({"a": "1", "b": "2"}) == fingerprint({"b": "2", "a": "1"})
-    assert fingerprint({"a": "1"}) != fingerprint({"a": "2"}) != fingerprint({"b": "2"})
+    assert digest({"a": "1", "b": "2"}) == digest({"b": "2", "a": "1"})
+    assert digest({"a": "1"}) != digest({"a": "2"}) != digest({"b": "2"})
 
 
 # --- checks

@@ -559,11 +559,14 @@ def test_interrupted(moment: str, models: Any, mergelab: Command, monkeypatch: p
     assert_nothing_left(outcome.folder)
 
 
-def test_file_too_large_for_its_limit(models: Any, mergelab: Command) -> None:
+def test_file_too_large_for_its_limit(
+    models: Any, mergelab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The nearest thing to a full disk that needs no rights."""
     import resource
 
     base, expert = models(2)
+    monkeypatch.setenv("MERGELAB_HOME", str(tmp_path / "home"))  # its memo of hashes may be large by now
     size = (base / "model.safetensors").stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))

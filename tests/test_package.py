@@ -12,10 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site"), str(ROOT)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site")]
+    subprocess.run([*install, str(ROOT)], check=True, capture_output=True, text=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = "import mergelab.main as m; print(m.CONF)"
     where = subprocess.run(

@@ -6,7 +6,6 @@ Importing this package loads neither torch nor lm_eval.
 from __future__ import annotations
 
 from mergelab.evaluation.checks import check_tasks
-from mergelab.evaluation.identity import fingerprint
 from mergelab.evaluation.measures import Measure, Score, fitness, measures
 from mergelab.evaluation.scoring import Evaluator, load
 
@@ -15,7 +14,6 @@ __all__ = [
     "Measure",
     "Score",
     "check_tasks",
-    "fingerprint",
     "fitness",
     "load",
     "measures",

@@ -9,19 +9,18 @@ the device can do so too and are left out: scores are reused across machines.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tempfile
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergelab.evaluation.identity import definition, file_hash, fingerprint
+from mergelab.evaluation.identity import definition
 from mergelab.evaluation.index import Catalogue
 from mergelab.evaluation.measures import TEXT, Measure, Score
+from mergelab.identity import digest, file_hash
 from mergelab.schema import Evaluation
+from mergelab.workspace import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def key(
         task = definition(catalogue, measure.task)
     if task is None:
         return None
-    return fingerprint(
+    return digest(
         {
             "format": FORMAT,
             "model": model,
@@ -71,7 +70,7 @@ def read(home: Path, key: str) -> Score | None:
     """The score under `key`, or None. A file that cannot be understood counts as none."""
     path = _path(home, key)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if set(values) != {field.name for field in fields(Score)}:
             raise ValueError(f"has the keys {sorted(values)}")
         return Score(**values)
@@ -84,16 +83,7 @@ def read(home: Path, key: str) -> Score | None:
 
 def write(home: Path, key: str, score: Score) -> None:
     """Keep `score`, whole or not at all."""
-    path = _path(home, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, aside = tempfile.mkstemp(prefix=f".{key}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(asdict(score), file, indent=2)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    write_json(_path(home, key), asdict(score))
 
 
 def _path(home: Path, key: str) -> Path:

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 from mergelab.evaluation.index import Catalogue, Function
+from mergelab.identity import file_hash
 
 _FILE_FORMATS = ("json", "csv", "text", "parquet", "arrow", "pandas", "xml")
 """Values of dataset_path that are a format of the data_files, not a dataset."""
-
-
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """The SHA-256, in hex, of a mapping, whatever the order of its keys.
-
-    For a model: its files' names and hashes. Values are anything JSON or YAML can hold.
-    """
-    text = json.dumps([[key, parts[key]] for key in sorted(parts)], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256, in hex, of a file's bytes."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def definition(catalogue: Catalogue, name: str) -> dict[str, Any] | None:

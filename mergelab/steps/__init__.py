@@ -20,6 +20,9 @@ STEPS = ("preflight", "plan", "inspect", "merge", "check", "evaluate", "report")
 LOOKING = ("preflight", "plan", "inspect")
 """Steps that only look; a run that goes no further is not recorded elsewhere."""
 
+NEEDS = {"merge": "preflight", "check": "merge", "evaluate": "preflight", "report": "preflight"}
+"""For a step the one whose files it reads."""
+
 STATES: dict[type[BaseException], str] = {InputError: "invalid", KeyboardInterrupt: "interrupted"}
 """What result.json says of a run that an exception ended; of any other: `failed`."""
 
@@ -31,12 +34,9 @@ def run_job(run: Run, workspace: Workspace) -> None:
         InputError: for an unknown step, before any of them starts, or from preflight.
         StepError: when a step cannot be finished; result.json then says which and why.
     """
-    unknown = [s for s in run.job.steps if s not in STEPS]
-    if unknown or not run.job.steps:
-        name = unknown[0] if unknown else ""
-        reason = f"job.steps: '{name}' is no step.{did_you_mean(name, STEPS)} There are {', '.join(STEPS)}."
-        workspace.record({"status": "invalid", "error": {"step": name, "reason": reason}})
-        raise InputError(reason)
+    if reason := _wrong_steps(run.job.steps):
+        workspace.record({"status": "invalid", "error": {"step": None, "reason": reason}})
+        raise InputError(f"job.steps: {reason}")
     with ExitStack() as stack:
         tracker = None
         for name in run.job.steps:
@@ -47,6 +47,19 @@ def run_job(run: Run, workspace: Workspace) -> None:
             _run_step(name, run, workspace)
         if tracker is not None:
             publish(tracker, workspace)
+
+
+def _wrong_steps(steps: list[str]) -> str | None:
+    """Why these steps cannot be run in this order, or None."""
+    choices = f"There are {', '.join(STEPS)}."
+    if not steps:
+        return f"it is empty. {choices}"
+    for i, name in enumerate(steps):
+        if name not in STEPS:
+            return f"'{name}' is no step.{did_you_mean(name, STEPS)} {choices}"
+        if name in NEEDS and NEEDS[name] not in steps[:i]:
+            return f"'{name}' has to come after '{NEEDS[name]}', in {steps}"
+    return None
 
 
 def _name(run: Run) -> str:

@@ -33,7 +33,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     metrics: dict[str, dict[str, dict[str, object]]] = {}
     with terminal.progress() as progress:
         for n, (name, folder) in enumerate(subjects.items(), start=1):
-            content = evaluation.fingerprint(identity.file_hashes(folder, zoo.home() / "hashes.json"))
+            content = identity.digest(identity.file_hashes(folder, zoo.home() / "hashes.json"))
             splits = SPLITS if name == MERGED else SPLITS[:1]
             # One list for all splits, so that the model is loaded once.
             wanted = [replace(m, name=f"{s} {m.name}") for s in splits for m in measured[s]]
