@@ -148,7 +148,7 @@ def test_scores_of_unchanged_models_are_not_measured_twice(
 
     monkeypatch.setattr(Evaluator, "score", score)
     assert mergelab("eval.limit=8", "experts.math.weight=0.45").status == 0
-    assert len(loaded) == 2  # the new merge alone, on its two splits
+    assert len(loaded) == 1  # the new merge alone
 
 
 def test_a_sweep_ends_with_one_comparison(mergelab: Command) -> None:
@@ -204,7 +204,7 @@ def test_evaluate_and_check_a_finished_model(mergelab: Command, default_run: Pat
 def test_check_compares_the_composed_models(mergelab: Command) -> None:
     out = mergelab("job=check")
     assert out.status == 0, out.err
-    assert "Qwen2ForCausalLM" in out.out and "5 models fit together" in out.out
+    assert "architecture   Qwen2" in out.out and "5 models fit together" in out.out
 
 
 def test_plan_of_a_family_that_is_not_here(mergelab: Command) -> None:

@@ -116,7 +116,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda m: [f.unlink() for f in m.glob("*token*")] and None, "has no tokenizer",
     ),
     "tokenizer file": (
-        lambda m: edit(m / "tokenizer.json", model={"type": "BPE"}), "transformers cannot load its tokenizer",
+        lambda m: edit(m / "tokenizer.json", model={"type": "BPE"}),
+        "its tokenizer makes no tokens of '1+1='",
     ),
     "layer types": (
         lambda m: edit(m / "config.json", layer_types=["full_attention"] * 2), "2 layer_types for 3 layers",
@@ -272,7 +273,7 @@ def with_tokenizer(make_model: Any, tmp_path: Path) -> Callable[..., Path]:
             "bos_token": ("<|begin_of_text|>", "<s>"), "eos_token": ("<|end_of_text|>", "</s>"),
             "unk_token": ("<unk>", "[UNK]"),
         }.items():  # fmt: skip
-            settings |= {key: c for c in choices if c in names}
+            settings[key] = next((c for c in choices if c in names), None)
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         return folder
 
@@ -309,7 +310,7 @@ def test_device_only_where_the_model_fits(free: int, device: str, monkeypatch: p
 def test_check_of_a_finished_model(sound: bool, model: Path, mergelab: Command) -> None:
     if not sound:
         change(model, poison)
-    outcome = mergelab("job=check", f"check.path={model}", "check.prompt=2+2=")
+    outcome = mergelab("job=check", f"check.path={model}", "check.prompt='2+2='")
     assert outcome.status == (0 if sound else 1), outcome.err
     assert (UP in " ".join(outcome.err.split())) is not sound
     assert bool(outcome.result["check"]["problems"]) is not sound

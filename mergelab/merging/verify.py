@@ -258,7 +258,7 @@ def _check_generates(
 
     ids = _prompt_ids(tokenizer, prompt)
     if not ids:
-        yield f"its tokenizer makes no tokens of {prompt!r}"
+        yield f"its tokenizer makes no tokens of {prompt or PROMPT!r}"
         return
     report.prompt = tokenizer.decode(ids, skip_special_tokens=True)
     device = _device(hardware, report.nbytes)
