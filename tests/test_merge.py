@@ -494,7 +494,7 @@ def test_nan_in_an_input_is_named(form: str, models: Any, mergelab: Command, tmp
         outcome, out = mergelab(*raw(tmp_path, recipe)), name.replace(".2.", ".3.")
     said = " ".join(outcome.err.split())
     assert outcome.status == 1
-    assert f"{out} has 1 entries that are NaN" in said
+    assert f"{out} has 1 entry that is NaN" in said
     assert f"so has {name} of" in said
     assert str(expert / "model.safetensors") in said.replace(" ", "")
     assert outcome.result["error"]["step"] == "check"

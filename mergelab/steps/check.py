@@ -69,5 +69,5 @@ def look(folder: Path, run: Run, inputs: dict[str, Path]) -> Report:
 
 def summary(r: Report) -> str:
     """One line on a sound model."""
-    tied = ", tied embeddings" if r.tied else ""
+    tied = ", tied embeddings" if r.trial.tied else ""
     return f"{r.tensors} tensors, all finite{tied}, loads, generates"
