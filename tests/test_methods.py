@@ -108,9 +108,18 @@ def test_threads_change_no_more_than_last_bits(name: str, wide: list[Path], tmp_
         "parameters": {k: v for k, v in conf["parameters"].items() if v is not None},
         "dtype": "float32",
     }
+    before = torch.get_num_threads()
     for threads in (1, 2):
-        (tmp_path / str(threads)).mkdir()
-        disk.merge(recipe, tmp_path / str(threads), hardware=Hardware(threads=threads), seed=0)
+        out, told = tmp_path / str(threads), []
+        out.mkdir()
+        disk.merge(
+            recipe, out, hardware=Hardware(threads=threads), seed=0,
+            progress=lambda *step, told=told: told.append((*step, torch.get_num_threads())),
+        )  # fmt: skip
+        assert {t for *_, t in told} == {threads}
+        merged = [(done, total) for what, done, total, _ in told if what == "merge"]
+        assert merged == [(i + 1, len(merged)) for i in range(len(merged))]
+    assert torch.get_num_threads() == before
     one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
     for n in one:
         if name in LAST_BITS:

@@ -67,10 +67,13 @@ def compare(reference: Facts, expert: Facts, place: str, *, whose: str, fitted: 
 def _compare_configs(reference: Facts, expert: Facts, place: str, whose: str) -> Iterator[Finding]:
     file = expert.folder / "config.json"
     ours, theirs = _filled(expert.text_config), _filled(reference.text_config)
+    differ: dict[str, list[str]] = {}
     for key, code in SAME.items():
         a, b = _both(ours, theirs, key)
         if a != b:
-            yield error(code, place, f"{key} is {a}, {whose} is {b} ({file})", _remedy(code))
+            differ.setdefault(code, []).append(f"{key} is {a}, {whose} is {b}")
+    for code, messages in differ.items():
+        yield error(code, place, f"{'; '.join(messages)} ({file})", _remedy(code))
     a, b = rope(ours), rope(theirs)
     if ("rope_theta" in a) != ("rope_theta" in b):
         a, b = ({"rope_theta": _default_theta(ours), **r} for r in (a, b))

@@ -11,7 +11,7 @@ from mergelab.errors import InputErrors
 from mergelab.preflight import architecture, layout, methods, parameters
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import Finding, error, note, warning
-from mergelab.preflight.inputs import Inputs
+from mergelab.preflight.inputs import Inputs, reads_file
 from mergelab.preflight.methods import Declaration
 from mergelab.preflight.settings import check_template
 from mergelab.schema import Run
@@ -29,6 +29,8 @@ def recipe_of(
         shape: the base, or what is assumed of it.
         overrides: what the user typed.
     """
+    if reads_file(run) and inputs.file is None:
+        return None, []
     known = methods.declarations()
     if inputs.file is not None:
         recipe, findings = _read(inputs, known)

@@ -77,6 +77,8 @@ def locate(name: str, place: str, path: str, revision: str | None, zoo: Zoo) -> 
         zoo: the tiny family.
     """
     main, plus, extra = path.partition("+")
+    if os.path.isdir(path):  # noqa: PTH112 (never raises)
+        main, plus, extra = path, "", ""
     folder, commit, findings = _folder(place, main, revision, zoo)
     adapter = None
     if plus:

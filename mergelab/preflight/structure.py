@@ -133,7 +133,8 @@ def _keys(
         try:
             setting(value, "")
         except InputError as e:
-            yield error("setting", place((*path, "parameters", p)), str(e).removeprefix(": "))
+            inside, _, message = str(e).partition(": ")
+            yield error("setting", place((*path, "parameters", p)) + inside, message)
 
 
 def _check_models(items: Any, path: tuple[Any, ...], place: Place) -> Iterator[Finding]:

@@ -60,6 +60,6 @@ def other_findings(run: Run) -> list[Finding]:
     """What evaluation and tracking have to say before anything starts."""
     from mergelab import evaluation, tracking
 
-    tasks = tasks_folder(run) if run.eval.kind == "skills" else None
+    tasks = tasks_folder(run) if run.eval.kind in ("skills", "tasks") else None
     problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracking.problems(run.tracking)]
     return [error("setting", key, message) for key, message in problems]
