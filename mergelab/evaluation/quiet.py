@@ -6,9 +6,9 @@ import contextlib
 import logging
 import os
 import random
-import warnings
 from collections.abc import Iterator
-from typing import Any
+
+from mergelab.quiet import quiet as silence
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +42,12 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
     from unittest import mock
 
     import lm_eval.evaluator  # and all it uses: a first import later on would set the loggers anew
-    import tqdm.std  # type: ignore[import-untyped]
-
-    start = tqdm.std.tqdm.__init__
-
-    def disabled(bar: Any, *args: Any, **options: Any) -> None:
-        start(bar, *args, **{**options, "disable": True})
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(tqdm.std.tqdm, "__init__", disabled))
+        stack.enter_context(silence())
         # Its bootstrap prints, and would fork a pool of processes for 100 000 resamples.
         stack.enter_context(mock.patch.object(lm_eval.api.metrics, "print", lambda *_: None, create=True))
         stack.enter_context(mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
         for name in _NOISY:
             stack.enter_context(_logger(name, logging.ERROR))
         stack.enter_context(_logger("lm_eval", level, _Relay(level)))

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from mergelab import recipe as recipes
 from mergelab.errors import StepError
 from mergelab.merging import companions
-from mergelab.merging.quiet import quiet
 from mergelab.preflight.resources import parse_size
+from mergelab.quiet import quiet
 from mergelab.schema import Hardware
 from mergelab.workspace import umask, write_text
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.merging import trial
-from mergelab.merging.quiet import quiet
 from mergelab.preflight import checkpoint
+from mergelab.quiet import quiet
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mergelab.report import scores
+from mergelab.workspace import Workspace, read_json, write_text
+
+
+def write_card(workspace: Workspace, folder: Path) -> None:
+    """The card of a run's model, with the scores where it has been measured."""
+    result, recipe = read_json(workspace.result), workspace.recipe.read_text(encoding="utf-8")
+    write_text(folder / "README.md", card(result, recipe, workspace.model.name))
 
 
 def card(result: Mapping[str, Any], recipe: str, name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mergelab.errors import StepError
 from mergelab.merging.verify import Report, verify
 from mergelab.report import terminal
+from mergelab.report.card import write_card
 from mergelab.schema import Run
 from mergelab.workspace import Workspace, read_json
 
@@ -24,6 +25,8 @@ def execute(run: Run, workspace: Workspace) -> str:
         workspace.record({"check": report.json()})
         if report.problems:
             raise StepError("the merged model is not sound, and was removed: " + "; ".join(report.problems))
+        workspace.record({"model": str(workspace.model)})
+        write_card(workspace, workspace.partial)
         publish(workspace.partial, workspace.model)
     except BaseException:
         shutil.rmtree(workspace.partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Keeping transformers and mergekit off the terminal; what is worth telling goes into our own words."""
+"""Keeping libraries off the terminal; what is worth telling goes into our own words."""
 
 from __future__ import annotations
 

@@ -1,0 +1,60 @@
+"""What a run is: its inputs by content, the versions that take part, and the key made of it all."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergelab import __version__, evaluation, identity, zoo
+from mergelab.schema import Run
+from mergelab.workspace import Workspace, read_json
+
+PACKAGES = ("mergekit", "torch", "transformers", "lm_eval", "safetensors", "hydra-core")
+JUDGING = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size")
+"""Settings of the evaluation that scores depend on."""
+
+
+def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
+    """Record inputs, versions, method and key; reads inputs that are no hub snapshots once."""
+    merges = "merge" in run.job.steps
+    recipe = yaml.safe_load(workspace.recipe.read_text(encoding="utf-8")) if merges else None
+    inputs = [_input(m, progress) for m in read_json(workspace.plan)["models"]]
+    versions = {"mergelab": __version__, "python": platform.python_version()}
+    versions |= {p: version(p) for p in PACKAGES}
+    settings = {
+        "seed": run.seed,
+        "device": run.hardware.device.partition(":")[0],
+        "measures": [
+            (split, m.name, m.task, m.metric, m.share)
+            for split in ("validation", "search")
+            for m in evaluation.measures(run, split)
+        ],
+        "evaluation": {k: getattr(run.eval, k) for k in JUDGING},
+        "text": identity.file_hash(Path(run.eval.text).expanduser()) if run.eval.text else None,
+        "versions": versions,
+    }
+    workspace.record(
+        {
+            "inputs": inputs,
+            "versions": versions,
+            "merge_method": recipe["merge_method"] if recipe else None,
+            "key": identity.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
+        }
+    )
+
+
+def _input(m: Mapping[str, Any], progress: zoo.Progress) -> dict[str, Any]:
+    """A model of the plan with its hub commit, or else the hashes of its files."""
+    memo = zoo.home() / "hashes.json"
+    files: dict[str, str] = {}
+    if not m["commit"]:
+        files |= identity.file_hashes(Path(m["folder"]), memo, progress)
+    if m["adapter"]:
+        hashes = identity.file_hashes(Path(m["adapter"]), memo, progress)
+        files |= {f"adapter/{name}": h for name, h in hashes.items()}
+    return {**m, "files": files, "content": identity.digest([m["commit"], files])}
