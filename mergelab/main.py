@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict  # noqa: UP035 (OmegaConf reads it at run time)
@@ -20,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import __version__, composing
@@ -72,7 +73,23 @@ class _Finished(SystemExit):
 
 
 class Sweep:
-    """What a sweep shows at its end. (A Hydra callback; it is called by these method names.)"""
+    """What a sweep does before its first run and after its last. (Hydra calls these methods.)"""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Preflight every run of a grid, so that none starts where one is invalid."""
+        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+            return  # another sweeper makes its runs up as it goes
+        from mergelab.report import terminal
+
+        messages: list[str] = []
+        for number, (typed, run) in enumerate(_grid(config)):
+            folder = Path(config.hydra.sweep.dir).resolve() / str(number) / "model"
+            for message in _problems(run, Path(run.output).resolve() if run.output else folder, typed):
+                messages.append(f"run {number} ({' '.join(typed)}): {message}")
+        if messages:
+            for message in messages:
+                terminal.failure(message)
+            raise _Finished(InputError.exit_status)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Compare all runs of the sweep's folder."""
@@ -84,6 +101,33 @@ class Sweep:
         if name.startswith("on_"):
             return lambda **_: None
         raise AttributeError(name)
+
+
+def _grid(config: DictConfig) -> Iterator[tuple[list[str], Run]]:
+    """What was typed for each run of a grid sweep, and the Run that it composes to."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    loader = GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+    (grid,) = BasicSweeper.split_arguments(parsed, None)
+    for typed in grid:
+        cfg = loader.load_sweep_config(config, list(typed))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        yield typed, _typed(cfg)
+
+
+def _problems(run: Run, output: Path, typed: list[str]) -> list[str]:
+    """What preflight has against a run that merges."""
+    from mergelab.steps.preflight import plan_of
+
+    if "preflight" not in run.job.steps:
+        return []
+    _stay_offline(run)
+    plan = plan_of(run, output, typed, merges="merge" in run.job.steps)
+    return [f.text() for f in plan.findings if f.severity == "error"]
 
 
 @hydra.main(config_path=str(CONF), config_name="config")

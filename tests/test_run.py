@@ -152,15 +152,47 @@ def test_scores_of_unchanged_models_are_not_measured_twice(
 
 
 def test_a_sweep_ends_with_one_comparison(mergelab: Command) -> None:
-    out = mergelab("-m", "method=linear,ties,slerp", "eval.limit=16")
-    assert out.status == 2  # slerp takes two models, and got four
-    assert "slerp takes exactly 2 models" in out.err
+    out = mergelab("-m", "method=linear,ties", "eval.limit=16")
+    assert out.status == 0, out.err
     rows = list(csv.reader((out.folder / "comparison.csv").open(encoding="utf-8")))
     assert rows[0] == ["run", "", "math", "physics", "code", "japanese", "mean", "fitness"]
     assert {rows[1][1], rows[2][1]} == {"method=linear", "method=ties"}
     assert float(rows[1][-1]) >= float(rows[2][-1])
-    assert rows[3][1] == "method=slerp (invalid)"
+    assert rows[3][1] == "parent base"
     assert "best first" in out.out
+
+
+def test_no_run_of_a_sweep_starts_where_one_is_invalid(mergelab: Command) -> None:
+    out = mergelab("-m", "method=ties,slerp", "experts.math.density=0.5,3", "eval.limit=8")
+    assert out.status == 2
+    for part in (
+        "run 1 (method=ties experts.math.density=3",
+        "slerp takes exactly 2 models",
+        "slerp takes no",
+    ):
+        assert part in out.err
+    assert not list(out.folder.glob("*/result.json"))
+
+
+def test_a_run_that_fails_does_not_stop_the_others(
+    mergelab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergelab.errors import StepError
+    from mergelab.merging import disk
+
+    original = disk.merge
+
+    def merge(recipe: Any, *arguments: Any, **named: Any) -> None:
+        if recipe["merge_method"] == "ties":
+            raise StepError("by design")
+        original(recipe, *arguments, **named)
+
+    monkeypatch.setattr(disk, "merge", merge)
+    out = mergelab("-m", "method=ties,linear", "eval.limit=8")
+    assert out.status == 1
+    assert "by design" in out.err
+    rows = list(csv.reader((out.folder / "comparison.csv").open(encoding="utf-8")))
+    assert [r[1] for r in rows[1:3]] == ["method=linear", "method=ties (failed)"]
 
 
 def test_any_sweeper_gets_the_fitness(mergelab: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from mergelab import preflight, zoo
@@ -28,20 +29,27 @@ def execute(run: Run, workspace: Workspace) -> str:
 def make_plan(run: Run, workspace: Workspace, *, merges: bool, absent: Severity = "error") -> preflight.Plan:
     """Examine the run, and leave plan.json and, where there is one, recipe.yaml in its folder."""
     overrides = read_json(workspace.result)["overrides"]
-    with terminal.progress() as progress:
-        plan = preflight.examine(
-            run,
-            output=workspace.model,
-            overrides=overrides,
-            zoo=lambda role: family(run, progress).checkpoint(role),
-            merges=merges,
-            absent=absent,
-            more=other_findings(run),
-        )
+    plan = plan_of(run, workspace.model, overrides, merges=merges, absent=absent)
     write_json(workspace.plan, plan.json())
     if plan.recipe:
         write_recipe(workspace.recipe, plan.recipe)
     return plan
+
+
+def plan_of(
+    run: Run, output: Path, overrides: Iterable[str], *, merges: bool, absent: Severity = "error"
+) -> preflight.Plan:
+    """`preflight.examine` with a bar, together with what evaluation and tracking have to say."""
+    with terminal.progress() as progress:
+        return preflight.examine(
+            run,
+            output=output,
+            overrides=overrides,
+            zoo=lambda role: family(run, progress).checkpoint(role),
+            merges=merges,
+            absent=absent,
+            more=other_findings(run, progress),
+        )
 
 
 def family(run: Run, progress: zoo.Progress | None = None) -> zoo.Family:
@@ -49,17 +57,17 @@ def family(run: Run, progress: zoo.Progress | None = None) -> zoo.Family:
     return zoo.open_family(run.model.zoo_seed, progress)
 
 
-def tasks_folder(run: Run) -> Path | None:
+def tasks_folder(run: Run, progress: zoo.Progress | None = None) -> Path | None:
     """The folder of the family's own lm_eval tasks."""
     if run.model.tasks == "zoo:tasks":
-        return family(run).tasks
+        return family(run, progress).tasks
     return Path(run.model.tasks).expanduser().resolve() if run.model.tasks else None
 
 
-def other_findings(run: Run) -> list[Finding]:
+def other_findings(run: Run, progress: zoo.Progress | None = None) -> list[Finding]:
     """What evaluation and tracking have to say before anything starts."""
     from mergelab import evaluation, tracking
 
-    tasks = tasks_folder(run) if run.eval.kind in ("skills", "tasks") else None
+    tasks = tasks_folder(run, progress) if run.eval.kind in ("skills", "tasks") else None
     problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracking.problems(run.tracking)]
     return [error("setting", key, message) for key, message in problems]
