@@ -172,7 +172,7 @@ class Evaluator:
         for task in leaves:
             task.set_fewshot_seed(self.seed)
         try:
-            with quiet(), undisturbed(self.seed, self.hardware.threads), templates_compiled_once():
+            with quiet(), undisturbed(self.seed, self._threads(lm.model)), templates_compiled_once():
                 found = evaluate(
                     lm,
                     built,

@@ -44,7 +44,7 @@ def recipe_of(
     for g, names in zip(groups, tensors, strict=True):
         counted = methods.check_inputs(d, g)
         findings += counted if inputs.file is None else [replace(f, remedy="") for f in counted]
-        findings += parameters.check_parameters(d, g, names)
+        findings += parameters.check_parameters(d, g, names, inputs.place)
         if inputs.file is not None:
             findings += _check_group(g, inputs, facts)
     findings += _check_modules(recipe, shape, inputs.place)

@@ -70,7 +70,7 @@ def examine(
     overrides: Iterable[str] = (),
     zoo: Zoo,
     merges: bool = True,
-    absent: Severity = "error",
+    lacking: Severity = "error",
     more: Iterable[Finding] = (),
 ) -> Plan:
     """Plan a run without reading a weight.
@@ -81,15 +81,15 @@ def examine(
         overrides: what the user typed, to tell a setting that has no effect from a default.
         zoo: the folder of a role of the tiny family, which it may have to build.
         merges: whether a merge is asked for; otherwise only the models are looked at.
-        absent: the severity of a hub model that is not on this machine.
+        lacking: the severity of what this machine lacks: a model of the hub, a device, room on the disk.
         more: findings of other parts, to be told together with these.
     """
     typed = list(overrides)
     asked = inputs.find(run, zoo)
     facts = {s.name: checkpoint.read(s.folder, s.place, s.repair) for s in asked.sources if s.folder}
     assumed = _assumed(run)
-    findings = [*more, *settings.check(run, typed), *asked.findings]
-    findings += _check_absent(run, asked.sources, assumed, absent)
+    findings = [*more, *settings.check(run, typed, lacking), *asked.findings]
+    findings += _check_absent(run, asked.sources, assumed, lacking)
     findings += _check_models(run, asked, facts, assumed)
     recipe, estimate = None, None
     if merges:
@@ -102,7 +102,7 @@ def examine(
         if recipe and shape:
             estimate = _estimate(run, recipe, shape, asked, facts, output)
             if estimate and not wrong:
-                findings += resources.check(estimate, output)
+                findings += resources.check(estimate, output, lacking)
     plan = settle(findings, [*run.allow, *run.model.allow])
     return Plan(asked.sources, facts, recipe, plan, estimate, asked.donor)
 

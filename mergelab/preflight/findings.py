@@ -12,7 +12,7 @@ Severity = Literal["error", "warning", "note"]
 
 MAY_PASS = (
     "activation", "disk", "extra-tensor", "filter", "heads", "no-effect", "norm", "range", "rope",
-    "softcap", "tied", "tokenizer",
+    "softcap", "tokenizer",
 )  # fmt: skip
 """Codes of errors about which the user may know better: the merge would run all the same."""
 

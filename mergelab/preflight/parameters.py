@@ -12,7 +12,7 @@ from typing import Any
 
 from mergelab.errors import did_you_mean
 from mergelab.preflight.findings import Finding, error
-from mergelab.preflight.layout import Assignment, Group
+from mergelab.preflight.layout import Assignment, Group, Place
 from mergelab.preflight.methods import FINITE, RANGES, Declaration, Parameter
 from mergelab.recipe import filters, scalars, value_at
 
@@ -28,13 +28,14 @@ Tensor = tuple[str, float]
 """The name of a tensor of the output, and its layer's place from 0 to 1."""
 
 
-def check_parameters(d: Declaration, g: Group, tensors: Sequence[Tensor]) -> list[Finding]:
+def check_parameters(d: Declaration, g: Group, tensors: Sequence[Tensor], place: Place) -> list[Finding]:
     """Names, types, ranges and filters of every setting; if these are right, what they come to.
 
     Args:
         d: the method.
         g: the models that take part, and what was set under which key.
         tensors: those of the output that these models make; empty where it cannot be known.
+        place: from a path into the recipe to the key that the user knows.
     """
     out: list[Finding] = []
     names = [n for n, _ in tensors]
@@ -44,11 +45,11 @@ def check_parameters(d: Declaration, g: Group, tensors: Sequence[Tensor]) -> lis
             out.append(_unknown(d, a))
         elif a.model is not None and not p.per_model:
             message = f"{d.name} takes {p.name} once for the merge, not for each model"
-            out.append(error("scope", a.key, message, f"Set method.parameters.{p.name}."))
+            out.append(error("scope", a.key, message, f"Set {place(('parameters', p.name))}."))
         else:
             out += _check_values(d, p, a)
             out += _check_filters(a, names)
-    return out or _check_together(Settings(d, g), tensors)
+    return out or _check_together(Settings(d, g, place), tensors)
 
 
 def _unknown(d: Declaration, a: Assignment) -> Finding:
@@ -93,6 +94,7 @@ class Settings:
 
     d: Declaration
     g: Group
+    place: Place
 
     def models(self, name: str) -> list[str | None]:
         """The models for which a parameter is looked up; [None] for one of the whole merge."""
@@ -109,7 +111,7 @@ class Settings:
             value = value_at(a.value, *tensor)
             if value is not None:
                 return value, a.key
-        key = next((a.key for a in own), f"method.parameters.{name}")
+        key = next((a.key for a in own), self.place(("parameters", name)))
         return self.d.parameters[name].default, key
 
     def each(self, name: str, tensor: Tensor) -> list[tuple[float, str]]:
@@ -138,7 +140,7 @@ def _uncovered(s: Settings, tensor: Tensor) -> Iterator[Finding]:
         for m in s.models(p.name) if p.required else []:
             value, key = s.at(m, p.name, tensor)
             if value is None:
-                whom = f" of {m}" if m is not None and key.startswith("method.") else ""
+                whom = f" of {m}" if m is not None and key == s.place(("parameters", p.name)) else ""
                 yield error(
                     "uncovered",
                     key,
@@ -162,7 +164,7 @@ def _zero_sum(s: Settings, tensor: Tensor) -> Iterator[Finding]:
             ", ".join(dict.fromkeys(key for _, key in weights)),
             f"the weights {shown} sum to 0{f' at {tensor[0]}' if tensor[0] else ''}, and {s.d.name} divides "
             "by their sum",
-            "Change a weight" + (f", or set method.parameters.{switch}=false." if switch else "."),
+            "Change a weight" + (f", or set {s.place(('parameters', switch))}=false." if switch else "."),
         )
 
 

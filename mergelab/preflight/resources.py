@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.preflight.findings import Finding, error, warning
+from mergelab.preflight.findings import Finding, Severity, error, warning
 
 SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -111,10 +111,11 @@ def existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 (never raises)
 
 
-def check(e: Estimate, output: Path) -> Iterator[Finding]:
-    """Whether the disk and the memory suffice."""
+def check(e: Estimate, output: Path, lacking: Severity) -> Iterator[Finding]:
+    """Whether the disk and the memory suffice; `lacking` is the severity of a disk that does not."""
     if e.disk > e.disk_free:
-        yield error(
+        yield Finding(
+            lacking,
             "disk",
             "output",
             f"{output} needs {human(e.disk)}, and {human(e.disk_free)} are free",
@@ -129,8 +130,8 @@ def check(e: Estimate, output: Path) -> Iterator[Finding]:
         )
 
 
-def check_device(device: str) -> Iterator[Finding]:
-    """Whether torch sees the device (imports torch for anything but the CPU)."""
+def check_device(device: str, lacking: Severity) -> Iterator[Finding]:
+    """Whether torch sees the device (imports torch for anything but the CPU); else `lacking`."""
     if device == "cpu":
         return
     kind, _, index = device.partition(":")
@@ -141,16 +142,16 @@ def check_device(device: str) -> Iterator[Finding]:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        yield error(
+        yield Finding(
+            lacking,
             "device",
             "hardware.device",
             f"'{device}', but torch sees no CUDA device here",
             "Use hardware=cpu, or a machine with a GPU and torch's CUDA build.",
         )
     elif index and int(index) >= count:
-        yield error(
-            "device", "hardware.device", f"'{device}', but there are {count} (cuda:0 to cuda:{count - 1})"
-        )
+        message = f"'{device}', but there are {count} (cuda:0 to cuda:{count - 1})"
+        yield Finding(lacking, "device", "hardware.device", message)
 
 
 def human(n: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergelab.errors import did_you_mean
 from mergelab.preflight import checkpoint, compare, resources
-from mergelab.preflight.findings import MAY_PASS, Finding, error
+from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error
 from mergelab.preflight.inputs import reads_file
 from mergelab.preflight.sources import Source
 from mergelab.preflight.structure import MERGEABLE
@@ -24,11 +24,12 @@ DECIDED_BY_FILE = (
 """Keys that mean nothing where a mergekit YAML file is run."""
 
 
-def check(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
+def check(run: Run, overrides: Iterable[str], lacking: Severity) -> Iterator[Finding]:
     """What can be said of a run's own values without looking at a model.
 
     Args:
         overrides: what the user typed, to tell a setting that has no effect from a default.
+        lacking: the severity of a device that this machine does not have.
     """
     h = run.hardware
     for key, value in (("hardware.dtype", h.dtype), ("hardware.compute_dtype", h.compute_dtype)):
@@ -40,7 +41,7 @@ def check(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
     if not 0 <= run.seed < 2**32:
         yield error("setting", "seed", f"{run.seed} is out of range; 0 to 4294967295")
     yield from resources.parse_size(h.shard_size, "hardware.shard_size")[1]
-    yield from resources.check_device(h.device)
+    yield from resources.check_device(h.device, lacking)
     if run.model.tokenizer not in (None, "base", "union"):
         yield error("setting", "model.tokenizer", f"'{run.model.tokenizer}' is none of null, base, union")
     yield from check_template(run.model.chat_template, "model.chat_template")
@@ -93,9 +94,10 @@ def _no_effect(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
                 remedy = f"Set experts.ROLE.{p}."
                 yield error("scope", f"method.parameters.{p}", message, remedy)
     if run.check.path is not None and "inspect" not in run.job.steps:
-        yield unused("check.path", f"job={run.job.name} does not look at it", "Set job=check.")
+        yield error("unused", "check.path", f"job={run.job.name} does not look at it", "Set job=check.")
     if run.evaluate.path is not None and ("merge" in run.job.steps or "evaluate" not in run.job.steps):
-        yield unused("evaluate.path", f"job={run.job.name} does not measure it", "Set job=evaluate.")
+        message = f"job={run.job.name} does not measure it"
+        yield error("unused", "evaluate.path", message, "Set job=evaluate.")
 
 
 def _check_finished(run: Run) -> Iterator[Finding]:

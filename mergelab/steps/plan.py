@@ -16,7 +16,7 @@ from mergelab.workspace import Workspace
 
 def execute(run: Run, workspace: Workspace) -> str:
     """Print the models, the recipe, the findings and the estimate."""
-    plan = make_plan(run, workspace, merges=True, absent="warning")
+    plan = make_plan(run, workspace, merges=True, lacking="warning")
     show(run, plan)
     stop_on_errors(plan.findings)
     warnings = sum(f.severity == "warning" for f in plan.findings)

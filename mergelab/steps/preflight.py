@@ -26,10 +26,10 @@ def execute(run: Run, workspace: Workspace) -> str:
     return ", ".join(t for t in (f"{len(plan.sources)} models", size) if t)
 
 
-def make_plan(run: Run, workspace: Workspace, *, merges: bool, absent: Severity = "error") -> preflight.Plan:
+def make_plan(run: Run, workspace: Workspace, *, merges: bool, lacking: Severity = "error") -> preflight.Plan:
     """Examine the run, and leave plan.json and, where there is one, recipe.yaml in its folder."""
     overrides = read_json(workspace.result)["overrides"]
-    plan = plan_of(run, workspace.model, overrides, merges=merges, absent=absent)
+    plan = plan_of(run, workspace.model, overrides, merges=merges, lacking=lacking)
     write_json(workspace.plan, plan.json())
     if plan.recipe:
         write_recipe(workspace.recipe, plan.recipe)
@@ -37,7 +37,7 @@ def make_plan(run: Run, workspace: Workspace, *, merges: bool, absent: Severity 
 
 
 def plan_of(
-    run: Run, output: Path, overrides: Iterable[str], *, merges: bool, absent: Severity = "error"
+    run: Run, output: Path, overrides: Iterable[str], *, merges: bool, lacking: Severity = "error"
 ) -> preflight.Plan:
     """`preflight.examine` with a bar, together with what evaluation and tracking have to say."""
     with terminal.progress() as progress:
@@ -47,7 +47,7 @@ def plan_of(
             overrides=overrides,
             zoo=lambda role: family(run, progress).checkpoint(role),
             merges=merges,
-            absent=absent,
+            lacking=lacking,
             more=other_findings(run, progress),
         )
 
