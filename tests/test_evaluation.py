@@ -387,6 +387,21 @@ def test_the_process_is_left_as_it_was_found(
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert state == expected
     assert (torch.get_num_threads(), inside) == (threads, {threads + 1})
+
+
+def test_a_small_model_is_measured_in_one_thread(
+    tmp_path: Path, model_dir: Path, rows: list[dict[str, str]]
+) -> None:
+    task = Measure("echo", write_task(tmp_path / "tasks", "echo", rows))
+    bench = Evaluator(Evaluation(), hardware=Hardware(), tasks_path=tmp_path / "tasks")
+    inside: set[int] = set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        bench.evaluate(model_dir, [task], progress=lambda *_: inside.add(torch.get_num_threads()))
+        assert (torch.get_num_threads(), inside) == (2, {1})
+    finally:
+        torch.set_num_threads(before)
     assert loggers == {name: logging.getLogger(name).level for name in loggers}
     assert capfd.readouterr() == ("", "")
     assert [r.name for r in caplog.records if r.name.startswith(("lm_eval", "mergelab"))] == []
