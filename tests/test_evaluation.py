@@ -392,6 +392,8 @@ def test_the_process_is_left_as_it_was_found(
 def test_a_small_model_is_measured_in_one_thread(
     tmp_path: Path, model_dir: Path, rows: list[dict[str, str]]
 ) -> None:
+    import torch
+
     task = Measure("echo", write_task(tmp_path / "tasks", "echo", rows))
     bench = Evaluator(Evaluation(), hardware=Hardware(), tasks_path=tmp_path / "tasks")
     inside: set[int] = set()
