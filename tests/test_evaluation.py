@@ -387,6 +387,9 @@ def test_the_process_is_left_as_it_was_found(
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert state == expected
     assert (torch.get_num_threads(), inside) == (threads, {threads + 1})
+    assert loggers == {name: logging.getLogger(name).level for name in loggers}
+    assert capfd.readouterr() == ("", "")
+    assert [r.name for r in caplog.records if r.name.startswith(("lm_eval", "mergelab"))] == []
 
 
 def test_a_small_model_is_measured_in_one_thread(
@@ -404,9 +407,6 @@ def test_a_small_model_is_measured_in_one_thread(
         assert (torch.get_num_threads(), inside) == (2, {1})
     finally:
         torch.set_num_threads(before)
-    assert loggers == {name: logging.getLogger(name).level for name in loggers}
-    assert capfd.readouterr() == ("", "")
-    assert [r.name for r in caplog.records if r.name.startswith(("lm_eval", "mergelab"))] == []
 
 
 def test_progress_counts_every_prompt(

@@ -596,12 +596,12 @@ def test_disk_that_fills_up_in_the_meantime(
 ) -> None:
     from mergelab.steps import merge
 
-    def fill(*arguments: Any) -> list[dict[str, object]]:
+    def fill(*arguments: Any) -> None:
         (small_disk / "others").write_bytes(bytes(800_000))
-        return inputs(*arguments)
+        identify(*arguments)
 
-    inputs = merge.inputs
-    monkeypatch.setattr(merge, "inputs", fill)
+    identify = merge.identify
+    monkeypatch.setattr(merge, "identify", fill)
     outcome = mergelab("eval=none", f"output={small_disk / 'model'}")
     said = " ".join(outcome.err.split())
     assert outcome.status == 1
