@@ -137,6 +137,8 @@ def _task(cfg: DictConfig) -> float | None:
     try:
         return _run(cfg)
     except (Exception, KeyboardInterrupt) as e:
+        if isinstance(e, OSError) and e.strerror:  # of a step it would be an error of that step
+            e = InputError(_unwritable(e))
         if not isinstance(e, (MergelabError, KeyboardInterrupt)):
             logging.getLogger("mergelab").exception("unexpected")
             log = _short(Path(HydraConfig.get().runtime.output_dir)) + "/mergelab.log"
@@ -238,10 +240,16 @@ def _message(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return composing.explain(cause, composing.overridden(str(error)))
     if isinstance(error, OSError) and error.strerror:
-        return f"hydra.run.dir: cannot write {error.filename}: {error.strerror}"
+        return _unwritable(error)
     if isinstance(error, ValueError):
         return f"{shlex.join(sys.argv[1:])}: {error}"
     return composing.plain(str(error), str(cause or ""))
+
+
+def _unwritable(error: OSError) -> str:
+    """Why the run's folder cannot be made, or written to."""
+    at = f" {error.filename}" if error.filename else ""
+    return f"hydra.run.dir: cannot write{at}: {error.strerror}\nChoose another folder: hydra.run.dir=DIR"
 
 
 def _help_wanted(arguments: list[str]) -> bool:

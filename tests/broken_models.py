@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -66,6 +65,17 @@ class Models:
         change(content)
         save_file(content, file, metadata={"format": "pt"})
 
+    def add_tensor(self, name: str, tensor: str, like: str) -> None:
+        """One more tensor, a copy of another."""
+        self.tensors(name, lambda t: t.update({tensor: t[like].clone()}))
+
+    def swap_two_ids(self, name: str) -> None:
+        """A tokenizer of the same size, in which two tokens have changed places."""
+        text = (self[name] / "tokenizer.json").read_text(encoding="utf-8")
+        swapped = text.replace('"a":', '"§":').replace('"b":', '"a":').replace('"§":', '"b":')
+        assert swapped != text
+        self.text(name, "tokenizer.json", swapped)
+
     def shard(self, name: str) -> None:
         """Split model.safetensors in two, with an index."""
         from safetensors.torch import load_file, save_file
@@ -77,7 +87,7 @@ class Models:
         for i, part in enumerate((names[::2], names[1::2]), start=1):
             shard = f"model-0000{i}-of-00002.safetensors"
             save_file({n: content[n] for n in part}, self[name] / shard, metadata={"format": "pt"})
-            index |= {n: shard for n in part}
+            index |= dict.fromkeys(part, shard)
         file.unlink()
         self.text(name, "model.safetensors.index.json", json.dumps({"weight_map": index}))
 
@@ -93,41 +103,29 @@ class Models:
         content: dict[str, Any] = {
             "merge_method": "ties",
             "base_model": str(self["base"]),
-            "models": [
-                {"model": str(self[n]), "parameters": {"weight": 0.5, "density": 0.5}} for n in ("math", "physics")
-            ],
+            "models": [self.model(n, density=0.5) for n in ("math", "physics")],
             "dtype": "float32",
         }  # fmt: skip
         content |= changes or {}
         content.pop(without, None)
         return self.yaml(yaml.safe_dump(content))
 
-    def slices(self, *ranges: tuple[Any, Any], method: str = "slerp", **changes: Any) -> list[str]:
+    def model(self, name: str, **parameters: Any) -> dict[str, Any]:
+        """A model's entry in a mergekit YAML."""
+        return {"model": str(self[name]), "parameters": {"weight": 1.0, **parameters}}
+
+    def slice(self, of_base: Any = (0, 3), of_math: Any = (0, 3), **more: Any) -> dict[str, Any]:
+        """A slice of a mergekit YAML, with the layer ranges of the two models that meet in it."""
+        ranges = {"base": list(of_base), "math": list(of_math)}
+        return {"sources": [{"model": str(self[n]), "layer_range": r} for n, r in ranges.items()], **more}
+
+    def slices(self, *ranges: tuple[Any, Any]) -> list[str]:
         """A mergekit YAML of slices, one a pair of layer ranges, and the arguments that run it."""
-        slices = [
-            {"sources": [{"model": str(self[n]), "layer_range": r} for n, r in zip(("base", "math"), pair, strict=True)]}
-            for pair in ranges
-        ]  # fmt: skip
-        content = {
-            "merge_method": method,
-            "base_model": str(self["base"]),
-            "slices": slices,
-            "parameters": {"t": 0.5},
-        }
-        return self.yaml(yaml.safe_dump(content | changes))
+        parts = {"merge_method": "slerp", "slices": [self.slice(*pair) for pair in ranges]}
+        return self.recipe({**parts, "parameters": {"t": 0.5}}, without="models")
 
     def yaml(self, text: str) -> list[str]:
         """A file for method=mergekit, and the arguments that run it."""
         file = self.folder / "my.yaml"
         file.write_text(text, encoding="utf-8")
         return ["method=mergekit", f"method.path={file}", "eval=none"]
-
-
-def contents(folder: Path, *, but: Path) -> dict[str, str]:
-    """A digest of every file, and the names of all folders, under `folder`."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path != but and but not in path.parents:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "not a file"
-            found[str(path.relative_to(folder))] = digest
-    return found

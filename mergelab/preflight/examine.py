@@ -89,12 +89,12 @@ def examine(
     facts = {s.name: checkpoint.read(s.folder, s.place, s.repair) for s in asked.sources if s.folder}
     assumed = _assumed(run)
     findings = [*more, *settings.check(run, typed, lacking), *asked.findings]
-    findings += _check_absent(run, asked.sources, assumed, lacking)
+    base = asked.sources[0].name if asked.sources else ""
+    shape = facts[base] if base in facts and facts[base].config else assumed
+    findings += _check_absent(run, asked.sources, shape, lacking)
     findings += _check_models(run, asked, facts, assumed)
     recipe, estimate = None, None
     if merges:
-        base = asked.sources[0].name if asked.sources else None
-        shape = facts[base] if base in facts and facts[base].config else assumed
         recipe, new = demands.recipe_of(run, asked, facts, shape, typed)
         findings += new
         wrong = list(settings.check_output(output, asked.sources))
@@ -119,7 +119,7 @@ def _assumed(run: Run) -> Facts | None:
 
 
 def _check_absent(
-    run: Run, sources: list[Source], assumed: Facts | None, severity: Severity
+    run: Run, sources: list[Source], shape: Facts | None, severity: Severity
 ) -> Iterator[Finding]:
     """Hub models that are not here: why, and what therefore could not be checked."""
     absent = [s for s in sources if s.absent]
@@ -127,15 +127,11 @@ def _check_absent(
     if not absent or severity == "error":
         return
     what = ", ".join(s.name for s in absent)
-    if assumed is None:
+    if shape is None:
         yield warning("unchecked", what, "not here, and their shapes are not known: nothing could be checked")
         return
-    yield note(
-        "unchecked",
-        what,
-        "not here: planned from the family's known shapes; their config.json, tensors, tokenizers and "
-        "chat templates could not be checked",
-    )
+    message = "not here: planned with the base's shapes; config.json, tensors, tokenizers and chat templates"
+    yield note("unchecked", what, f"{message} could not be checked")
 
 
 def _check_models(

@@ -113,11 +113,13 @@ def compare(ours: Tokenizer, theirs: Tokenizer, place: str, whose: str) -> Itera
             "See to it that ids mean the same tokens.",
         )
         return
-    by_id = {i: t for t, i in theirs.vocab.items()}
-    moved = [(t, i) for t, i in ours.vocab.items() if by_id.get(i, t) != t]
+    by_id: dict[int, list[str]] = {}
+    for t, i in theirs.vocab.items():
+        by_id.setdefault(i, []).append(t)
+    moved = [(t, i) for t, i in ours.vocab.items() if t not in by_id.get(i, [t])]
     if moved or not ours.vocab:
         token, i = moved[0] if moved else ("", 0)
-        shown = f": id {i} is {token!r} here and {by_id[i]!r} there" if moved else ""
+        shown = f": id {i} is {token!r} here and {by_id[i][0]!r} there" if moved else ""
         yield error(
             "tokenizer",
             place,

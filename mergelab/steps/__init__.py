@@ -4,7 +4,7 @@ the folder, leaves files in the folder, and returns a line on what came of it.""
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib import import_module
 
@@ -73,12 +73,17 @@ def _run_step(name: str, run: Run, workspace: Workspace) -> None:
         with terminal.step(name) as done:
             done(import_module(f"mergelab.steps.{name}").execute(run, workspace))
     except BaseException as e:
-        reason = str(e) if isinstance(e, MergelabError) else type(e).__name__
-        state = next((s for kind, s in STATES.items() if isinstance(e, kind)), "failed")
-        workspace.event("step", step=name, state=state, reason=reason)
-        workspace.record({"status": state, "error": {"step": name, "reason": reason}})
+        told = e
         if isinstance(e, OSError):
-            raise StepError(f"{name}: {e.strerror or e}: {e.filename or workspace.folder}") from e
+            kind = InputError if name in LOOKING else StepError
+            told = kind(f"{name}: {e.strerror or e}: {e.filename or workspace.folder}")
+        reason = str(told) if isinstance(told, MergelabError) else type(told).__name__
+        state = next((s for kind, s in STATES.items() if isinstance(told, kind)), "failed")
+        with suppress(OSError):  # the disk may be what has failed
+            workspace.event("step", step=name, state=state, reason=reason)
+            workspace.record({"status": state, "error": {"step": name, "reason": reason}})
+        if told is not e:
+            raise told from e
         raise
     seconds = round(time.monotonic() - start, 3)
     workspace.event("step", step=name, state="done", seconds=seconds)
