@@ -82,9 +82,9 @@ class Sweep:
         from mergelab.report import terminal
 
         messages: list[str] = []
-        for number, (typed, run) in enumerate(_grid(config)):
-            folder = Path(config.hydra.sweep.dir).resolve() / str(number) / "model"
-            for message in _problems(run, Path(run.output).resolve() if run.output else folder, typed):
+        for number, (typed, cfg) in enumerate(_grid(config)):
+            folder = Path(config.hydra.sweep.dir).resolve() / str(number)
+            for message in _problems(cfg, folder, typed):
                 messages.append(f"run {number} ({' '.join(typed)}): {message}")
         if messages:
             for message in messages:
@@ -103,8 +103,8 @@ class Sweep:
         raise AttributeError(name)
 
 
-def _grid(config: DictConfig) -> Iterator[tuple[list[str], Run]]:
-    """What was typed for each run of a grid sweep, and the Run that it composes to."""
+def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
+    """What was typed for each run of a grid sweep, and what it composes to."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -116,18 +116,27 @@ def _grid(config: DictConfig) -> Iterator[tuple[list[str], Run]]:
         cfg = loader.load_sweep_config(config, list(typed))
         with open_dict(cfg):
             del cfg["hydra"]
-        yield typed, _typed(cfg)
+        yield typed, cfg
 
 
-def _problems(run: Run, output: Path, typed: list[str]) -> list[str]:
-    """What preflight has against a run that merges."""
+def _problems(cfg: DictConfig, folder: Path, typed: list[str]) -> list[str]:
+    """What preflight has against one run of a sweep that would work in `folder`."""
     from mergelab.steps.preflight import plan_of
 
+    try:
+        run = _typed(cfg)
+    except InputError as e:
+        return [str(e)]
     if "preflight" not in run.job.steps:
         return []
     _stay_offline(run)
-    plan = plan_of(run, output, typed, merges="merge" in run.job.steps)
+    plan = plan_of(run, _model_folder(run, folder), typed, merges="merge" in run.job.steps)
     return [f.text() for f in plan.findings if f.severity == "error"]
+
+
+def _model_folder(run: Run, folder: Path) -> Path:
+    """Where the run's model goes: `output`, or `model/` in the run's folder."""
+    return Path(run.output).expanduser().resolve() if run.output else folder / "model"
 
 
 @hydra.main(config_path=str(CONF), config_name="config")
@@ -156,8 +165,7 @@ def _run(cfg: DictConfig) -> float | None:
     h = HydraConfig.get()
     run = _typed(cfg)
     folder = Path(h.runtime.output_dir)
-    model = Path(run.output).expanduser().resolve() if run.output else folder / "model"
-    workspace = Workspace(folder, model)
+    workspace = Workspace(folder, _model_folder(run, folder))
     chosen = h.runtime.choices
     parts = [str(chosen[g]) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
     terminal.brief = h.mode == RunMode.MULTIRUN

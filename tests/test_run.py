@@ -172,6 +172,10 @@ def test_no_run_of_a_sweep_starts_where_one_is_invalid(mergelab: Command) -> Non
     ):
         assert part in out.err
     assert not list(out.folder.glob("*/result.json"))
+    out = mergelab("-m", "experts.math.wieght=1,2")
+    assert out.status == 2
+    assert "run 1 (experts.math.wieght=2)" in out.err and "Did you mean 'weight'?" in out.err
+    assert not list(out.folder.glob("*/result.json"))
 
 
 def test_a_run_that_fails_does_not_stop_the_others(
