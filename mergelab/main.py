@@ -121,7 +121,7 @@ def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
 
 def _problems(cfg: DictConfig, folder: Path, typed: list[str]) -> list[str]:
     """What preflight has against one run of a sweep that would work in `folder`."""
-    from mergelab.steps.preflight import plan_of
+    from mergelab.steps.planning import plan_of
 
     try:
         run = _typed(cfg)

@@ -228,6 +228,13 @@ def test_tasks_of_lm_eval_by_name(mergelab: Command, family: Any) -> None:
     assert list(out.result["metrics"]["merged"]["validation"]) == ["tiny_math", "tiny_code"]
 
 
+def test_data_that_cannot_be_read_shows_before_the_merge(mergelab: Command) -> None:
+    out = mergelab("eval=lm_eval", "eval.tasks=[gsm8k]")
+    assert out.status == 2
+    assert "openai/gsm8k" in out.err and "load_dataset" in out.err and "Traceback" not in out.err
+    assert not (out.folder / "model").exists()
+
+
 def test_evaluate_and_check_a_finished_model(mergelab: Command, default_run: Path) -> None:
     out = mergelab("job=evaluate", f"evaluate.path={default_run / 'model'}", "eval.limit=8")
     assert out.status == 0, out.err

@@ -9,10 +9,8 @@ from mergelab import evaluation, identity, zoo
 from mergelab.errors import InputError
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.preflight import tasks_folder
+from mergelab.steps.planning import SPLITS, evaluator
 from mergelab.workspace import Workspace, read_json
-
-SPLITS = ("validation", "search")
 
 MERGED = "merged"
 """The row of the model that the run made, or was pointed at."""
@@ -27,9 +25,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     if not measured["validation"]:
         return "nothing to measure (eval=none)"
     subjects = models(run, workspace)
-    evaluator = evaluation.Evaluator(
-        run.eval, hardware=run.hardware, seed=run.seed, tasks_path=tasks_folder(run), home=zoo.home()
-    )
+    bench = evaluator(run)
     metrics: dict[str, dict[str, dict[str, object]]] = {}
     with terminal.progress() as progress:
         for n, (name, folder) in enumerate(subjects.items(), start=1):
@@ -37,7 +33,7 @@ def execute(run: Run, workspace: Workspace) -> str:
             splits = SPLITS if name == MERGED else SPLITS[:1]
             # One list for all splits, so that the model is loaded once.
             wanted = [replace(m, name=f"{s} {m.name}") for s in splits for m in measured[s]]
-            found = evaluator.evaluate(folder, wanted, fingerprint=content, progress=_bar(progress, name))
+            found = bench.evaluate(folder, wanted, fingerprint=content, progress=_bar(progress, name))
             metrics[name] = {}
             for split in splits:
                 scores = {m.name: found[f"{split} {m.name}"] for m in measured[split]}
@@ -49,7 +45,9 @@ def execute(run: Run, workspace: Workspace) -> str:
             workspace.event("evaluated", model=name, done=n, of=len(subjects))
     shares = {m.name: m.share for m in measured["validation"]}
     workspace.record({"metrics": metrics, "shares": shares})
-    return f"{len(subjects)} models on {', '.join(shares)}"
+    apart = [m["name"] for m in read_json(workspace.plan)["models"] if m["adapter"] and run.eval.baselines]
+    unmeasured = f"; not {', '.join(apart)}: adapters" if apart else ""
+    return f"{len(subjects)} models on {', '.join(shares)}{unmeasured}"
 
 
 def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:

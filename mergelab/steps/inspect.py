@@ -12,7 +12,7 @@ from mergelab.preflight.findings import stop_on_errors
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps.check import look, summary
-from mergelab.steps.preflight import make_plan
+from mergelab.steps.planning import make_plan
 from mergelab.workspace import Workspace
 
 ROWS: dict[str, Callable[[Facts], object]] = {

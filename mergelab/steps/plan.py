@@ -10,7 +10,7 @@ from mergelab.preflight.resources import Estimate, human
 from mergelab.recipe import dump
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.preflight import make_plan
+from mergelab.steps.planning import make_plan
 from mergelab.workspace import Workspace
 
 

@@ -1,0 +1,82 @@
+"""What several steps need: a run's plan, the tiny family, and what measures its models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mergelab import evaluation, preflight, tracking, zoo
+from mergelab.errors import InputError, StepError
+from mergelab.merging.disk import write_recipe
+from mergelab.preflight.findings import Finding, Severity, error
+from mergelab.report import terminal
+from mergelab.schema import Run
+from mergelab.workspace import Workspace, read_json, write_json
+
+SPLITS = ("validation", "search")
+
+
+def make_plan(run: Run, workspace: Workspace, *, merges: bool, lacking: Severity = "error") -> preflight.Plan:
+    """Examine the run, and leave plan.json and, where there is one, recipe.yaml in its folder."""
+    overrides = read_json(workspace.result)["overrides"]
+    plan = plan_of(run, workspace.model, overrides, merges=merges, lacking=lacking)
+    write_json(workspace.plan, plan.json())
+    if plan.recipe:
+        write_recipe(workspace.recipe, plan.recipe)
+    return plan
+
+
+def plan_of(
+    run: Run, output: Path, overrides: Iterable[str], *, merges: bool, lacking: Severity = "error"
+) -> preflight.Plan:
+    """`preflight.examine` with a bar, together with what evaluation and tracking have to say."""
+    with terminal.progress() as progress:
+        return preflight.examine(
+            run,
+            output=output,
+            overrides=overrides,
+            zoo=lambda role: family(run, progress).checkpoint(role),
+            merges=merges,
+            lacking=lacking,
+            more=other_findings(run, progress),
+        )
+
+
+def read_tasks(run: Run) -> None:
+    """Read what will be asked now, for a data set that is not here must not show after the merge.
+
+    Raises:
+        InputError: naming the task and its data, and how to fetch them.
+    """
+    wanted = [m for split in SPLITS for m in evaluation.measures(run, split)]
+    try:
+        if wanted:
+            evaluator(run).build(wanted)
+    except StepError as e:
+        raise InputError(f"eval: {e}") from e
+
+
+def evaluator(run: Run) -> evaluation.Evaluator:
+    """What measures the run's models."""
+    return evaluation.Evaluator(
+        run.eval, hardware=run.hardware, seed=run.seed, tasks_path=tasks_folder(run), home=zoo.home()
+    )
+
+
+def family(run: Run, progress: zoo.Progress | None = None) -> zoo.Family:
+    """The tiny family of the run's seed, built if it has to be."""
+    return zoo.open_family(run.model.zoo_seed, progress)
+
+
+def tasks_folder(run: Run, progress: zoo.Progress | None = None) -> Path | None:
+    """The folder of the family's own lm_eval tasks."""
+    if run.model.tasks == "zoo:tasks":
+        return family(run, progress).tasks
+    return Path(run.model.tasks).expanduser().resolve() if run.model.tasks else None
+
+
+def other_findings(run: Run, progress: zoo.Progress | None = None) -> list[Finding]:
+    """What evaluation and tracking have to say before anything starts."""
+    tasks = tasks_folder(run, progress) if run.eval.kind in ("skills", "tasks") else None
+    problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracking.problems(run.tracking)]
+    return [error("setting", key, message) for key, message in problems]
