@@ -72,8 +72,17 @@ class _Finished(SystemExit):
     """The end of a single run whose failure has been told; passes through Hydra untouched."""
 
 
-class Sweep:
-    """What a sweep does before its first run and after its last. (Hydra calls these methods.)"""
+class Hooks:
+    """What is done around runs and sweeps. (Hydra calls these methods.)"""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Stop before Hydra writes into the folder of a finished run."""
+        from mergelab.workspace import refuse_finished
+
+        try:
+            refuse_finished(Path(config.hydra.run.dir))
+        except InputError as e:
+            raise _Finished(_tell(e)) from None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Preflight every run of a grid, so that none starts where one is invalid."""

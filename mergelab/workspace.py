@@ -62,6 +62,13 @@ def umask() -> int:
     return mask
 
 
+def refuse_finished(folder: Path) -> None:
+    """Raise InputError if a run has finished in `folder`: its record must not be lost."""
+    result = folder / "result.json"
+    if result.exists() and read_json(result).get("status") == "done":
+        raise InputError(f"{folder} holds a finished run\nChoose another folder: hydra.run.dir=DIR")
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The folder of one run, and the names in it."""
@@ -97,7 +104,12 @@ class Workspace:
             f.write(line + "\n")
 
     def begin(self, parts: Mapping[str, Any]) -> None:
-        """Start result.json anew."""
+        """Start result.json anew.
+
+        Raises:
+            InputError: when it is that of a finished run, which must not be lost.
+        """
+        refuse_finished(self.folder)
         write_json(self.result, {"schema": RESULT_SCHEMA, "status": "running", **parts})
 
     def record(self, parts: Mapping[str, Any]) -> dict[str, Any]:

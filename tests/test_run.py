@@ -274,6 +274,29 @@ def test_an_unexpected_failure_is_one_message_and_the_log_has_the_traceback(
     assert out.result["status"] == "failed" and out.result["error"]["step"] == "merge"
 
 
+def test_two_runs_do_not_work_in_one_folder(mergelab: Command, tmp_path: Path) -> None:
+    from mergelab.workspace import Workspace
+
+    folder = tmp_path / "shared"
+    first = Workspace(folder, folder / "model")
+    with first.held():
+        first.begin({"seed": 7})
+        out = mergelab("eval=none", folder=folder)
+    assert out.status == 2 and "another run is working in" in out.err
+    assert out.result["seed"] == 7
+    assert mergelab("eval=none", folder=folder).status == 0
+
+
+def test_a_finished_run_is_never_overwritten(mergelab: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    assert mergelab("eval=none", folder=folder).status == 0
+    kept = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "lock")
+    before = [f.read_bytes() for f in kept]
+    out = mergelab("eval=none", "seed=1", folder=folder)
+    assert out.status == 2 and "holds a finished run" in out.err
+    assert [f.read_bytes() for f in kept] == before
+
+
 def test_interrupted_by_the_user(family: Any, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "mergelab", "eval.cache=false"], cwd=tmp_path,
