@@ -162,6 +162,16 @@ def test_a_sweep_ends_with_one_comparison(mergelab: Command) -> None:
     assert "best first" in out.out
 
 
+def test_a_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
+    from mergelab.report.comparison import collect
+
+    for number, fitness in enumerate((None, -1.0, 0.0, 0.5)):
+        (tmp_path / str(number)).mkdir()
+        result = {"fitness": None if fitness is None else {"value": fitness}}
+        (tmp_path / str(number) / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert [r["number"] for r in collect(tmp_path)] == ["3", "2", "1", "0"]
+
+
 def test_no_run_of_a_sweep_starts_where_one_is_invalid(mergelab: Command) -> None:
     out = mergelab("-m", "method=ties,slerp", "experts.math.density=0.5,3", "eval.limit=8")
     assert out.status == 2

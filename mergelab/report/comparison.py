@@ -30,11 +30,13 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     found = []
     for file in folder.glob("*/result.json"):
         found.append(read_json(file) | {"number": file.parent.name})
-    return sorted(found, key=lambda r: (-(_fitness(r) or float("-inf")), _order(r["number"])))
+    return sorted(found, key=_order)
 
 
-def _order(number: str) -> tuple[int, str]:
-    return (int(number), "") if number.isdigit() else (1 << 30, number)
+def _order(result: dict[str, Any]) -> tuple[bool, float, int, str]:
+    """The fittest first, 0 and less among them; without a fitness last; else by number."""
+    fitness, number = _fitness(result), result["number"]
+    return fitness is None, -(fitness or 0.0), int(number) if number.isdigit() else 1 << 30, number
 
 
 def _short(override: str) -> str:
