@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_models import Models
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -120,3 +121,18 @@ def make_model(family: Any) -> Callable[..., Path]:
         return random_model(folder, architecture, tokenizer_from=family.checkpoint("base"), **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sound(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and two experts that nobody breaks."""
+    folder = tmp_path_factory.mktemp("sound")
+    for seed, name in enumerate(("base", "math", "physics")):
+        make_model(folder / name, seed=seed)
+    return folder
+
+
+@pytest.fixture
+def models(sound: Path, make_model: Callable[..., Path], tmp_path: Path) -> Models:
+    """Copies of the sound models, for a test to break."""
+    return Models(tmp_path / "in", sound, make_model)

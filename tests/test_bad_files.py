@@ -12,20 +12,6 @@ from broken_models import Models
 from conftest import Command
 from refusals import refuse, told
 
-
-@pytest.fixture(scope="session")
-def sound(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    for seed, name in enumerate(("base", "math", "physics")):
-        make_model(folder / name, seed=seed)
-    return folder
-
-
-@pytest.fixture
-def models(sound: Path, make_model: Callable[..., Path], tmp_path: Path) -> Models:
-    return Models(tmp_path / "in", sound, make_model)
-
-
 Break = Callable[[Models], Any]
 """Breaks one thing."""
 

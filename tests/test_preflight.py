@@ -41,19 +41,6 @@ def plan(run: Command, *arguments: str) -> tuple[Outcome, dict[str, Any]]:
     return out, json.loads((out.folder / "plan.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="session")
-def sound(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    for seed, name in enumerate(("base", "math", "physics")):
-        make_model(folder / name, seed=seed)
-    return folder
-
-
-@pytest.fixture
-def models(sound: Path, make_model: Callable[..., Path], tmp_path: Path) -> Models:
-    return Models(tmp_path / "in", sound, make_model)
-
-
 # ---------------------------------------------------------------- what is shipped
 
 

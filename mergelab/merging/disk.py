@@ -26,7 +26,7 @@ from mergelab.merging import companions
 from mergelab.preflight.resources import parse_size
 from mergelab.quiet import quiet
 from mergelab.schema import Hardware
-from mergelab.workspace import umask, write_text
+from mergelab.workspace import umask
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -238,8 +238,3 @@ def _reason(e: BaseException, out: Path) -> str:
     if isinstance(e, OSError) and e.strerror:
         return f"{e.strerror}: {e.filename or out}"
     return first if type(e) is RuntimeError else f"{type(e).__name__}: {first}"
-
-
-def write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
-    """recipe.yaml."""
-    write_text(path, recipes.dump(recipe))

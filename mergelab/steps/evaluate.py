@@ -6,10 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mergelab import evaluation, identity, zoo
-from mergelab.errors import InputError
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.planning import SPLITS, evaluator
+from mergelab.steps.planning import SPLITS, evaluator, hashes
 from mergelab.workspace import Workspace, read_json
 
 MERGED = "merged"
@@ -29,7 +28,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     metrics: dict[str, dict[str, dict[str, object]]] = {}
     with terminal.progress() as progress:
         for n, (name, folder) in enumerate(subjects.items(), start=1):
-            content = identity.digest(identity.file_hashes(folder, zoo.home() / "hashes.json"))
+            content = identity.digest(hashes(folder, progress))
             splits = SPLITS if name == MERGED else SPLITS[:1]
             # One list for all splits, so that the model is loaded once.
             wanted = [replace(m, name=f"{s} {m.name}") for s in splits for m in measured[s]]
@@ -55,16 +54,10 @@ def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:
 
 
 def models(run: Run, workspace: Workspace) -> dict[str, Path]:
-    """The folders to measure, by the name of their row.
-
-    Raises:
-        InputError: when evaluate.path is no folder.
-    """
+    """The folders to measure, by the name of their row; preflight has looked at evaluate.path."""
     out: dict[str, Path] = {}
     if run.evaluate.path:
         out[MERGED] = Path(run.evaluate.path).expanduser().resolve()
-        if not out[MERGED].is_dir():
-            raise InputError(f"evaluate.path: {out[MERGED]} is no folder")
     elif "merge" in run.job.steps:
         out[MERGED] = workspace.model
     if run.eval.baselines:

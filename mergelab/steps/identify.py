@@ -12,6 +12,7 @@ import yaml
 
 from mergelab import __version__, evaluation, identity, zoo
 from mergelab.schema import Run
+from mergelab.steps.planning import SPLITS, hashes
 from mergelab.workspace import Workspace, read_json
 
 PACKAGES = ("mergekit", "torch", "transformers", "lm_eval", "safetensors", "hydra-core")
@@ -31,7 +32,7 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
         "device": run.hardware.device.partition(":")[0],
         "measures": [
             (split, m.name, m.task, m.metric, m.share)
-            for split in ("validation", "search")
+            for split in SPLITS
             for m in evaluation.measures(run, split)
         ],
         "evaluation": {k: getattr(run.eval, k) for k in JUDGING},
@@ -50,11 +51,9 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
 
 def _input(m: Mapping[str, Any], progress: zoo.Progress) -> dict[str, Any]:
     """A model of the plan with its hub commit, or else the hashes of its files."""
-    memo = zoo.home() / "hashes.json"
     files: dict[str, str] = {}
     if not m["commit"]:
-        files |= identity.file_hashes(Path(m["folder"]), memo, progress)
+        files |= hashes(Path(m["folder"]), progress)
     if m["adapter"]:
-        hashes = identity.file_hashes(Path(m["adapter"]), memo, progress)
-        files |= {f"adapter/{name}": h for name, h in hashes.items()}
+        files |= {f"adapter/{name}": h for name, h in hashes(Path(m["adapter"]), progress).items()}
     return {**m, "files": files, "content": identity.digest([m["commit"], files])}

@@ -12,7 +12,7 @@ from mergelab.preflight.findings import stop_on_errors
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps.check import look, summary
-from mergelab.steps.planning import make_plan
+from mergelab.steps.planning import make_plan, tell
 from mergelab.workspace import Workspace
 
 ROWS: dict[str, Callable[[Facts], object]] = {
@@ -46,9 +46,7 @@ def execute(run: Run, workspace: Workspace) -> str:
         return summary(report)
     plan = make_plan(run, workspace, merges=False)
     show(plan.facts)
-    for f in plan.findings:
-        if f.severity != "error":
-            terminal.finding(f.severity, f.text())
+    tell(plan, "warning", "note")
     stop_on_errors(plan.findings)
     workspace.record({"models": sorted(plan.facts)})
     return f"{len(plan.facts)} models fit together"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rich.syntax import Syntax
 
+from mergelab import evaluation
 from mergelab.preflight import Plan, Source, reads_file
 from mergelab.preflight.findings import stop_on_errors
 from mergelab.preflight.resources import Estimate, human
 from mergelab.recipe import dump
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.planning import make_plan
+from mergelab.steps.planning import make_plan, tell
 from mergelab.workspace import Workspace
 
 
@@ -30,7 +31,6 @@ def show(run: Run, plan: Plan) -> None:
     terminal.console.print()
     terminal.table("models", ["", "", ""], rows)
     terminal.console.print()
-    terminal.console.print()
     if plan.recipe:
         terminal.say("recipe.yaml", "bold")
         terminal.console.print(Syntax(dump(plan.recipe), "yaml", background_color="default"))
@@ -38,9 +38,7 @@ def show(run: Run, plan: Plan) -> None:
         terminal.console.print()
         terminal.table("estimate", ["", ""], estimate_rows(plan.estimate))
     terminal.console.print()
-    for f in plan.findings:
-        if f.severity != "error":
-            terminal.finding(f.severity, f.text())
+    tell(plan, "warning", "note")
 
 
 def run_rows(run: Run) -> list[list[str]]:
@@ -69,8 +67,6 @@ def _where(s: Source) -> str:
 
 def evaluation_text(run: Run) -> str:
     """What would be measured."""
-    from mergelab import evaluation
-
     measured = evaluation.measures(run, "validation")
     models = 1 + (1 + len(run.experts) if run.eval.baselines else 0)
     tasks = ", ".join(f"{m.name} ({m.task})" for m in measured)

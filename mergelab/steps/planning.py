@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from mergelab import evaluation, preflight, tracking, zoo
+from mergelab import evaluation, identity, preflight, tracking, zoo
+from mergelab import recipe as recipes
 from mergelab.errors import InputError, StepError
-from mergelab.merging.disk import write_recipe
 from mergelab.preflight.findings import Finding, Severity, error
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.workspace import Workspace, read_json, write_json
+from mergelab.workspace import Workspace, read_json, write_json, write_text
 
 SPLITS = ("validation", "search")
 
@@ -22,7 +22,7 @@ def make_plan(run: Run, workspace: Workspace, *, merges: bool, lacking: Severity
     plan = plan_of(run, workspace.model, overrides, merges=merges, lacking=lacking)
     write_json(workspace.plan, plan.json())
     if plan.recipe:
-        write_recipe(workspace.recipe, plan.recipe)
+        write_text(workspace.recipe, recipes.dump(plan.recipe))
     return plan
 
 
@@ -40,6 +40,13 @@ def plan_of(
             lacking=lacking,
             more=other_findings(run, progress),
         )
+
+
+def tell(plan: preflight.Plan, *severities: Severity) -> None:
+    """Show the findings of some severities; errors are for `stop_on_errors`."""
+    for f in plan.findings:
+        if f.severity in severities:
+            terminal.finding(f.severity, f.text())
 
 
 def read_tasks(run: Run) -> None:
@@ -61,6 +68,11 @@ def evaluator(run: Run) -> evaluation.Evaluator:
     return evaluation.Evaluator(
         run.eval, hardware=run.hardware, seed=run.seed, tasks_path=tasks_folder(run), home=zoo.home()
     )
+
+
+def hashes(folder: Path, progress: zoo.Progress) -> dict[str, str]:
+    """sha256 of a model's files by name, remembered from run to run."""
+    return identity.file_hashes(folder, zoo.home() / "hashes.json", progress)
 
 
 def family(run: Run, progress: zoo.Progress | None = None) -> zoo.Family:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from mergelab.preflight.findings import stop_on_errors
 from mergelab.preflight.resources import human
-from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.planning import make_plan, read_tasks
+from mergelab.steps.planning import make_plan, read_tasks, tell
 from mergelab.workspace import Workspace
 
 
 def execute(run: Run, workspace: Workspace) -> str:
     """Stop with every error at once, or leave plan.json and recipe.yaml."""
     plan = make_plan(run, workspace, merges="merge" in run.job.steps)
-    for f in plan.findings:
-        if f.severity == "warning":
-            terminal.finding(f.severity, f.text())
+    tell(plan, "warning")
     stop_on_errors(plan.findings)
     if "evaluate" in run.job.steps:
         read_tasks(run)
