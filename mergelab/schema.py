@@ -102,6 +102,10 @@ class Method:
     first expert), or `none` (only for methods that can do without)."""
     parameters: Dict[str, Any] = field(default_factory=dict)
     """The method's own parameters; numbers, gradients and filters as for a weight."""
+    rescale: str = "l1"
+    """Where the method makes up for entries that it drops at random or by size: `l1` gives each task
+    vector its sum of magnitudes back, as mergekit does; `density` divides what is kept by the
+    probability of being kept, as the papers do."""
     path: Optional[str] = None
     """The mergekit YAML that `method=mergekit` runs; model, experts and parameters then come
     from that file."""
@@ -120,12 +124,20 @@ class Hardware:
     """The written model's dtype: float32, bfloat16 or float16. Null: the base's."""
     compute_dtype: Optional[str] = "float32"
     """The arithmetic's dtype: float32, float64, bfloat16, float16; null: the files'."""
+    engine: str = "auto"
+    """What merges: `fast` (our own kernels, straight to disk), `mergekit` (mergekit's own path, its
+    stream of random numbers included), or `auto`: fast wherever it can."""
+    devices: int = 1
+    """CUDA devices that merge at once, from `device` on; 0: all there are. (engine fast)"""
     threads: Optional[int] = None
-    """Threads of torch's arithmetic. Null: torch's own choice."""
+    """Processors that take part in a merge. Null: all that the process may use."""
+    memory: str = "1GB"
+    """What a merge may hold besides the programs: the buffers of its workers, and on a GPU the
+    inputs in work. As much is asked of the disk ahead. (engine fast)"""
     shard_size: str = "5GB"
     """The largest size of a weight file."""
     low_memory: bool = False
-    """Keep intermediate tensors on the device, and read straight to it."""
+    """Keep intermediate tensors on the device, and read straight to it. (engine mergekit)"""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from weights import generates, mergekit_yaml, same_bits, weights
 
 from mergelab import recipe as recipes
 from mergelab.main import CONF
-from mergelab.merging import disk
+from mergelab.merging import by_mergekit
 from mergelab.preflight import methods
 from mergelab.schema import Hardware
 
@@ -112,7 +112,7 @@ def test_threads_change_no_more_than_last_bits(name: str, wide: list[Path], tmp_
     for threads in (1, 2):
         out, told = tmp_path / str(threads), []
         out.mkdir()
-        disk.merge(
+        by_mergekit.merge(
             recipe, out, hardware=Hardware(threads=threads), seed=0,
             progress=lambda *step, told=told: told.append((*step, torch.get_num_threads())),
         )  # fmt: skip

@@ -192,9 +192,9 @@ def test_a_run_that_fails_does_not_stop_the_others(
     mergelab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mergelab.errors import StepError
-    from mergelab.merging import disk
+    from mergelab.merging import by_mergekit
 
-    original = disk.merge
+    original = by_mergekit.merge
 
     def merge(recipe: Any, *arguments: Any, **named: Any) -> None:
         if recipe["merge_method"] == "ties":

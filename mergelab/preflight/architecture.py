@@ -22,8 +22,15 @@ class Weight:
     layer: int | None
     """The layer that it belongs to, None for embeddings, the last norm and the head."""
     optional: bool
-    also: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     """Other names under which a checkpoint may hold it."""
+    tied: tuple[str, ...] = ()
+    """Tensors that stand for it where it is not there itself."""
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """All names but its own under which it may be found."""
+        return self.aliases + self.tied
 
 
 @cache
@@ -84,8 +91,8 @@ def _weight(w: Mapping[str, Any], layer: int | None) -> Weight:
     def fill(name: str) -> str:
         return name.replace("${layer_index}", str(layer))
 
-    also = tuple(fill(n) for k in ("aliases", "tied_names") for n in w.get(k) or [])
-    return Weight(fill(w["name"]), layer, bool(w.get("optional")), also)
+    aliases, tied_names = (tuple(fill(n) for n in w.get(k) or []) for k in ("aliases", "tied_names"))
+    return Weight(fill(w["name"]), layer, bool(w.get("optional")), aliases, tied_names)
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:

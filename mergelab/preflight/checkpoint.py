@@ -112,6 +112,13 @@ def read(folder: Path, place: str, fetch: str = FETCH) -> Facts:
     return Facts(folder, config, tensors, tokenizer, (*findings, *more, *wrong_files))
 
 
+def weights(folder: Path) -> Facts:
+    """The config and the headers of a folder that `read` has found sound."""
+    config, _ = _config(folder / "config.json", "", FETCH)
+    tensors, _ = _headers(folder, "", FETCH)
+    return Facts(folder, config, tensors)
+
+
 def _config(path: Path, place: str, fetch: str) -> tuple[dict[str, Any], list[Finding]]:
     config, findings = load_json(path, place, fetch)
     if findings:

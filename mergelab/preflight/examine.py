@@ -13,14 +13,17 @@ from mergelab.preflight import (
     checkpoint,
     compare,
     demands,
+    engines,
     hub,
     inputs,
     layout,
+    methods,
     resources,
     settings,
 )
 from mergelab.preflight.checkpoint import Facts, Header
-from mergelab.preflight.findings import Finding, Severity, error, note, settle, warning
+from mergelab.preflight.engines import Engine
+from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
 from mergelab.preflight.inputs import Inputs
 from mergelab.preflight.resources import Estimate
 from mergelab.preflight.sources import Source, Zoo
@@ -39,6 +42,8 @@ class Plan:
     estimate: Estimate | None = None
     donor: str | None = None
     """The name of the model whose config and tokenizer the output gets."""
+    engine: Engine | None = None
+    """What merges; None where that cannot be told yet."""
 
     def json(self) -> dict[str, Any]:
         """plan.json."""
@@ -57,6 +62,7 @@ class Plan:
                 for s in self.sources
             ],
             "donor": self.donor,
+            "engine": self.engine.json() if self.engine else None,
             "recipe": self.recipe,
             "findings": [f.json() for f in self.findings],
             "estimate": self.estimate.json() if self.estimate else None,
@@ -93,18 +99,26 @@ def examine(
     shape = facts[base] if base in facts and facts[base].config else assumed
     findings += _check_absent(run, asked.sources, shape, lacking)
     findings += _check_models(run, asked, facts, assumed)
-    recipe, estimate = None, None
+    recipe, estimate, engine = None, None, None
     if merges:
         recipe, new = demands.recipe_of(run, asked, facts, shape, typed)
         findings += new
+        if recipe and shape and not any(f.severity == "error" and f.code not in MAY_PASS for f in findings):
+            engine, new = engines.choose(
+                run,
+                recipe,
+                {s.reference: facts.get(s.name, shape) for s in asked.sources},
+                methods.declarations()[recipe["merge_method"]],
+            )
+            findings += new
         wrong = list(settings.check_output(output, asked.sources))
         findings += wrong
         if recipe and shape:
-            estimate = _estimate(run, recipe, shape, asked, facts, output)
+            estimate = _estimate(run, recipe, shape, asked, facts, output, engine)
             if estimate and not wrong:
                 findings += resources.check(estimate, output, lacking)
     plan = settle(findings, [*run.allow, *run.model.allow])
-    return Plan(asked.sources, facts, recipe, plan, estimate, asked.donor)
+    return Plan(asked.sources, facts, recipe, plan, estimate, asked.donor, engine)
 
 
 def _assumed(run: Run) -> Facts | None:
@@ -185,8 +199,10 @@ def _estimate(
     asked: Inputs,
     facts: Mapping[str, Facts],
     output: Path,
+    engine: Engine | None,
 ) -> Estimate | None:
     shard, wrong = resources.parse_size(run.hardware.shard_size, "")
+    memory, wrong_too = resources.parse_size(run.hardware.memory, "")
     out_dtype, compute = (
         str(d or "bfloat16").removeprefix("torch.")
         for d in (
@@ -194,7 +210,7 @@ def _estimate(
             recipe.get("dtype") or shape.dtype,
         )
     )
-    if wrong or not {out_dtype, compute} <= resources.SIZE.keys():
+    if wrong or wrong_too or not {out_dtype, compute} <= resources.SIZE.keys():
         return None
     groups = layout.groups(recipe, asked.place)
     made = [n for names in layout.output_tensors(shape.config, groups) for n, _ in names]
@@ -213,6 +229,7 @@ def _estimate(
         shard=shard,
         device=run.hardware.device,
         low_memory=run.hardware.low_memory,
+        bound=memory if engine and engine.name == "fast" else None,
         evaluates=run.eval.kind != "none",
         output=output,
         beside=sum(f.stat().st_size for f in files if f.is_file())

@@ -16,6 +16,9 @@ SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 START = 1.5e9
 """Bytes that Python, torch and transformers take before any weight; measured, CPU build."""
+GPU_BUFFERS = int(3e9)
+"""Bytes of the buffers of a GPU's two workers, with a few experts: 16.8M entries of 4 bytes in each
+of about 20 of them."""
 MARGIN = 1.001
 """Headers, and blocks of the disk that are not full."""
 
@@ -64,6 +67,7 @@ def estimate(
     shard: int,
     device: str,
     low_memory: bool,
+    bound: int | None,
     evaluates: bool,
     output: Path,
     beside: int,
@@ -71,6 +75,7 @@ def estimate(
 ) -> Estimate:
     """Upper estimates, from the elements of each output tensor.
 
+    Our own engine keeps to a bound, and to that of a chunk's buffers for each worker of a GPU.
     mergekit keeps one shard of finished tensors until it is full, and works on one tensor of
     every input at a time; methods on task vectors hold about three copies of each
     (the tensor, its task vector, the masked one).
@@ -82,6 +87,7 @@ def estimate(
         out_bytes: bytes of an element written.
         compute_bytes: bytes of an element in the arithmetic.
         shard: bytes of the largest weight file.
+        bound: bytes that our own engine may hold, None where mergekit's merges.
         beside: bytes on the output's disk besides its weights.
     """
     import psutil
@@ -91,8 +97,13 @@ def estimate(
     held = min(shard, write)
     on_device = device != "cpu"
     whole = math.ceil(write * 1.2) if evaluates else 0
-    ram = int(START + held + (0 if on_device and low_memory else group))
-    vram = max(int(group + (held if low_memory else 0)), whole) if on_device else 0
+    if bound is None:
+        ram = int(START + held + (0 if on_device and low_memory else group))
+        vram = int(group + (held if low_memory else 0))
+    else:
+        ram = int(START + bound)
+        vram = bound + GPU_BUFFERS
+    vram = max(vram, whole) if on_device else 0
     return Estimate(
         read=read,
         write=write,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mergelab.errors import did_you_mean
-from mergelab.preflight import checkpoint, compare, resources
+from mergelab.preflight import checkpoint, compare, engines, resources
 from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error
 from mergelab.preflight.inputs import reads_file
 from mergelab.preflight.sources import Source
@@ -40,7 +40,9 @@ def check(run: Run, overrides: Iterable[str], lacking: Severity) -> Iterator[Fin
         yield error("setting", "hardware.threads", f"{h.threads} is out of range; at least 1")
     if not 0 <= run.seed < 2**32:
         yield error("setting", "seed", f"{run.seed} is out of range; 0 to 4294967295")
-    yield from resources.parse_size(h.shard_size, "hardware.shard_size")[1]
+    for key, value in (("hardware.shard_size", h.shard_size), ("hardware.memory", h.memory)):
+        yield from resources.parse_size(value, key)[1]
+    yield from engines.check(run)
     yield from resources.check_device(h.device, lacking)
     if run.model.tokenizer not in (None, "base", "union"):
         yield error("setting", "model.tokenizer", f"'{run.model.tokenizer}' is none of null, base, union")

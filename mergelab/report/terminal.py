@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -73,16 +82,26 @@ def step(name: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def progress() -> Iterator[Callback]:
-    """One bar for long work. Yields a callback (what, done, total); silent without a terminal."""
+def progress(nbytes: bool = False) -> Iterator[Callback]:
+    """One bar for long work. Yields a callback (what, done, total); silent without a terminal.
+
+    Args:
+        nbytes: what is counted are bytes: show them, and their rate.
+    """
+    rate: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if nbytes else []
     with Progress(
         TextColumn("  {task.description:<22}"), BarColumn(bar_width=32),
-        TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"),
+        TextColumn("{task.percentage:>3.0f}%"), *rate, TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task("", total=None, visible=False)
+        current = ""
 
         def callback(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:  # the rate is that of one kind of work
+                current = what
+                bar.reset(task)
             bar.update(task, description=what, completed=done, total=total or None, visible=True)
 
         yield callback

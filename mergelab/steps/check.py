@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
+from mergelab import zoo
 from mergelab.errors import StepError
+from mergelab.merging import unfinished
 from mergelab.merging.verify import Report, verify
 from mergelab.report import terminal
 from mergelab.report.card import write_card
@@ -27,9 +28,10 @@ def execute(run: Run, workspace: Workspace) -> str:
             raise StepError("the merged model is not sound, and was removed: " + "; ".join(report.problems))
         workspace.record({"model": str(workspace.model)})
         write_card(workspace, workspace.partial)
+        unfinished.settle(workspace.partial, zoo.home())
         publish(workspace.partial, workspace.model)
     except BaseException:
-        shutil.rmtree(workspace.partial, ignore_errors=True)
+        unfinished.drop(workspace.partial, zoo.home())
         raise
     return summary(report)
 

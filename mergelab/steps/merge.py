@@ -1,22 +1,68 @@
-"""merge: the recipe becomes weights, aside; only `check` moves them to their final place."""
+"""merge: write the merged model aside; `check` gives it its final name."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from typing import Any
+
 import yaml
 
-from mergelab.merging import disk
+from mergelab import zoo
+from mergelab.merging import fast
 from mergelab.preflight.resources import human
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps.identify import identify
-from mergelab.workspace import Workspace
+from mergelab.workspace import Workspace, read_json
+
+EVENTS = 5.0
+"""Seconds between two lines on the progress in events.jsonl."""
 
 
 def execute(run: Run, workspace: Workspace) -> str:
     """Record what goes in, then merge."""
     recipe = yaml.safe_load(workspace.recipe.read_text(encoding="utf-8"))
+    plan = read_json(workspace.plan)
+    if plan["engine"]["name"] == "fast":
+        said = _fast(run, workspace, recipe, plan)
+    else:
+        said = _by_mergekit(run, workspace, recipe)
+    size = sum(f.stat().st_size for f in workspace.partial.glob("*.safetensors"))
+    return f"{recipe['merge_method']}, {human(size)}{said}"
+
+
+def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
+    from mergelab.merging import by_mergekit
+
     with terminal.progress() as progress, workspace.aside() as out:
         identify(run, workspace, progress)
-        disk.merge(recipe, out, hardware=run.hardware, seed=run.seed, progress=progress)
-    size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
-    return f"{recipe['merge_method']}, {human(size)}"
+        by_mergekit.merge(recipe, out, hardware=run.hardware, seed=run.seed, progress=progress)
+    return ""
+
+
+def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str, Any]) -> str:
+    from mergelab.merging import engine, unfinished
+
+    models = {m["reference"]: (m["name"], Path(m["folder"])) for m in plan["models"]}
+    donor = next(Path(m["folder"]) for m in plan["models"] if m["name"] == plan["donor"])
+    merge = engine.prepare(run, recipe, models)
+    with terminal.progress(nbytes=True) as progress:
+        identify(run, workspace, progress)
+        with unfinished.folder(workspace.partial, merge.key, zoo.home()):
+            there = engine.merge(merge, recipe, workspace.partial, run, donor, _told(workspace, progress))
+    return f", of which {human(there)} were there already" if there else ""
+
+
+def _told(workspace: Workspace, progress: fast.Progress) -> fast.Progress:
+    """The bar, and every few seconds a line in events.jsonl."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        progress(what, done, total)
+        if time.monotonic() - last >= EVENTS:
+            last = time.monotonic()
+            workspace.event("progress", step="merge", what=what, bytes=done, of=total)
+
+    return tell

@@ -1,4 +1,4 @@
-"""Run a recipe through mergekit, to disk.
+"""Run a recipe through mergekit, to disk: whatever our own kernels do not do.
 
 mergekit's own `run_merge` is a planner, an executor and a handful of files written around them.
 Calling those parts gives a progress bar with a real end, and mends what `run_merge` gets wrong:
@@ -77,7 +77,7 @@ def merge(
 def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, progress: Progress) -> None:
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
-    from mergekit.merge import MergeOptions, _model_out_config, _set_chat_template
+    from mergekit.merge import MergeOptions, _model_out_config
     from mergekit.plan import MergePlanner
     from transformers.trainer_utils import set_seed
 
@@ -111,11 +111,11 @@ def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, 
         ids = companions.special_ids(donor, tokenizer)
     companions.write_config(donor, out, changes, ids)
     companions.copy_generation_config(donor, out, ids)
-    templated = SimpleNamespace(chat_template=None) if tokenizer is None else tokenizer
-    _set_chat_template(templated, config)
+    template = chat_template(config)
     if tokenizer is None:
-        companions.copy_tokenizer(donor, out, templated.chat_template)
+        companions.copy_tokenizer(donor, out, template)
     else:
+        tokenizer.chat_template = template or tokenizer.chat_template
         tokenizer.save_pretrained(out)
     shutil.rmtree(adapters, ignore_errors=True)
     for file in out.rglob("*"):
@@ -187,6 +187,15 @@ def ordered(recipe: Mapping[str, Any]) -> MergeConfiguration:
             return list(order)
 
     return Ordered.model_validate(dict(recipe))
+
+
+def chat_template(config: MergeConfiguration) -> str | None:
+    """The chat template that a configuration asks for, by name, `auto` or as a text; else None."""
+    from mergekit.merge import _set_chat_template
+
+    holder = SimpleNamespace(chat_template=None)
+    _set_chat_template(holder, config)
+    return holder.chat_template
 
 
 def _layers(recipe: Mapping[str, Any], architecture: Any) -> dict[str, Any]:

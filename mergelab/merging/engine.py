@@ -1,0 +1,74 @@
+"""One engine, two ways: our own kernels straight to disk, or mergekit's planner and executor.
+
+Which of them runs is decided by preflight (`preflight.engines`) and stands in the plan.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergelab.errors import StepError
+from mergelab.merging import companions, fast
+from mergelab.preflight import assembly, checkpoint, methods
+from mergelab.preflight.checkpoint import Facts
+from mergelab.schema import Run
+
+log = logging.getLogger(__name__)
+
+
+def prepare(run: Run, recipe: Mapping[str, Any], models: Mapping[str, tuple[str, Path]]) -> fast.Merge:
+    """The merge that our own kernels will do.
+
+    Args:
+        recipe: as preflight wrote it.
+        models: name and folder of each model, by its reference in the recipe.
+    """
+    facts = {ref: checkpoint.weights(folder) for ref, (_, folder) in models.items()}
+    outputs = assembly.assemble(recipe, facts, methods.declarations()[recipe["merge_method"]])
+    computed = assembly.arithmetic(recipe, None)
+    return fast.plan(
+        recipe["merge_method"],
+        outputs,
+        {ref: name for ref, (name, _) in models.items()},
+        seed=run.seed,
+        rescale=run.method.rescale,
+        dtype=computed if computed in assembly.WIDE else assembly.WIDE[0],
+        hardware=run.hardware,
+    )
+
+
+def merge(
+    merge: fast.Merge, recipe: Mapping[str, Any], out: Path, run: Run, donor: Path, progress: fast.Progress
+) -> int:
+    """Write a model folder with our own kernels; goes on where an interrupted merge stopped.
+
+    Args:
+        donor: the folder of the model whose config and tokenizer the output gets.
+    Returns:
+        bytes that were there already.
+    Raises:
+        StepError: when it fails, with the reason.
+    """
+    try:
+        there = fast.run(merge, out, hardware=run.hardware, progress=progress)
+        companions.write_config(donor, out, {}, {})
+        companions.copy_generation_config(donor, out, {})
+        companions.copy_tokenizer(donor, out, _template(recipe))
+    except fast.MergeError as e:
+        raise StepError(f"the merge failed at {e}") from e
+    except OSError as e:
+        log.exception("the merge failed")
+        raise StepError(f"the merge failed: {e.strerror or e}: {e.filename or out}") from e
+    return there
+
+
+def _template(recipe: Mapping[str, Any]) -> str | None:
+    """The chat template that a recipe asks for, as mergekit finds it; None to keep the donor's."""
+    if not recipe.get("chat_template"):
+        return None
+    from mergelab.merging.by_mergekit import chat_template, ordered
+
+    return chat_template(ordered(recipe))

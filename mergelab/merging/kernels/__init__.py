@@ -1,0 +1,73 @@
+"""The merge methods: pure functions from a group of tensors and parameters to one tensor.
+
+Torch alone, the same code for CPU and CUDA. What each does to the numbers is mergekit's definition,
+operation by operation, so that the results are the same bits; how they are computed is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergelab.merging.kernels import averages, spheres, task_vectors
+from mergelab.merging.kernels.group import Buffers, Chunk, Finish, Group, Kernel, Parameters, merge
+
+KERNELS: dict[str, Kernel] = {
+    **{name: task_vectors.kernel(row) for name, row in task_vectors.ROWS.items()},
+    "linear": averages.linear,
+    "passthrough": averages.passthrough,
+    "nearswap": averages.nearswap,
+    "model_stock": averages.model_stock,
+    "sce": averages.sce,
+    "ram": averages.ram,
+    "ramplus_tl": averages.ramplus_tl,
+    "arcee_fusion": averages.arcee_fusion,
+    "slerp": spheres.slerp,
+    "nuslerp": spheres.nuslerp,
+    "multislerp": spheres.multislerp,
+    "karcher": spheres.karcher,
+}
+"""By the names that mergekit gives them."""
+
+VERSION = 1
+"""Raised whenever a kernel's results change: a merge is not continued with other kernels."""
+
+__all__ = ["KERNELS", "VERSION", "Buffers", "Chunk", "Finish", "Group", "Kernel", "Parameters", "merge",
+           "merge_tensors"]  # fmt: skip
+
+
+def merge_tensors(
+    method: str,
+    experts: Sequence[Tensor],
+    parameters: Mapping[str, Any],
+    *,
+    base: Tensor | None = None,
+    name: str = "",
+    keys: Sequence[str] = (),
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """One output tensor, whole.
+
+    Args:
+        method: a name in KERNELS.
+        experts: the tensors to combine, of one shape; of a method that knows no base, all inputs.
+        parameters: all that the method takes; those set for each model as lists in the experts' order.
+        base: the tensor from which task vectors are taken.
+        name: the output tensor's name; with `seed` and `keys` it decides random masks.
+        keys: the experts' names.
+        dtype: of the arithmetic.
+        out_dtype: of the result; None: the first expert's.
+    Raises:
+        ValueError: where the method has no answer for these tensors.
+    """
+    group = Group(name, experts, base, keys, seed, dtype, Buffers(device))
+    out = torch.empty(group.numel, dtype=out_dtype or experts[0].dtype, device=device)
+    for start, piece in merge(KERNELS[method], group, dict(parameters)):
+        out[start : start + piece.numel()].copy_(piece)
+    return out.view(group.shape)

@@ -1,0 +1,101 @@
+"""Methods on task vectors: sparsify, let signs vote, combine. A method is a row of `ROWS`.
+
+    tau_i  = sparsify(theta_i - theta_base)
+    d_i    = w_i * tau_i
+    theta  = theta_base + lambda * sum_A d_i / sum_A w_i      (the division only if `normalize`)
+
+A holds all experts, or with `consensus` those whose sign is that of sum_i d_i, entry by entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mergelab.merging.kernels.group import Chunk, Finish, Group, Kernel, Parameters
+from mergelab.merging.kernels.sparsify import sparsifier
+
+SMALL = 1e-8
+"""A sum of weights below this is not divided by; mergekit's bound."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a method of this family is put together."""
+
+    sparsify: str | None
+    consensus: bool
+
+
+ROWS = {
+    "task_arithmetic": Row(None, consensus=False),
+    "ties": Row("magnitude", consensus=True),
+    "dare_linear": Row("random", consensus=False),
+    "dare_ties": Row("random", consensus=True),
+    "della_linear": Row("ranked", consensus=False),
+    "della": Row("ranked", consensus=True),
+    "breadcrumbs": Row("outliers", consensus=False),
+    "breadcrumbs_ties": Row("outliers", consensus=True),
+}
+
+
+def kernel(row: Row) -> Kernel:
+    """The kernel of a row."""
+
+    def prepare(group: Group, p: Parameters) -> Finish:
+        if not group.count:
+            return Finish(lambda chunk: chunk.base)
+        weights = torch.tensor(p["weight"], dtype=group.dtype, device=group.buffers.device)
+        prune = sparsifier(row.sparsify, group, p) if row.sparsify else None
+        total = weights.sum()
+        total = torch.ones_like(total) if float(total.abs()) < SMALL else total
+
+        def combine(chunk: Chunk) -> Tensor:
+            deltas = chunk.deltas()
+            if prune:
+                prune.apply(chunk, deltas)
+            deltas.mul_(weights[:, None])
+            if row.consensus:
+                mixed = vote(group, deltas, weights if p["normalize"] else None)
+            else:
+                mixed = torch.sum(deltas, 0, out=group.buffer("mixed", chunk.numel))
+                if p["normalize"]:
+                    mixed.div_(total)
+            if p["lambda"] != 1:
+                mixed.mul_(p["lambda"])
+            return mixed.add_(chunk.base)
+
+        return Finish(combine, prune.width if prune else 1)
+
+    return prepare
+
+
+def vote(group: Group, d: Tensor, weights: Tensor | None) -> Tensor:
+    """The sum of what has the elected sign, entry by entry: the sign of the sum, + where that is 0.
+
+    Args:
+        d: [experts, n], weighted; overwritten.
+        weights: [experts]: divide by the sum of those that agree, 1 where none does. None: do not.
+    Returns:
+        [n], a buffer.
+
+    Multiplying by the elected sign turns what agrees positive; what is left then is its magnitude.
+    """
+    n = d.shape[1]
+    mixed, sign = group.buffer("mixed", n), group.buffer("sign", n)
+    elect(d, mixed, sign)
+    torch.sum(d, 0, out=mixed).mul_(sign)
+    if weights is not None:
+        divisor = torch.sum(d.gt_(0).mul_(weights[:, None]), 0, out=group.buffer("divisor", n))
+        divisor.add_(torch.eq(divisor, 0, out=sign))
+        mixed.div_(divisor)
+    return mixed
+
+
+def elect(d: Tensor, scratch: Tensor, sign: Tensor) -> None:
+    """Put the elected sign, 1 or -1, into `sign` [n], and into `d` [experts, n] the magnitudes of
+    what agrees with it, 0 for the rest."""
+    torch.ge(torch.sum(d, 0, out=scratch), 0, out=sign).mul_(2).sub_(1)
+    d.mul_(sign).relu_()

@@ -1,0 +1,242 @@
+"""The weight files of a merge in the making: where each tensor goes, and which are done.
+
+The layout is known before anything is computed, so every tensor is written straight to its place,
+by whichever worker, in whatever order. A journal beside the files names the tensors that are
+finished, each with a hash of its bytes: what is there after a crash is looked at and used.
+
+safetensors files: 8 bytes with the length of the header, the header as JSON, the tensors
+(https://github.com/huggingface/safetensors#format). The library writes whole files only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import xxhash
+
+from mergelab.preflight.assembly import Output
+from mergelab.workspace import write_json
+
+JOURNAL = ".journal.jsonl"
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies."""
+
+    file: str
+    offset: int
+    """In the file, in bytes."""
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The weight files of a model."""
+
+    places: dict[str, Place]
+    headers: dict[str, bytes]
+    """The start of each file, by its name, in order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(p.nbytes for p in self.places.values())
+
+    def size(self, file: str) -> int:
+        """Bytes of a file."""
+        return len(self.headers[file]) + sum(p.nbytes for p in self.places.values() if p.file == file)
+
+
+def lay_out(outputs: Sequence[Output], largest: int) -> Layout:
+    """Put the tensors into files in their order, a new one where the next would make it larger than
+    `largest` bytes of tensors."""
+    files: list[list[Output]] = [[]]
+    size = 0
+    for o in outputs:
+        if files[-1] and size + o.nbytes > largest:
+            files.append([])
+            size = 0
+        files[-1].append(o)
+        size += o.nbytes
+    places: dict[str, Place] = {}
+    headers: dict[str, bytes] = {}
+    for i, tensors in enumerate(files, start=1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
+        headers[file] = _header(tensors)
+        offset = len(headers[file])
+        for o in tensors:
+            places[o.name] = Place(file, offset, o.nbytes)
+            offset += o.nbytes
+    return Layout(places, headers)
+
+
+def _header(tensors: Iterable[Output]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for o in tensors:
+        ends = [offset, offset + o.nbytes]
+        entries[o.name] = {"dtype": o.dtype, "shape": list(o.shape), "data_offsets": ends}
+        offset += o.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return struct.pack("<Q", len(text)) + text
+
+
+class Writer:
+    """The files of a layout in a folder, open for writing; a context manager.
+
+    Args:
+        folder: there already. What an earlier merge of the same key has finished in it stays; any
+            other weight file or journal is removed.
+        key: of the merge: two with one key write the same bytes.
+        progress: called with (bytes looked at, bytes in all) while the finished tensors of an
+            earlier merge are checked.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        key: str,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self.folder, self.layout = folder, layout
+        self.done: set[str] = set()
+        """Names of the tensors that are finished."""
+        self._lock = threading.Lock()
+        self._files: dict[str, int] = {}
+        try:
+            recorded = _recorded(folder / JOURNAL, key)
+            if recorded is None:
+                self._clear()
+            for file, header in layout.headers.items():
+                fd = os.open(folder / file, os.O_RDWR | os.O_CREAT, 0o666)
+                self._files[file] = fd
+                os.ftruncate(fd, layout.size(file))
+                _write(fd, header, 0)
+            self._check(recorded or {}, progress)
+            self._journal: IO[str] = (folder / JOURNAL).open("w", encoding="utf-8")
+            self._say({"key": key})
+            for name in self.done:
+                self._say({"tensor": name, "hash": (recorded or {})[name]})
+        except BaseException:
+            self._close()
+            raise
+
+    def _clear(self) -> None:
+        for path in (*self.folder.glob("*.safetensors*"), self.folder / JOURNAL):
+            path.unlink(missing_ok=True)
+
+    def _check(self, recorded: dict[str, str], progress: Callable[[int, int], None]) -> None:
+        """Take over the tensors whose bytes are what the journal says."""
+        there = {name: h for name, h in recorded.items() if name in self.layout.places}
+        total, seen = sum(self.layout.places[name].nbytes for name in there), 0
+        for name, expected in there.items():
+            place = self.layout.places[name]
+            digest = xxhash.xxh3_128()
+            for at in range(0, place.nbytes, BLOCK):
+                size = min(BLOCK, place.nbytes - at)
+                digest.update(os.pread(self._files[place.file], size, place.offset + at))
+                seen += size
+                progress(seen, total)
+            if digest.hexdigest() == expected:
+                self.done.add(name)
+
+    def _say(self, line: dict[str, str]) -> None:
+        self._journal.write(json.dumps(line) + "\n")
+        self._journal.flush()
+
+    def tensor(self, name: str) -> TensorWriter:
+        """Write one tensor, from its first byte to its last."""
+        return TensorWriter(self, name)
+
+    def finish(self, name: str, digest: str) -> None:
+        """Record a tensor that is written."""
+        with self._lock:
+            self.done.add(name)
+            self._say({"tensor": name, "hash": digest})
+
+    def write(self, place: Place, at: int, data: memoryview) -> None:
+        """Write bytes of a tensor; for several threads at once."""
+        _write(self._files[place.file], data, place.offset + at)
+
+    def complete(self) -> None:
+        """All tensors are written: leave a folder that holds a model's weights and no journal."""
+        missing = self.layout.places.keys() - self.done
+        if missing:
+            raise AssertionError(f"not written: {sorted(missing)}")
+        if len(self.layout.headers) > 1:
+            files = {name: place.file for name, place in self.layout.places.items()}
+            index = {"metadata": {"total_size": self.layout.nbytes}, "weight_map": files}
+            write_json(self.folder / "model.safetensors.index.json", index)
+        self._close()
+        (self.folder / JOURNAL).unlink()
+
+    def _close(self) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files = {}
+        with contextlib.suppress(AttributeError):  # it was not open yet
+            self._journal.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._close()
+
+
+class TensorWriter:
+    """One tensor of a `Writer`, in pieces, one after the other."""
+
+    def __init__(self, writer: Writer, name: str):
+        self._writer, self._name = writer, name
+        self._place = writer.layout.places[name]
+        self._at = 0
+        self._digest = xxhash.xxh3_128()
+
+    def append(self, data: memoryview) -> None:
+        """Write the next bytes."""
+        self._writer.write(self._place, self._at, data)
+        self._digest.update(data)
+        self._at += len(data)
+
+    def close(self) -> None:
+        """Record the tensor as finished."""
+        if self._at != self._place.nbytes:
+            raise AssertionError(f"{self._name}: {self._at} of {self._place.nbytes} bytes")
+        self._writer.finish(self._name, self._digest.hexdigest())
+
+
+def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        n = os.pwrite(fd, rest, offset)
+        rest, offset = rest[n:], offset + n
+
+
+def _recorded(journal: Path, key: str) -> dict[str, str] | None:
+    """The hash of each finished tensor, or None where there is no merge of this key. The last line
+    of a killed merge may be torn."""
+    try:
+        lines = journal.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    entries = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
+    if not entries or entries[0].get("key") != key:
+        return None
+    return {e["tensor"]: e["hash"] for e in entries[1:] if "tensor" in e}

@@ -1,0 +1,176 @@
+"""From a recipe to the list of tensors to make: of which inputs, with which parameters. Pure.
+
+This is mergekit's planner for the plain case: whole models of one architecture, as they are. What
+is not plain is told from the recipe and the headers, with the reason, and is left to mergekit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergelab import recipe as recipes
+from mergelab.preflight import architecture, layout
+from mergelab.preflight.architecture import Weight
+from mergelab.preflight.checkpoint import DTYPES, Facts, Header
+from mergelab.preflight.methods import Declaration, Parameter
+from mergelab.preflight.parameters import Settings
+
+NAMES = {torch: st for st, torch in DTYPES.items()}
+"""From torch's names of dtypes to those of safetensors."""
+
+WIDE = ("float32", "float64")
+"""The dtypes in which our arithmetic is done."""
+
+BY_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
+"""Architectures of which mergekit makes the list of tensors by code, although it has a file."""
+
+
+class NotPlain(Exception):
+    """The recipe asks for what only mergekit's own path can do; the message says for what."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input of an output tensor."""
+
+    model: str
+    """The model's reference in the recipe."""
+    tensor: str
+    """What the tensor is called there."""
+    header: Header
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to make."""
+
+    name: str
+    dtype: str
+    """As safetensors calls it."""
+    shape: tuple[int, ...]
+    base: Source | None
+    experts: tuple[Source, ...]
+    """In the order of the recipe; all inputs of a method that knows no base."""
+    parameters: Mapping[str, Any]
+    """What each parameter comes to; a list in the experts' order where it is set for each model."""
+
+    @property
+    def inputs(self) -> tuple[Source, ...]:
+        """All sources."""
+        return self.experts if self.base is None else (*self.experts, self.base)
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return self.experts[0].header.numel if self.experts else self.inputs[0].header.numel
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return Header(self.dtype, self.shape, "").nbytes
+
+    @property
+    def traffic(self) -> int:
+        """Bytes read and written."""
+        return self.nbytes + sum(s.header.nbytes for s in self.inputs)
+
+
+def why_not(recipe: Mapping[str, Any]) -> str | None:
+    """What in a recipe asks for mergekit's own path, or None."""
+    for key, what in (("slices", "slices"), ("modules", "modules"), ("tokenizer", "a tokenizer to build"),
+                      ("tokenizer_source", "a tokenizer to build")):  # fmt: skip
+        if recipe.get(key):
+            return f"it has {what}"
+    if any("+" in m for m in recipes.models(recipe)):
+        return "it has LoRA inputs"
+    return None
+
+
+def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
+    """The dtype that a recipe computes in; `files` is that of its inputs."""
+    return str(recipe.get("dtype") or files or WIDE[0]).removeprefix("torch.")
+
+
+def assemble(recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration) -> list[Output]:
+    """The tensors of the merged model, in the order of the architecture.
+
+    Args:
+        recipe: a sound one, with `models`.
+        facts: what is known of each model, by its reference.
+        d: what the method declares.
+    Raises:
+        NotPlain: where it takes more than merging tensor by tensor.
+    """
+    if reason := why_not(recipe):
+        raise NotPlain(reason)
+    (group,) = layout.groups(recipe, str)
+    donor = facts[str(recipe.get("base_model") or group.inputs[0])]
+    kind = (donor.config.get("architectures") or ["?"])[0]
+    listed = architecture.weights(donor.config)
+    if listed is None or kind in BY_CODE or any("${" in w.name for w in listed):
+        raise NotPlain(f"there is no plain list of the tensors of {kind}")
+    base = None if d.base == "ignored" else group.base
+    settings = Settings(d, group, str)
+    places = {name: t for (placed,) in [layout.output_tensors(donor.config, [group])] for name, t in placed}
+    written = str(recipe.get("out_dtype") or recipe.get("dtype") or "").removeprefix("torch.")
+    out = []
+    for weight in listed:
+        sources = _sources(weight, group.inputs, facts)
+        if not sources:
+            continue
+        dtype = NAMES[written] if written else _widest(sources)
+        experts = tuple(s for s in sources if s.model != base)
+        out.append(
+            Output(
+                weight.name,
+                dtype,
+                sources[0].header.shape,
+                next((s for s in sources if s.model == base), None),
+                experts,
+                _parameters(settings, weight.name, places[weight.name], [s.model for s in experts]),
+            )
+        )
+    return out
+
+
+def _sources(weight: Weight, models: list[str], facts: Mapping[str, Facts]) -> list[Source]:
+    """Where each model has a tensor; empty for one that is optional and nowhere."""
+    there = [facts[m].tensors for m in models]
+    if weight.optional and not any(n in t for t in there for n in (weight.name, *weight.aliases)):
+        return []
+    out = []
+    for model, tensors in zip(models, there, strict=True):
+        name = next((n for n in (weight.name, *weight.also) if n in tensors), None)
+        if name is None:
+            raise NotPlain(f"{weight.name} is not in every model")
+        header = tensors[name]
+        if header.dtype not in DTYPES:
+            raise NotPlain(f"{weight.name} does not hold floating-point numbers")
+        if out and header.shape != out[0].header.shape:
+            raise NotPlain(f"{weight.name} has not the same shape in every model")
+        out.append(Source(model, name, header))
+    return out
+
+
+def _widest(sources: list[Source]) -> str:
+    """The dtype that holds those of all sources, by torch's rule of promotion."""
+    kinds = {s.header.dtype for s in sources}
+    for wide in ("F64", "F32"):
+        if wide in kinds:
+            return wide
+    return kinds.pop() if len(kinds) == 1 else "F32"
+
+
+def _parameters(settings: Settings, name: str, t: float, models: list[str]) -> dict[str, Any]:
+    """Every declared parameter at one tensor."""
+
+    def at(model: str | None, p: Parameter) -> Any:
+        value, _ = settings.at(model, p.name, (name, t))
+        return value if value is None else p.kind(value)
+
+    return {
+        p.name: [at(m, p) for m in models] if p.per_model else at(None, p)
+        for p in settings.d.parameters.values()
+    }

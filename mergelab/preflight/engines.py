@@ -1,0 +1,106 @@
+"""Which engine merges, and why: our own kernels wherever they can, mergekit's path for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mergelab.errors import did_you_mean
+from mergelab.preflight import assembly
+from mergelab.preflight.checkpoint import Facts
+from mergelab.preflight.findings import Finding, error, note
+from mergelab.preflight.methods import Declaration
+from mergelab.schema import Run
+
+CHOICES = ("auto", "fast", "mergekit")
+RESCALES = ("l1", "density")
+
+OWN = frozenset(
+    ("arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear",
+     "karcher", "linear", "model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram",
+     "ramplus_tl", "sce", "slerp", "task_arithmetic", "ties")
+)  # fmt: skip
+"""The methods that our engine has kernels for."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What merges."""
+
+    name: str
+    """`fast` or `mergekit`."""
+    why: str = ""
+    """Why it is not the fast one."""
+
+    def json(self) -> dict[str, str]:
+        """As plan.json has it."""
+        return asdict(self)
+
+
+def choose(
+    run: Run, recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration
+) -> tuple[Engine, list[Finding]]:
+    """The engine of a run, and what is wrong with the wish for one.
+
+    Args:
+        recipe: a sound one.
+        facts: what is known of each model, by its reference.
+        d: what the method declares.
+    """
+    wanted = run.hardware.engine
+    reason = _reason(recipe, facts, d)
+    computed = assembly.arithmetic(recipe, next(iter(facts.values())).dtype if facts else None)
+    findings: list[Finding] = []
+    if wanted == "mergekit":
+        engine = Engine("mergekit", "hardware.engine asks for it")
+    elif reason is not None:
+        engine = Engine("mergekit", reason)
+        if wanted == "fast":
+            message = f"fast cannot do this recipe: {reason}"
+            findings.append(error("engine", "hardware.engine", message, "Leave it at auto."))
+    elif wanted == "auto" and computed not in assembly.WIDE:
+        engine = Engine("mergekit", f"its arithmetic is in {computed}")
+    else:
+        engine = Engine("fast")
+    if engine.name == "fast" and computed not in assembly.WIDE:
+        message = f"the recipe computes in {computed}; fast computes in {assembly.WIDE[0]} and rounds once"
+        findings.append(note("arithmetic", "hardware.engine", message))
+    findings += _check_rescale(run, recipe, d, engine)
+    return engine, findings
+
+
+def check(run: Run) -> Iterator[Finding]:
+    """The values of hardware.engine, hardware.devices and method.rescale."""
+    for key, value, choices in (("hardware.engine", run.hardware.engine, CHOICES),
+                                ("method.rescale", run.method.rescale, RESCALES)):  # fmt: skip
+        if value not in choices:
+            near = did_you_mean(value, choices)
+            yield error("setting", key, f"'{value}' is none of {', '.join(choices)}.{near}")
+    if run.hardware.devices < 0:
+        yield error("setting", "hardware.devices", f"{run.hardware.devices} is out of range; 0 (all) or more")
+
+
+def _reason(recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration) -> str | None:
+    """Why our kernels cannot do a recipe, or None."""
+    if d.name not in OWN:
+        return f"there is no kernel for {d.name}"
+    try:
+        assembly.assemble(recipe, facts, d)
+    except assembly.NotPlain as e:
+        return str(e)
+    return None
+
+
+def _check_rescale(run: Run, recipe: Mapping[str, Any], d: Declaration, engine: Engine) -> Iterator[Finding]:
+    if run.method.rescale != "density":
+        return
+    p = d.parameters.get("rescale")
+    on = p is not None and (recipe.get("parameters") or {}).get("rescale", p.default)
+    if not on or d.name == "task_arithmetic":
+        message = f"it has no effect, for {d.name} rescales nothing here"
+        remedy = "Leave it out, or set method.parameters.rescale=true." if p else "Leave it out."
+        yield error("no-effect", "method.rescale", message, remedy)
+    elif engine.name == "mergekit":
+        message = f"mergekit only knows l1, and it merges because {engine.why}"
+        yield error("engine", "method.rescale", message, "Leave it out.")
