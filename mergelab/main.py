@@ -226,7 +226,7 @@ def _tell(error: BaseException) -> int:
     from mergelab.report import terminal
 
     if isinstance(error, KeyboardInterrupt):
-        terminal.failure("interrupted; nothing half-made was left")
+        terminal.failure(str(error) or "interrupted; nothing half-made was left")
         return INTERRUPTED
     if isinstance(error, MergelabError):
         for message in getattr(error, "messages", [str(error)]):

@@ -133,7 +133,7 @@ LAYERS = {
     "identity": {"workspace"},
     "quiet": set(),
     "preflight": {"errors", "schema", "recipe"},
-    "merging": {"errors", "schema", "recipe", "preflight", "quiet", "workspace"},
+    "merging": {"identity", "errors", "schema", "recipe", "preflight", "quiet", "workspace"},
     "evaluation": {"errors", "schema", "identity", "quiet", "workspace"},
     "zoo": {"errors"},
     "tracking": {"errors", "schema", "workspace"},

@@ -118,7 +118,7 @@ def test_gradients_reach_mergekit_and_the_weights(models: Any, mergelab: Command
 def test_any_parameter_reaches_mergekit_unchanged(
     method: str, override: str, setting: Any, models: Any, mergelab: Command, tmp_path: Path
 ) -> None:
-    outcome = mergelab(f"method={method}", *chosen(*models(3)), override)
+    outcome = mergelab(f"method={method}", *chosen(*models(3)), override, "hardware.engine=mergekit")
     model = done(outcome)
     recipe = yaml.safe_load((outcome.folder / "recipe.yaml").read_text(encoding="utf-8"))
     name = override.lstrip("+").partition("=")[0].rpartition(".")[2]
@@ -513,7 +513,8 @@ def test_overflow_is_told_from_damage(models: Any, mergelab: Command) -> None:
 
 def test_what_mergekit_refuses_names_the_tensor(family: Any, mergelab: Command) -> None:
     """Three and more experts that leave a tensor as it is are too much for multislerp."""
-    outcome = mergelab("method=multislerp", "experts=balanced", "eval=none")
+    arguments = ["method=multislerp", "experts=balanced", "eval=none"]
+    outcome = mergelab(*arguments, "hardware.engine=mergekit")
     assert outcome.status == 1
     assert "failed at model.embed_tokens.weight: ValueError: The weighted sum" in " ".join(
         outcome.err.split()
@@ -521,6 +522,9 @@ def test_what_mergekit_refuses_names_the_tensor(family: Any, mergelab: Command) 
     assert "Traceback" not in outcome.err
     assert "Traceback" in (outcome.folder / "mergelab.log").read_text(encoding="utf-8")
     assert_nothing_left(outcome.folder)
+    base = weights(family.checkpoint("base"))
+    merged = weights(done(mergelab(*arguments)))  # ours has an answer: what nobody changed stays
+    assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
 
 
 def test_killed_in_the_middle(models: Any, mergelab: Command, tmp_path: Path) -> None:
@@ -554,7 +558,7 @@ def test_interrupted(moment: str, models: Any, mergelab: Command, monkeypatch: p
 
     target = {"merge": "mergelab.merging.companions.write_config", "check": "mergelab.steps.check.publish"}
     monkeypatch.setattr(target[moment], interrupt)
-    outcome = mergelab("method=ties", *chosen(*models(3)))
+    outcome = mergelab("method=ties", *chosen(*models(3)), "hardware.engine=mergekit")
     assert outcome.status == 130
     assert_nothing_left(outcome.folder)
 
@@ -591,8 +595,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("engine", ["fast", "mergekit"])
 def test_disk_that_fills_up_in_the_meantime(
-    small_disk: Path, family: Any, mergelab: Command, monkeypatch: pytest.MonkeyPatch
+    engine: str, small_disk: Path, family: Any, mergelab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mergelab.steps import merge
 
@@ -602,12 +607,28 @@ def test_disk_that_fills_up_in_the_meantime(
 
     identify = merge.identify
     monkeypatch.setattr(merge, "identify", fill)
-    outcome = mergelab("eval=none", f"output={small_disk / 'model'}")
-    said = " ".join(outcome.err.split())
+    arguments = ["eval=none", f"output={small_disk / 'model'}"]
+    if engine == "mergekit":
+        outcome = mergelab(*arguments, "hardware.engine=mergekit")
+        said = " ".join(outcome.err.split())
+        assert outcome.status == 1
+        assert "the merge failed: No space left on device: " in said
+        assert "set output=DIR on another disk" in said
+        assert [p.name for p in small_disk.iterdir()] == ["others"]
+        return
+    outcome = mergelab(*arguments)
     assert outcome.status == 1
-    assert "the merge failed: No space left on device: " in said
-    assert "set output=DIR on another disk" in said
-    assert [p.name for p in small_disk.iterdir()] == ["others"]
+    said = re.search(r"no space left on device for .*: (\S+) kB more are needed, 0 B are free", outcome.err)
+    assert said, outcome.err
+    assert 100 < float(said[1]) < 510
+    assert "run the same command again: it goes on where it stopped" in outcome.err
+    monkeypatch.setattr(merge, "identify", identify)
+    (small_disk / "others").unlink()
+    again = mergelab(*arguments)
+    assert again.status == 0, again.err
+    assert "were there already" in again.out
+    assert [p.name for p in small_disk.iterdir()] == ["model"]
+    assert generates(small_disk / "model")
 
 
 def test_something_appears_at_the_final_place(

@@ -32,6 +32,8 @@ EXPERTS = {
 }
 """The set that fits a method; balanced for any other."""
 
+RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
+
 LAST_BITS = {"dare_linear", "dare_ties", "della", "della_linear", "karcher", "model_stock", "nuslerp"}
 """Methods that sum over whole tensors (a norm, an angle): above 32768 entries, torch splits such
 a sum among its threads, and its last bits differ with their number."""
@@ -64,9 +66,13 @@ def test_file_says_what_mergekit_declares(name: str) -> None:
     assert re.search(r"https://\S+", header), "no reference"
 
 
+@pytest.mark.parametrize("engine", ["fast", "mergekit"])
 @pytest.mark.parametrize("name", FILES)
-def test_merges_as_mergekit_does(name: str, family: Any, mergelab: Command, tmp_path: Path) -> None:
-    outcome = mergelab(f"method={name}", f"experts={EXPERTS.get(name, 'balanced')}", "eval=none")
+def test_merges_as_mergekit_does(
+    name: str, engine: str, family: Any, mergelab: Command, tmp_path: Path
+) -> None:
+    experts = EXPERTS.get(name, "balanced")
+    outcome = mergelab(f"method={name}", f"experts={experts}", f"hardware.engine={engine}", "eval=none")
     assert outcome.status == 0, outcome.err
     merged = weights(outcome.folder / "model")
     base = weights(family.checkpoint("base"))
@@ -75,11 +81,13 @@ def test_merges_as_mergekit_does(name: str, family: Any, mergelab: Command, tmp_
     assert any(not torch.equal(merged[n], base[n]) for n in base), "nothing was merged"
     assert generates(outcome.folder / "model")
     theirs = mergekit_yaml(outcome.folder / "recipe.yaml", tmp_path / "theirs")
-    assert same_bits(outcome.folder / "model", theirs)
+    alike = same_bits(outcome.folder / "model", theirs)
+    assert alike or (engine == "fast" and name in RANDOM)
+    assert not alike or engine == "mergekit" or name not in RANDOM, "the masks are our own"
 
 
 def test_command_of_mergekit_gives_the_same_bits(family: Any, mergelab: Command, tmp_path: Path) -> None:
-    outcome = mergelab("eval=none", "seed=3")
+    outcome = mergelab("eval=none", "seed=3", "hardware.engine=mergekit")
     theirs = tmp_path / "theirs"
     command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(outcome.folder / "recipe.yaml"),
                str(theirs), "--random-seed", "3"]  # fmt: skip

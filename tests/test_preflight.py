@@ -108,12 +108,16 @@ def test_only_what_is_merged_is_read(mergelab: Command, family: Any) -> None:
 
 
 def test_bytes_of_a_model_that_is_not_here(mergelab: Command) -> None:
-    _, content = plan(mergelab, "model=qwen32b", "method=dare_ties", "eval=none")
+    arguments = ["model=qwen32b", "method=dare_ties", "eval=none"]
+    _, content = plan(mergelab, *arguments, "hardware.engine=mergekit")
     estimate = content["estimate"]
     assert estimate["read"] == pytest.approx(5 * 65.5e9, rel=0.01)
     assert estimate["write"] == pytest.approx(65.5e9, rel=0.01)
     largest = 152064 * 5120 * 4  # the embedding in float32, of which every model holds some copies
     assert 5 * largest < estimate["ram"] < 30 * largest
+    _, streamed = plan(mergelab, *arguments, "hardware.memory=2GB")
+    assert 2e9 < streamed["estimate"]["ram"] < 4e9
+    assert (content["engine"]["name"], streamed["engine"]["name"]) == ("mergekit", "fast")
     _, float32 = plan(mergelab, "model=qwen32b", "hardware.dtype=float32", "eval=none")
     assert float32["estimate"]["write"] == 2 * estimate["write"]
     assert float32["estimate"]["read"] == estimate["read"]
@@ -208,7 +212,7 @@ def test_a_family_may_let_pass_what_is_known_of_it(mergelab: Command, models: Mo
 
 def test_what_this_machine_lacks_does_not_keep_it_from_planning(mergelab: Command) -> None:
     huge = "model.architecture.vocab_size=10000000000"
-    _, content = plan(mergelab, "model=qwen32b", huge, "hardware.device=cuda:99")
+    _, content = plan(mergelab, "model=qwen32b", huge, "hardware.device=cuda:99", "hardware.memory=100TB")
     found = {f["code"]: f["severity"] for f in content["findings"]}
     assert {found[code] for code in ("disk", "device", "memory", "unreachable")} == {"warning"}
     refused = mergelab("model=qwen32b", "hardware.device=cuda:99")

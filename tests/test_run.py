@@ -201,8 +201,8 @@ def test_a_run_that_fails_does_not_stop_the_others(
             raise StepError("by design")
         original(recipe, *arguments, **named)
 
-    monkeypatch.setattr(disk, "merge", merge)
-    out = mergelab("-m", "method=ties,linear", "eval.limit=8")
+    monkeypatch.setattr(by_mergekit, "merge", merge)
+    out = mergelab("-m", "method=ties,linear", "eval.limit=8", "hardware.engine=mergekit")
     assert out.status == 1
     assert "by design" in out.err
     rows = list(csv.reader((out.folder / "comparison.csv").open(encoding="utf-8")))

@@ -195,7 +195,8 @@ def chat_template(config: MergeConfiguration) -> str | None:
 
     holder = SimpleNamespace(chat_template=None)
     _set_chat_template(holder, config)
-    return holder.chat_template
+    template: str | None = holder.chat_template
+    return template
 
 
 def _layers(recipe: Mapping[str, Any], architecture: Any) -> dict[str, Any]:

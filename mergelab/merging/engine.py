@@ -12,8 +12,8 @@ from typing import Any
 
 from mergelab.errors import StepError
 from mergelab.merging import companions, fast
+from mergelab.merging.unfinished import Stopped
 from mergelab.preflight import assembly, checkpoint, methods
-from mergelab.preflight.checkpoint import Facts
 from mergelab.schema import Run
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def merge(
     Returns:
         bytes that were there already.
     Raises:
-        StepError: when it fails, with the reason.
+        StepError: when it fails, with the reason; Stopped where it could go on later.
     """
     try:
         there = fast.run(merge, out, hardware=run.hardware, progress=progress)
@@ -61,7 +61,7 @@ def merge(
         raise StepError(f"the merge failed at {e}") from e
     except OSError as e:
         log.exception("the merge failed")
-        raise StepError(f"the merge failed: {e.strerror or e}: {e.filename or out}") from e
+        raise Stopped(f"the merge failed: {e.strerror or e}: {e.filename or out}") from e
     return there
 
 

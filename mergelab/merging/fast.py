@@ -13,7 +13,6 @@ import errno
 import mmap
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -24,11 +23,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from mergelab.errors import StepError
 from mergelab.identity import digest
 from mergelab.merging import kernels
 from mergelab.merging.kernels.group import CHUNK, Buffers, Group
 from mergelab.merging.shards import Layout, Writer, lay_out
+from mergelab.merging.unfinished import Stopped
 from mergelab.preflight.assembly import Output, Source
 from mergelab.preflight.checkpoint import DTYPES
 from mergelab.preflight.resources import human, parse_size
@@ -38,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 """(what, bytes done, bytes in all)"""
 
 BUFFERS = 13
-"""Buffers of a chunk that the hungriest method (della) uses besides one for each input."""
+"""Buffers of a chunk that the hungriest methods (della, sce) use besides three for each input."""
 
 PER_GPU = 2
 """Workers of a GPU: while one computes, the other reads and writes."""
@@ -118,11 +117,13 @@ def run(
     Returns:
         bytes that were there already from an earlier, interrupted merge.
     Raises:
-        StepError: when the disk is full, with what is needed.
+        Stopped: when the disk is full, with what is needed.
         MergeError: when the method has no answer for a tensor.
     """
     try:
-        with Writer(out, merge.layout, merge.key, lambda d, t: progress("check what is there", d, t)) as writer:
+        with Writer(
+            out, merge.layout, merge.key, lambda d, t: progress("check what is there", d, t)
+        ) as writer:
             there = sum(merge.layout.places[name].nbytes for name in writer.done)
             _work(merge, writer, hardware, progress)
             writer.complete()
@@ -130,7 +131,7 @@ def run(
     except OSError as e:
         if e.errno not in FULL:
             raise
-        raise StepError(_full(merge, out)) from e
+        raise Stopped(_full(merge, out)) from e
 
 
 class MergeError(ValueError):
@@ -152,14 +153,15 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
     left = [o for o in merge.outputs if o.name not in writer.done]
     state = _State(_order(left, merge.layout), total, total - sum(o.traffic for o in left), progress)
     devices = workers(hardware, max(len(o.inputs) for o in merge.outputs), merge.dtype)
-    resident = parse_size(hardware.memory, "hardware.memory")[0] // len(devices)
-    window = parse_size(hardware.memory, "hardware.memory")[0]
-    with ExitStack() as stack, _single_thread():
-        inputs = _Inputs(stack)
+    memory = parse_size(hardware.memory, "hardware.memory")[0]
+    spare = memory // len(devices)
+    if hardware.device == "cpu":
+        spare -= worker_memory(max(len(o.inputs) for o in merge.outputs), merge.dtype)
+    with _single_thread(), _Inputs() as inputs, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(devices) + 1))
         stack.callback(state.stop.set)
-        futures = [pool.submit(_worker, merge, state, writer, inputs, d, resident) for d in devices]
-        pool.submit(inputs.read_ahead, state, window)
+        futures = [pool.submit(_worker, merge, state, writer, inputs, d, spare) for d in devices]
+        pool.submit(inputs.read_ahead, state, memory)
         while True:
             done, running = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
             state.tell()
@@ -192,7 +194,7 @@ def available_processors() -> int:
 def worker_memory(inputs: int, dtype: str) -> int:
     """Bytes of a CPU worker's buffers, at most."""
     size = 8 if dtype == "float64" else 4
-    return CHUNK["cpu"] * size * (inputs + BUFFERS)
+    return CHUNK["cpu"] * size * (3 * inputs + BUFFERS)
 
 
 def _order(outputs: Sequence[Output], layout: Layout) -> list[Output]:
@@ -229,10 +231,16 @@ class _State:
 class _Inputs:
     """The weight files that are read, mapped into memory."""
 
-    def __init__(self, stack: ExitStack):
-        self._stack = stack
+    def __init__(self) -> None:
+        self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self._lock = threading.Lock()
+
+    def __enter__(self) -> _Inputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def tensor(self, source: Source) -> torch.Tensor:
         """The tensor in the file's dtype; its pages are read when they are touched."""
@@ -245,7 +253,6 @@ class _Inputs:
 
     def read_ahead(self, state: _State, window: int) -> None:
         """Ask the disk for what comes next, up to `window` bytes before it is needed."""
-        ahead = 0
         sizes = [sum(s.header.nbytes for s in o.inputs) for o in state.order]
         for i, output in enumerate(state.order):
             while i > state.next and sum(sizes[state.next : i]) > window:
@@ -253,7 +260,6 @@ class _Inputs:
                     return
             if state.stop.is_set():
                 return
-            ahead += sizes[i]
             for source in output.inputs:
                 _will_need(self.tensor(source))
 
@@ -268,24 +274,22 @@ def _will_need(tensor: torch.Tensor) -> None:
     advise(ctypes.c_void_p(start), ctypes.c_size_t(size), ctypes.c_int(mmap.MADV_WILLNEED))
 
 
-def _worker(
-    merge: Merge, state: _State, writer: Writer, inputs: _Inputs, device: str, resident: int
-) -> None:
+def _worker(merge: Merge, state: _State, writer: Writer, inputs: _Inputs, device: str, spare: int) -> None:
     """Merge tensors until there are none left, or another worker has failed."""
     buffers = Buffers(device)
     try:
         with torch.no_grad():
             while output := state.take():
-                _merge_tensor(merge, output, state, writer, inputs, buffers, resident)
+                _merge_tensor(merge, output, state, writer, inputs, buffers, spare)
     except BaseException:
         state.stop.set()
         raise
 
 
 def _merge_tensor(
-    merge: Merge, o: Output, state: _State, writer: Writer, inputs: _Inputs, buffers: Buffers, resident: int
+    merge: Merge, o: Output, state: _State, writer: Writer, inputs: _Inputs, buffers: Buffers, spare: int
 ) -> None:
-    move = buffers.device.type != "cpu" and sum(s.header.nbytes for s in o.inputs) <= resident
+    move = buffers.device.type != "cpu" and sum(s.header.nbytes for s in o.inputs) <= spare
 
     def read(source: Source) -> torch.Tensor:
         tensor = inputs.tensor(source)
@@ -299,12 +303,15 @@ def _merge_tensor(
         merge.seed,
         getattr(torch, merge.dtype),
         buffers,
+        spare,
     )
     dtype = getattr(torch, DTYPES[o.dtype])
     share = o.traffic / max(o.nbytes, 1)
     target = writer.tensor(o.name)
     try:
-        pieces = kernels.merge(kernels.KERNELS[merge.method], group, {**o.parameters, "rescale_to": merge.rescale})
+        pieces = kernels.merge(
+            kernels.KERNELS[merge.method], group, {**o.parameters, "rescale_to": merge.rescale}
+        )
         for _, piece in pieces:
             if state.stop.is_set():
                 return

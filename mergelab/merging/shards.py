@@ -172,7 +172,8 @@ class Writer:
         _write(self._files[place.file], data, place.offset + at)
 
     def complete(self) -> None:
-        """All tensors are written: leave a folder that holds a model's weights and no journal."""
+        """All tensors are written: put the index of several files beside them. The journal stays, for
+        the merge can still be interrupted before the model has its name."""
         missing = self.layout.places.keys() - self.done
         if missing:
             raise AssertionError(f"not written: {sorted(missing)}")
@@ -180,8 +181,6 @@ class Writer:
             files = {name: place.file for name, place in self.layout.places.items()}
             index = {"metadata": {"total_size": self.layout.nbytes}, "weight_map": files}
             write_json(self.folder / "model.safetensors.index.json", index)
-        self._close()
-        (self.folder / JOURNAL).unlink()
 
     def _close(self) -> None:
         for fd in self._files.values():

@@ -29,11 +29,14 @@ _held: dict[Path, BaseFileLock] = {}
 """The locks of this process, by the folder; kept until the model has its final name."""
 
 
+class Stopped(StepError):
+    """The merge cannot go on now, and can later: a full disk, a file system that failed."""
+
+
 @contextlib.contextmanager
 def folder(partial: Path, key: str, home: Path) -> Iterator[None]:
     """Work on the merge of this key in the folder `partial`, which has then what an interrupted one
-    left of it. After an exception the folder is kept if anything in it is finished and the merge can
-    go on.
+    left of it. After an interruption the folder is kept if anything in it is finished.
 
     Raises:
         StepError: when another run is working in it.
@@ -49,11 +52,14 @@ def folder(partial: Path, key: str, home: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        if isinstance(e, ValueError) or not started(partial):
+        if not isinstance(e, (Stopped, KeyboardInterrupt)) or not started(partial):
             drop(partial, home)
-        else:
-            _release(partial)
-        raise
+            raise
+        _release(partial)
+        if isinstance(e, Stopped):
+            raise
+        kept = f"interrupted; what is merged is kept in {partial}"
+        raise KeyboardInterrupt(f"{kept}\nThe same command goes on from there.") from e
 
 
 def started(partial: Path) -> bool:

@@ -140,7 +140,7 @@ def _sources(weight: Weight, models: list[str], facts: Mapping[str, Facts]) -> l
     there = [facts[m].tensors for m in models]
     if weight.optional and not any(n in t for t in there for n in (weight.name, *weight.aliases)):
         return []
-    out = []
+    out: list[Source] = []
     for model, tensors in zip(models, there, strict=True):
         name = next((n for n in (weight.name, *weight.also) if n in tensors), None)
         if name is None:

@@ -27,8 +27,10 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
     inputs = [_input(m, progress) for m in read_json(workspace.plan)["models"]]
     versions = {"mergelab": __version__, "python": platform.python_version()}
     versions |= {p: version(p) for p in PACKAGES}
+    engine = read_json(workspace.plan)["engine"] if merges else None
     settings = {
         "seed": run.seed,
+        "merge": {"engine": engine["name"], "rescale": run.method.rescale} if engine else None,
         "device": run.hardware.device.partition(":")[0],
         "measures": [
             (split, m.name, m.task, m.metric, m.share)

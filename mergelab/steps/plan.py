@@ -6,6 +6,7 @@ from rich.syntax import Syntax
 
 from mergelab import evaluation
 from mergelab.preflight import Plan, Source, reads_file
+from mergelab.preflight.engines import Engine
 from mergelab.preflight.findings import stop_on_errors
 from mergelab.preflight.resources import Estimate, human
 from mergelab.recipe import dump
@@ -27,7 +28,7 @@ def execute(run: Run, workspace: Workspace) -> str:
 def show(run: Run, plan: Plan) -> None:
     """The plan as text."""
     rows = [[s.name, s.label, _where(s)] for s in plan.sources]
-    terminal.table("run", ["", ""], run_rows(run))
+    terminal.table("run", ["", ""], run_rows(run, plan.engine))
     terminal.console.print()
     terminal.table("models", ["", "", ""], rows)
     terminal.console.print()
@@ -41,7 +42,7 @@ def show(run: Run, plan: Plan) -> None:
     tell(plan, "warning", "note")
 
 
-def run_rows(run: Run) -> list[list[str]]:
+def run_rows(run: Run, engine: Engine | None) -> list[list[str]]:
     """What the composition comes to, besides the recipe."""
     h = run.hardware
     dtypes = f"{h.compute_dtype or 'the files'} arithmetic, written as {h.dtype or 'the base is'}"
@@ -50,6 +51,7 @@ def run_rows(run: Run) -> list[list[str]]:
         ["experts", ", ".join(run.experts)],
         ["method", run.method.name],
         ["hardware", f"{h.device}, {dtypes}, files of at most {h.shard_size}"],
+        ["engine", engine_text(engine)],
         ["evaluation", evaluation_text(run)],
         ["tracking", run.tracking.name],
         ["seed", str(run.seed)],
@@ -63,6 +65,15 @@ def _where(s: Source) -> str:
     if s.folder is None:
         return "not here"
     return "" if str(s.folder) == s.path else str(s.folder)
+
+
+def engine_text(engine: Engine | None) -> str:
+    """What merges, and why."""
+    if engine is None:
+        return "told when the models are here"
+    if engine.name == "fast":
+        return "fast: our own kernels, straight to disk"
+    return f"mergekit: {engine.why}"
 
 
 def evaluation_text(run: Run) -> str:

@@ -3,7 +3,7 @@ Model Stock, SCE, RAM and Arcee fusion. The formulas stand in `conf/method/*.yam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from mergelab.merging.kernels.group import Chunk, Finish, Group, Parameters
 from mergelab.merging.kernels.select import locate, magnitudes, ordered, positions, signed_value, value
 from mergelab.merging.kernels.sparsify import shrink
+from mergelab.merging.kernels.spheres import norm
 from mergelab.merging.kernels.task_vectors import elect
 
 
@@ -22,7 +23,7 @@ def linear(group: Group, p: Parameters) -> Finish:
 
     def combine(chunk: Chunk) -> Tensor:
         result = group.buffer("result", chunk.numel).zero_()
-        for tensor, weight in zip(chunk.experts, weights.split(1), strict=True):
+        for tensor, weight in zip(chunk.experts, weights[:, None], strict=True):
             result.addcmul_(tensor, weight)
         return result.div_(total) if p["normalize"] else result
 
@@ -32,7 +33,12 @@ def linear(group: Group, p: Parameters) -> Finish:
 def passthrough(group: Group, p: Parameters) -> Finish:
     """The one expert, or `scale` times it."""
     (scale,) = p["scale"]
-    return Finish(lambda chunk: chunk.experts[0] if scale is None else chunk.experts[0].mul_(scale))
+
+    def combine(chunk: Chunk) -> Tensor:
+        expert = chunk.experts[0]
+        return expert if scale is None else expert.mul_(scale)
+
+    return Finish(combine)
 
 
 def nearswap(group: Group, p: Parameters) -> Finish:
@@ -42,7 +48,7 @@ def nearswap(group: Group, p: Parameters) -> Finish:
     """
 
     def combine(chunk: Chunk) -> Tensor:
-        (expert,) = chunk.experts
+        expert = chunk.experts[0]
         share = torch.sub(chunk.base, expert, out=group.buffer("share", chunk.numel)).abs_()
         share.clamp_(min=1e-6).reciprocal_().mul_(p["t"]).clamp_(min=0, max=1)
         expert.mul_(share)
@@ -63,7 +69,7 @@ def model_stock(group: Group, p: Parameters) -> Finish:
     def products(chunk: Chunk) -> tuple[list[Tensor], list[Tensor]]:
         """The norm of each task vector, and the dot product of each pair."""
         deltas = [rows(x) for x in chunk.deltas()]
-        norms = [torch.linalg.vector_norm(x, dim=-1) for x in deltas]
+        norms = [norm(x, dim=-1) for x in deltas]
         return norms, [(deltas[a] * deltas[b]).sum(dim=-1) for a, b in pairs]
 
     def ratio(norms: list[Tensor], dots: list[Tensor]) -> Tensor:
@@ -75,8 +81,8 @@ def model_stock(group: Group, p: Parameters) -> Finish:
         cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
         denominator = 1 + (group.count - 1) * cosine
         singular = denominator.abs() < 1e-6  # opposing task vectors: stay at the base
-        t = (group.count * cosine) / torch.where(singular, 1, denominator)
-        return torch.where(singular, 0, t)
+        t: Tensor = (group.count * cosine) / torch.where(singular, 1, denominator)
+        return torch.where(singular, torch.zeros_like(t), t)
 
     whole: Tensor | None = None
     if not p["filter_wise"]:
@@ -122,7 +128,7 @@ def sce(group: Group, p: Parameters) -> Finish:
     return Finish(combine)
 
 
-def _most_varied(group: Group, share: float):  # type: ignore[no-untyped-def]
+def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor]:
     """SCE's selection: of the entries in which the experts differ, the share that differs most.
 
     The k entries of largest variance over the experts, k = share * (number of variances that are

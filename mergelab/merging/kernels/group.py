@@ -84,6 +84,7 @@ class Group:
         keys: names of the experts, by which random masks are keyed; by default their numbers.
         seed: of the random masks.
         dtype: of the arithmetic.
+        spare: bytes that a kernel may keep from one way over the chunks to the next, to save work.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Group:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     buffers: Buffers = field(default_factory=Buffers)
+    spare: int = 1 << 28
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys) or tuple(str(i) for i in range(len(self.experts)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -239,10 +241,12 @@ def sparsifier(kind: str, group: Group, p: Parameters) -> Prune:
     prune = SPARSIFIERS[kind](group, {**p, "rescale_by_share": each})
     if each:
         return prune
-    scales = [1 / d for d in p["density"]] if by_share else _l1(group, prune, p["density"])
+    masks = _Masks(group)
+    scales = [1 / d for d in p["density"]] if by_share else _l1(group, prune, masks, p["density"])
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
-        prune.apply(chunk, deltas)
+        if not masks.apply(chunk, deltas):
+            prune.apply(chunk, deltas)
         for x, scale in zip(deltas, scales, strict=True):
             if scale is not None:
                 x.mul_(scale)
@@ -250,13 +254,37 @@ def sparsifier(kind: str, group: Group, p: Parameters) -> Prune:
     return Prune(apply, prune.width)
 
 
-def _l1(group: Group, prune: Prune, density: Sequence[float]) -> list[Tensor | None]:
+class _Masks:
+    """What was kept, a bit an entry, where the group has memory to spare for it: numpy packs bits, so
+    on the CPU only, where ranks and random numbers cost more than there."""
+
+    def __init__(self, group: Group):
+        self._group = group
+        self._fits = group.buffers.device.type == "cpu" and group.numel * group.count // 8 <= group.spare
+        self._bits: dict[int, np.ndarray[Any, Any]] = {}
+
+    def remember(self, chunk: Chunk, pruned: Tensor) -> None:
+        """Note which entries of the pruned task vectors are not zero."""
+        if self._fits:
+            self._bits[chunk.start] = np.packbits(pruned.ne(0).numpy(), axis=1)
+
+    def apply(self, chunk: Chunk, deltas: Tensor) -> bool:
+        """Prune as before, if it is remembered how."""
+        if chunk.start not in self._bits:
+            return False
+        kept = np.unpackbits(self._bits[chunk.start], axis=1, count=chunk.numel)
+        deltas.mul_(self._group.buffer("kept", *deltas.shape).copy_(torch.from_numpy(kept)))
+        return True
+
+
+def _l1(group: Group, prune: Prune, masks: _Masks, density: Sequence[float]) -> list[Tensor | None]:
     """What gives each expert's task vector its L1 norm back; None where nothing does."""
 
     def norms(chunk: Chunk) -> Tensor:
         deltas, size = chunk.deltas(), group.buffer("sizes", chunk.numel)
         before = [torch.abs(x, out=size).sum() for x in deltas]
         prune.apply(chunk, deltas)
+        masks.remember(chunk, deltas)
         return torch.stack([*before, *(torch.abs(x, out=size).sum() for x in deltas)])
 
     before, after = group.sums(norms, prune.width).view(2, -1)

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from mergelab.merging.kernels.group import Chunk, Finish, Group, Parameters
 
-norm = torch.linalg.vector_norm
+
+def norm(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The Euclidean norm."""
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)  # type: ignore[no-any-return]
 
 
 def slerp(group: Group, p: Parameters) -> Finish:
@@ -204,7 +207,8 @@ def karcher(group: Group, p: Parameters) -> Finish:
 
     def step(unit: list[Tensor], mean: Tensor, pulls: list[tuple[Tensor, Tensor] | None],
              length: Tensor) -> Tensor:  # fmt: skip
-        return torch.cos(length) * mean + torch.sin(length) * (tangent(unit, mean, pulls) / length)
+        moved: Tensor = torch.cos(length) * mean + torch.sin(length) * (tangent(unit, mean, pulls) / length)
+        return moved
 
     def over(of: Callable[[list[Tensor], Tensor], Tensor]) -> Callable[[Chunk], Tensor]:
         def with_mean(chunk: Chunk) -> Tensor:
@@ -217,7 +221,9 @@ def karcher(group: Group, p: Parameters) -> Finish:
         dots = group.sums(over(lambda unit, mean: torch.stack([torch.dot(mean, u) for u in unit])))
         pulls = [_pull(dot, alpha, tol) for dot in dots.clamp(-1.0, 1.0)]
 
-        def slope(unit: list[Tensor], mean: Tensor, pulls: list[tuple[Tensor, Tensor] | None] = pulls) -> Tensor:
+        def slope(
+            unit: list[Tensor], mean: Tensor, pulls: list[tuple[Tensor, Tensor] | None] = pulls
+        ) -> Tensor:
             return norm(tangent(unit, mean, pulls))
 
         length = group.norms(over(slope))
