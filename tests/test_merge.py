@@ -599,14 +599,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_disk_that_fills_up_in_the_meantime(
     engine: str, small_disk: Path, family: Any, mergelab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mergelab.merging import engine as ours
     from mergelab.steps import merge
 
-    def fill(*arguments: Any) -> None:
-        (small_disk / "others").write_bytes(bytes(800_000))
-        identify(*arguments)
+    place: Any = (ours, "prepare") if engine == "fast" else (merge, "identify")
+    real = getattr(*place)
 
-    identify = merge.identify
-    monkeypatch.setattr(merge, "identify", fill)
+    def fill(*arguments: Any) -> Any:
+        (small_disk / "others").write_bytes(bytes(800_000))
+        return real(*arguments)
+
+    monkeypatch.setattr(*place, fill)
     arguments = ["eval=none", f"output={small_disk / 'model'}"]
     if engine == "mergekit":
         outcome = mergelab(*arguments, "hardware.engine=mergekit")
@@ -622,7 +625,7 @@ def test_disk_that_fills_up_in_the_meantime(
     assert said, outcome.err
     assert 100 < float(said[1]) < 510
     assert "run the same command again: it goes on where it stopped" in outcome.err
-    monkeypatch.setattr(merge, "identify", identify)
+    monkeypatch.setattr(*place, real)
     (small_disk / "others").unlink()
     again = mergelab(*arguments)
     assert again.status == 0, again.err

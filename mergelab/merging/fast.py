@@ -176,8 +176,8 @@ def workers(hardware: Hardware, inputs: int, dtype: str) -> list[str]:
     memory would not do; on GPUs a few for each."""
     kind, _, number = hardware.device.partition(":")
     if kind == "cuda":
-        count = hardware.devices or torch.cuda.device_count()
         first = int(number or 0)
+        count = hardware.devices or torch.cuda.device_count() - first
         return [f"cuda:{i}" for i in range(first, first + count) for _ in range(PER_GPU)]
     count = hardware.threads or available_processors()
     each = worker_memory(inputs, dtype)

@@ -141,8 +141,9 @@ def check(e: Estimate, output: Path, lacking: Severity) -> Iterator[Finding]:
         )
 
 
-def check_device(device: str, lacking: Severity) -> Iterator[Finding]:
-    """Whether torch sees the device (imports torch for anything but the CPU); else `lacking`."""
+def check_device(device: str, devices: int, lacking: Severity) -> Iterator[Finding]:
+    """Whether torch sees the device, and as many from it on (imports torch for anything but the CPU);
+    else `lacking`."""
     if device == "cpu":
         return
     kind, _, index = device.partition(":")
@@ -163,6 +164,9 @@ def check_device(device: str, lacking: Severity) -> Iterator[Finding]:
     elif index and int(index) >= count:
         message = f"'{device}', but there are {count} (cuda:0 to cuda:{count - 1})"
         yield Finding(lacking, "device", "hardware.device", message)
+    elif int(index or 0) + devices > count:
+        message = f"{devices} from {device} on, but there are {count}"
+        yield Finding(lacking, "device", "hardware.devices", message, "Set 0 for all there are.")
 
 
 def human(n: float) -> str:

@@ -43,7 +43,7 @@ def check(run: Run, overrides: Iterable[str], lacking: Severity) -> Iterator[Fin
     for key, value in (("hardware.shard_size", h.shard_size), ("hardware.memory", h.memory)):
         yield from resources.parse_size(value, key)[1]
     yield from engines.check(run)
-    yield from resources.check_device(h.device, lacking)
+    yield from resources.check_device(h.device, h.devices, lacking)
     if run.model.tokenizer not in (None, "base", "union"):
         yield error("setting", "model.tokenizer", f"'{run.model.tokenizer}' is none of null, base, union")
     yield from check_template(run.model.chat_template, "model.chat_template")

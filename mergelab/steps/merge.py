@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +51,46 @@ def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str
     models = {m["reference"]: (m["name"], Path(m["folder"])) for m in plan["models"]}
     donor = next(Path(m["folder"]) for m in plan["models"] if m["name"] == plan["donor"])
     merge = engine.prepare(run, recipe, models)
-    with terminal.progress(nbytes=True) as progress:
-        identify(run, workspace, progress)
-        with unfinished.folder(workspace.partial, merge.key, zoo.home()):
-            there = engine.merge(merge, recipe, workspace.partial, run, donor, _told(workspace, progress))
+    with (
+        terminal.progress(nbytes=True) as progress,
+        unfinished.folder(workspace.partial, merge.key, zoo.home()),
+        _meanwhile(lambda told: identify(run, workspace, told), progress) as finish,
+    ):
+        there = engine.merge(merge, recipe, workspace.partial, run, donor, _told(workspace, progress))
+        finish()
     return f", of which {human(there)} were there already" if there else ""
+
+
+class _Cancelled(Exception):
+    """What ends work that is of no more use."""
+
+
+@contextmanager
+def _meanwhile(
+    work: Callable[[fast.Progress], None], progress: fast.Progress
+) -> Iterator[Callable[[], None]]:
+    """Do `work` in another thread: to hash the inputs takes as long as to merge them, and reads the
+    same bytes. Yields a function that waits for the end, with a bar; without it the work is given up.
+    """
+    given_up, shown = threading.Event(), threading.Event()
+
+    def told(what: str, done: int, total: int) -> None:
+        if given_up.is_set():
+            raise _Cancelled
+        if shown.is_set():
+            progress(what, done, total)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, told)
+
+        def finish() -> None:
+            shown.set()
+            future.result()
+
+        try:
+            yield finish
+        finally:
+            given_up.set()
 
 
 def _told(workspace: Workspace, progress: fast.Progress) -> fast.Progress:
