@@ -110,7 +110,7 @@ def sce(group: Group, p: Parameters) -> Finish:
             deltas.mul_(select(chunk, deltas))
         return deltas
 
-    squares = group.sums(lambda chunk: selected(chunk).square().sum(dim=1))
+    squares = group.sums(lambda chunk: selected(chunk).square_().sum(dim=1))
     energy = squares / group.numel
     total = float(energy.sum())
     weights = energy / total if abs(total) >= 1e-6 else torch.ones_like(energy) / group.count
@@ -132,22 +132,32 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
     """SCE's selection: of the entries in which the experts differ, the share that differs most.
 
     The k entries of largest variance over the experts, k = share * (number of variances that are
-    not 0); among equal ones the earliest.
+    not 0); among equal ones the earliest. Variances are kept where there is memory to spare.
+
+    Returns:
+        from a chunk and its task vectors to the mask [n], 1 or 0; a buffer.
     """
     width = 64 if group.dtype == torch.float64 else 32
+    kept: dict[int, Tensor] = {}
+    fits = group.numel * group.dtype.itemsize <= group.spare
 
     def variance(chunk: Chunk, deltas: Tensor) -> Tensor:
         """[n], of the population, computed in float64 and rounded once."""
+        if chunk.start in kept:
+            return kept[chunk.start]
         d = group.buffer("wide", *deltas.shape, dtype=torch.float64).copy_(deltas)
         mean = torch.sum(d, 0, out=group.buffer("middle", chunk.numel, dtype=torch.float64))
         d.sub_(mean.div_(group.count)).square_()
         out = group.buffer("variance", chunk.numel)
-        return out.copy_(torch.sum(d, 0, out=mean).div_(group.count))
+        out.copy_(torch.sum(d, 0, out=mean).div_(group.count))
+        if fits:
+            kept[chunk.start] = out.clone()
+        return out
 
     def scan() -> Iterator[tuple[int, list[Tensor]]]:
-        for chunk in group.chunks():
-            found = variance(chunk, chunk.deltas())
-            yield chunk.start, [magnitudes(found, out=found)]
+        pieces = kept.items() if kept else ((c.start, variance(c, c.deltas())) for c in group.chunks())
+        for start, piece in pieces:
+            yield start, [magnitudes(piece, out=piece)]  # there is nothing below 0: they stay as they are
 
     varied = int(group.sums(lambda chunk: torch.count_nonzero(variance(chunk, chunk.deltas()))))
     k = int(varied * share)
@@ -159,11 +169,11 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
     bound, below = value(at.key, group.dtype), value(at.key - 1, group.dtype)
 
     def mask(chunk: Chunk, deltas: Tensor) -> Tensor:
-        found = variance(chunk, deltas)
+        found, out = variance(chunk, deltas), group.buffer("chosen", chunk.numel)
         split = min(max(cut + 1 - chunk.start, 0), chunk.numel)
-        found[:split].gt_(below)
-        found[split:].gt_(bound)
-        return found
+        torch.gt(found[:split], below, out=out[:split])
+        torch.gt(found[split:], bound, out=out[split:])
+        return out
 
     return mask
 

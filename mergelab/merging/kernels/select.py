@@ -80,8 +80,7 @@ def locate(scan: Scan, ranks: Sequence[Sequence[int]], width: int, signed: bool 
         for _, keys in scan():
             for key, histograms in zip(keys, counts, strict=True):
                 for prefix, histogram in histograms.items():
-                    digits = _digits(key, prefix, shift, top, signed)
-                    histogram += torch.bincount(digits, minlength=1 << DIGIT).to("cpu")
+                    histogram += _count(key, prefix, shift, top, signed).to("cpu")
         offset = 1 << (DIGIT - 1) if top and signed else 0
         for column, wanted, histograms in zip(found, ranks, counts, strict=True):
             sums = {prefix: h.cumsum(0) for prefix, h in histograms.items()}
@@ -95,13 +94,19 @@ def locate(scan: Scan, ranks: Sequence[Sequence[int]], width: int, signed: bool 
     return found
 
 
-def _digits(key: Tensor, prefix: int, shift: int, top: bool, signed: bool) -> Tensor:
-    """The digits at `shift` of the keys whose higher digits are `prefix`."""
+def _count(key: Tensor, prefix: int, shift: int, top: bool, signed: bool) -> Tensor:
+    """How many of the keys whose higher digits are `prefix` have which digit at `shift`: [65536].
+
+    Below the top, the other keys fall into a bin at either end. That is one way over the keys;
+    to pick out the right ones first takes longer.
+    """
     if top:
         digits = key >> shift
-        return digits + (1 << (DIGIT - 1)) if signed else digits
-    chosen = key[(key >> (shift + DIGIT)) == prefix]
-    return (chosen >> shift) & ((1 << DIGIT) - 1)
+        if signed:
+            digits += 1 << (DIGIT - 1)
+        return torch.bincount(digits, minlength=1 << DIGIT)
+    digits = (key >> shift if shift else key) - (prefix << DIGIT)
+    return torch.bincount(digits.clamp_(-1, 1 << DIGIT).add_(1), minlength=(1 << DIGIT) + 2)[1:-1]
 
 
 def positions(scan: Scan, wanted: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
