@@ -136,3 +136,21 @@ def sound(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 def models(sound: Path, make_model: Callable[..., Path], tmp_path: Path) -> Models:
     """Copies of the sound models, for a test to break."""
     return Models(tmp_path / "in", sound, make_model)
+
+
+@pytest.fixture
+def stable_mergekit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """mergekit with one thread and stable sorts: equal magnitudes stay in the order of their places."""
+    import torch
+
+    argsort, sort, threads = torch.argsort, torch.sort, torch.get_num_threads()
+
+    def topk(x: Any, k: int, largest: bool = True) -> Any:
+        return None, argsort(x, descending=largest, stable=True)[:k]
+
+    monkeypatch.setattr(torch, "argsort", lambda *a, **k: argsort(*a, **{**k, "stable": True}))
+    monkeypatch.setattr(torch, "sort", lambda *a, **k: sort(*a, **{**k, "stable": True}))
+    monkeypatch.setattr(torch, "topk", topk)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

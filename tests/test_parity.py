@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +40,6 @@ SHARED: dict[str, Any] = {
     "normalize": [{"filter": "mlp", "value": True}, {"value": False}],
     "normalize_weights": True,
 }
-
-
-@pytest.fixture
-def stable_mergekit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """mergekit with stable sorts and one thread: what is an accident in it follows a rule."""
-    argsort, sort, threads = torch.argsort, torch.sort, torch.get_num_threads()
-
-    def topk(x: Any, k: int, largest: bool = True) -> Any:
-        return None, argsort(x, descending=largest, stable=True)[:k]
-
-    monkeypatch.setattr(torch, "argsort", lambda *a, **k: argsort(*a, **{**k, "stable": True}))
-    monkeypatch.setattr(torch, "sort", lambda *a, **k: sort(*a, **{**k, "stable": True}))
-    monkeypatch.setattr(torch, "topk", topk)
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
