@@ -288,7 +288,7 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
     hold = (
         "import sys; from pathlib import Path; from mergelab.merging import unfinished as u\n"
         "one, home = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "with u.folder(one, 'key', home):\n"
+        "with u.folder(one, 'key', {}, home):\n"
         '    (one / u.JOURNAL).write_text(\'{"key": "key"}\\n{"tensor": "a"}\\n\')\n'
         "    print('held', flush=True); sys.stdin.read()\n"
     )
@@ -297,14 +297,14 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
-    with unfinished.folder(two, "key", home):
+    with unfinished.folder(two, "key", {}, home):
         assert not unfinished.started(two)
         assert unfinished.started(one)
     process.kill()
     process.wait()
     unfinished.drop(two, home)
-    (home / unfinished.NOTES / "key.json").write_text(json.dumps({"folder": str(one)}))
-    with unfinished.folder(two, "key", home):
+    (home / unfinished.NOTES / "key.json").write_text(json.dumps({"folder": str(one), "recipe": ""}))
+    with unfinished.folder(two, "key", {}, home):
         assert unfinished.started(two)
         assert not one.exists()
 

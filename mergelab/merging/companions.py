@@ -55,7 +55,12 @@ def copy_tokenizer(donor: Path, out: Path, template: str | None) -> None:
             shutil.copyfile(donor / name, out / name)
     if template is None:
         if (donor / MORE_TEMPLATES).is_dir():
-            shutil.copytree(donor / MORE_TEMPLATES, out / MORE_TEMPLATES, copy_function=shutil.copyfile)
+            shutil.copytree(
+                donor / MORE_TEMPLATES,
+                out / MORE_TEMPLATES,
+                copy_function=shutil.copyfile,
+                dirs_exist_ok=True,
+            )
         return
     write_text(out / "chat_template.jinja", template)
     for name in ("tokenizer_config.json", "chat_template.json"):  # where older software looks

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mergelab.errors import StepError
 from mergelab.merging import companions, fast
 from mergelab.merging.unfinished import Stopped
@@ -59,6 +61,9 @@ def merge(
         companions.copy_tokenizer(donor, out, _template(recipe))
     except fast.MergeError as e:
         raise StepError(f"the merge failed at {e}") from e
+    except torch.OutOfMemoryError as e:
+        remedy = "Lower hardware.memory and run the command again: it goes on where it stopped."
+        raise Stopped(f"the merge failed: {str(e).splitlines()[0]}\n{remedy}") from e
     except OSError as e:
         log.exception("the merge failed")
         raise Stopped(f"the merge failed: {e.strerror or e}: {e.filename or out}") from e

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from mergelab.identity import digest
 from mergelab.merging import kernels
@@ -135,7 +135,7 @@ def run(
 
 
 class MergeError(ValueError):
-    """A method that has no answer for a tensor; the message names it."""
+    """A method that has no answer for a tensor, or a tensor that is not there; the message names it."""
 
 
 def _full(merge: Merge, out: Path) -> str:
@@ -161,7 +161,7 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
         pool = stack.enter_context(ThreadPoolExecutor(len(devices) + 1))
         stack.callback(state.stop.set)
         futures = [pool.submit(_worker, merge, state, writer, inputs, d, spare) for d in devices]
-        pool.submit(inputs.read_ahead, state, memory)
+        futures.append(pool.submit(inputs.read_ahead, state, memory))
         while True:
             done, running = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
             state.tell()
@@ -244,11 +244,16 @@ class _Inputs:
 
     def tensor(self, source: Source) -> torch.Tensor:
         """The tensor in the file's dtype; its pages are read when they are touched."""
-        with self._lock:
-            if source.header.file not in self._files:
-                opened = safe_open(source.header.file, framework="pt")
-                self._files[source.header.file] = self._stack.enter_context(opened)
-            tensor: torch.Tensor = self._files[source.header.file].get_tensor(source.tensor)
+        file = source.header.file
+        try:
+            with self._lock:
+                if file not in self._files:
+                    self._files[file] = self._stack.enter_context(safe_open(file, framework="pt"))
+                tensor: torch.Tensor = self._files[file].get_tensor(source.tensor)
+        except SafetensorError as e:
+            raise MergeError(
+                f"{source.tensor}: {file} has changed since preflight, or is damaged ({e})"
+            ) from e
         return tensor
 
     def read_ahead(self, state: _State, window: int) -> None:

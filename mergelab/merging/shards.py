@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +25,10 @@ from typing import IO, Any
 import xxhash
 
 from mergelab.preflight.assembly import Output
-from mergelab.workspace import write_json
+from mergelab.workspace import write_json, write_text
 
 JOURNAL = ".journal.jsonl"
+LOCK = ".lock"
 BLOCK = 1 << 22
 
 
@@ -97,8 +99,8 @@ class Writer:
     """The files of a layout in a folder, open for writing; a context manager.
 
     Args:
-        folder: there already. What an earlier merge of the same key has finished in it stays; any
-            other weight file or journal is removed.
+        folder: there already. What an earlier merge of the same key has finished in it stays;
+            anything else but the lock is removed.
         key: of the merge: two with one key write the same bytes.
         progress: called with (bytes looked at, bytes in all) while the finished tensors of an
             earlier merge are checked.
@@ -126,17 +128,19 @@ class Writer:
                 os.ftruncate(fd, layout.size(file))
                 _write(fd, header, 0)
             self._check(recorded or {}, progress)
-            self._journal: IO[str] = (folder / JOURNAL).open("w", encoding="utf-8")
-            self._say({"key": key})
-            for name in self.done:
-                self._say({"tensor": name, "hash": (recorded or {})[name]})
+            lines = [{"key": key}, *({"tensor": n, "hash": (recorded or {})[n]} for n in self.done)]
+            write_text(folder / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
+            self._journal: IO[str] = (folder / JOURNAL).open("a", encoding="utf-8")
         except BaseException:
             self._close()
             raise
 
     def _clear(self) -> None:
-        for path in (*self.folder.glob("*.safetensors*"), self.folder / JOURNAL):
-            path.unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     def _check(self, recorded: dict[str, str], progress: Callable[[int, int], None]) -> None:
         """Take over the tensors whose bytes are what the journal says."""
@@ -153,10 +157,6 @@ class Writer:
             if digest.hexdigest() == expected:
                 self.done.add(name)
 
-    def _say(self, line: dict[str, str]) -> None:
-        self._journal.write(json.dumps(line) + "\n")
-        self._journal.flush()
-
     def tensor(self, name: str) -> TensorWriter:
         """Write one tensor, from its first byte to its last."""
         return TensorWriter(self, name)
@@ -164,8 +164,9 @@ class Writer:
     def finish(self, name: str, digest: str) -> None:
         """Record a tensor that is written."""
         with self._lock:
+            self._journal.write(json.dumps({"tensor": name, "hash": digest}) + "\n")
+            self._journal.flush()
             self.done.add(name)
-            self._say({"tensor": name, "hash": digest})
 
     def write(self, place: Place, at: int, data: memoryview) -> None:
         """Write bytes of a tensor; for several threads at once."""

@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergelab.errors import StepError
-from mergelab.merging.shards import JOURNAL
+from mergelab.identity import digest
+from mergelab.merging.shards import JOURNAL, LOCK
 from mergelab.workspace import read_json, write_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-LOCK = ".lock"
 NOTES = "merges"
 """Folder in the cache, with a file a key."""
 
@@ -34,7 +34,7 @@ class Stopped(StepError):
 
 
 @contextlib.contextmanager
-def folder(partial: Path, key: str, home: Path) -> Iterator[None]:
+def folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> Iterator[None]:
     """Work on the merge of this key in the folder `partial`, which has then what an interrupted one
     left of it. After an interruption the folder is kept if anything in it is finished.
 
@@ -48,7 +48,7 @@ def folder(partial: Path, key: str, home: Path) -> Iterator[None]:
     partial.mkdir(parents=True, exist_ok=True)
     if partial not in _held and not _lock(partial):
         raise StepError(f"another run is writing to {partial}")
-    write_json(note, {"folder": str(partial)})
+    write_json(note, {"folder": str(partial), "recipe": digest(recipe)})
     try:
         yield
     except BaseException as e:
@@ -85,17 +85,30 @@ def drop(partial: Path, home: Path) -> None:
 
 
 def _forget(partial: Path, home: Path) -> None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError, ValueError, LookupError):
         first = (partial / JOURNAL).read_text(encoding="utf-8").splitlines()[0]
         note = home / NOTES / f"{json.loads(first)['key']}.json"
-        if read_json(note) == {"folder": str(partial)}:
+        if read_json(note)["folder"] == str(partial):
             note.unlink()
+
+
+def allocated(recipe: Mapping[str, Any], disk: Path, home: Path) -> int:
+    """Bytes that unfinished merges of this recipe hold on the disk of a folder: what is left to write
+    needs that much less room."""
+    total = 0
+    for note in (home / NOTES).glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            content = read_json(note)
+            there = Path(content["folder"])
+            if content["recipe"] == digest(recipe) and there.stat().st_dev == disk.stat().st_dev:
+                total += sum(f.stat().st_blocks * 512 for f in there.glob("*.safetensors"))
+    return total
 
 
 def _claim(note: Path, partial: Path) -> None:
     """Move what an interrupted merge left to where it is needed, unless it is in use or on another
     disk."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, LookupError):
         there = Path(read_json(note)["folder"])
         if (there / JOURNAL).exists() and _lock(there):
             lock = _held.pop(there)

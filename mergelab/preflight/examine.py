@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def examine(
     merges: bool = True,
     lacking: Severity = "error",
     more: Iterable[Finding] = (),
+    there: Callable[[Mapping[str, Any]], int] = lambda recipe: 0,
 ) -> Plan:
     """Plan a run without reading a weight.
 
@@ -89,6 +90,7 @@ def examine(
         merges: whether a merge is asked for; otherwise only the models are looked at.
         lacking: the severity of what this machine lacks: a model of the hub, a device, room on the disk.
         more: findings of other parts, to be told together with these.
+        there: bytes of a recipe's output that an interrupted merge has left on the output's disk.
     """
     typed = list(overrides)
     asked = inputs.find(run, zoo)
@@ -114,7 +116,7 @@ def examine(
         wrong = list(settings.check_output(output, asked.sources))
         findings += wrong
         if recipe and shape:
-            estimate = _estimate(run, recipe, shape, asked, facts, output, engine)
+            estimate = _estimate(run, recipe, shape, asked, facts, output, engine, there(recipe))
             if estimate and not wrong:
                 findings += resources.check(estimate, output, lacking)
     plan = settle(findings, [*run.allow, *run.model.allow])
@@ -200,6 +202,7 @@ def _estimate(
     facts: Mapping[str, Facts],
     output: Path,
     engine: Engine | None,
+    there: int,
 ) -> Estimate | None:
     shard, wrong = resources.parse_size(run.hardware.shard_size, "")
     memory, wrong_too = resources.parse_size(run.hardware.memory, "")
@@ -232,6 +235,7 @@ def _estimate(
         bound=memory if engine and engine.name == "fast" else None,
         evaluates=run.eval.kind != "none",
         output=output,
+        there=there,
         beside=sum(f.stat().st_size for f in files if f.is_file())
         + sum(sizes[s.name] for s in used if s.adapter),
         exact=len(facts) == len(asked.sources),

@@ -33,6 +33,8 @@ class Estimate:
     """Weights of the merged model."""
     disk: int
     """Where the output goes, at the peak: weights, the files beside them, adapters merged in."""
+    disk_there: int
+    """Of it, what an interrupted merge of the same recipe has written already."""
     ram: int
     vram: int
     disk_free: int
@@ -70,6 +72,7 @@ def estimate(
     bound: int | None,
     evaluates: bool,
     output: Path,
+    there: int,
     beside: int,
     exact: bool,
 ) -> Estimate:
@@ -88,6 +91,7 @@ def estimate(
         compute_bytes: bytes of an element in the arithmetic.
         shard: bytes of the largest weight file.
         bound: bytes that our own engine may hold, None where mergekit's merges.
+        there: bytes of the output that an interrupted merge has written already.
         beside: bytes on the output's disk besides its weights.
     """
     import psutil
@@ -108,6 +112,7 @@ def estimate(
         read=read,
         write=write,
         disk=math.ceil(write * MARGIN) + beside,
+        disk_there=there,
         ram=max(ram, int(START) + (0 if on_device else whole)),
         vram=vram,
         disk_free=shutil.disk_usage(existing(output)).free,
@@ -124,12 +129,13 @@ def existing(path: Path) -> Path:
 
 def check(e: Estimate, output: Path, lacking: Severity) -> Iterator[Finding]:
     """Whether the disk and the memory suffice; `lacking` is the severity of a disk that does not."""
-    if e.disk > e.disk_free:
+    needed = e.disk - e.disk_there
+    if needed > e.disk_free:
         yield Finding(
             lacking,
             "disk",
             "output",
-            f"{output} needs {human(e.disk)}, and {human(e.disk_free)} are free",
+            f"{output} needs {human(needed)}, and {human(e.disk_free)} are free",
             "Free some, or set output=DIR on another disk.",
         )
     if e.ram > e.ram_free:

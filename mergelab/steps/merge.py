@@ -53,7 +53,7 @@ def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str
     merge = engine.prepare(run, recipe, models)
     with (
         terminal.progress(nbytes=True) as progress,
-        unfinished.folder(workspace.partial, merge.key, zoo.home()),
+        unfinished.folder(workspace.partial, merge.key, recipe, zoo.home()),
         _meanwhile(lambda told: identify(run, workspace, told), progress) as finish,
     ):
         there = engine.merge(merge, recipe, workspace.partial, run, donor, _told(workspace, progress))

@@ -8,7 +8,9 @@ from pathlib import Path
 from mergelab import evaluation, identity, preflight, tracking, zoo
 from mergelab import recipe as recipes
 from mergelab.errors import InputError, StepError
+from mergelab.merging import unfinished
 from mergelab.preflight.findings import Finding, Severity, error
+from mergelab.preflight.resources import existing
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.workspace import Workspace, read_json, write_json, write_text
@@ -39,6 +41,7 @@ def plan_of(
             merges=merges,
             lacking=lacking,
             more=other_findings(run, progress),
+            there=lambda recipe: unfinished.allocated(recipe, existing(output), zoo.home()),
         )
 
 
