@@ -88,11 +88,12 @@ def progress(nbytes: bool = False) -> Iterator[Callback]:
     Args:
         nbytes: what is counted are bytes: show them, and their rate.
     """
-    rate: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if nbytes else []
+    columns: list[ProgressColumn] = [TimeElapsedColumn()]
+    if nbytes:
+        columns = [DownloadColumn(), TransferSpeedColumn()]
     with Progress(
-        TextColumn("  {task.description:<22}"), BarColumn(bar_width=32),
-        TextColumn("{task.percentage:>3.0f}%"), *rate, TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+        TextColumn("  {task.description:<22}"), BarColumn(bar_width=16 if nbytes else 32),
+        TextColumn("{task.percentage:>3.0f}%"), *columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task("", total=None, visible=False)
         current = ""
