@@ -21,8 +21,8 @@ from conftest import Command, Outcome
 from weights import same_bits, weights
 
 from mergelab import zoo
-from mergelab.merging import fast, kernels, shards, unfinished
-from mergelab.preflight import engines
+from mergelab.merging import fast, kernels, rates, shards, unfinished
+from mergelab.preflight import engines, resources
 from mergelab.preflight.assembly import Output, Source
 from mergelab.preflight.checkpoint import Header
 from mergelab.schema import Hardware
@@ -347,6 +347,21 @@ def test_interrupted(
 # ---------------------------------------------------------------- speed is not memory
 
 
+def test_a_merge_loads_only_what_it_needs(large: list[str], tmp_path: Path) -> None:
+    """transformers and peft take longer to import than a small model to merge."""
+    script = (
+        "import atexit, sys\n"
+        "heavy = {'transformers', 'peft', 'lm_eval', 'wandb', 'datasets', 'mergekit.merge'}\n"
+        "atexit.register(lambda: print('loaded', sorted(heavy & sys.modules.keys())))\n"
+        "from mergelab.main import main; main()\n"
+    )
+    arguments = [*large, "job.steps=[preflight,merge]", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "✓ merge" in done.stdout
+    assert "loaded []" in done.stdout
+
+
 def test_buffers_stay_within_what_is_promised() -> None:
     """Whatever the method and however large the tensor."""
     from mergelab.preflight import methods
@@ -390,6 +405,39 @@ def test_progress_counts_bytes_and_reaches_the_end(small: Callable[..., fast.Mer
     (tmp_path / "out").mkdir()
     fast.run(small(), tmp_path / "out", hardware=Hardware(), progress=lambda *step: told.append(step))
     assert told[-1] == ("merge", 120, 120)
+
+
+def test_the_plan_tells_the_time_of_a_merge_like_one_that_ran_here(
+    large: list[str], mergelab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: Any
+) -> None:
+    monkeypatch.setenv("MERGELAB_HOME", str(tmp_path / "home"))
+    plan = [*large, "job=plan"]
+    assert "time of the merge" not in mergelab(*plan).out
+    assert mergelab(*large).status == 0
+    assert rates.known(tmp_path / "home", "dare_ties", Hardware()) is None, "too small to tell anything"
+    monkeypatch.setattr(rates, "ENOUGH", 1)
+    assert mergelab(*large).status == 0
+    rate = rates.known(tmp_path / "home", "dare_ties", Hardware())
+    assert rate is not None
+    assert rate > 0
+    assert re.search(
+        r"time of the merge +about \d+ s, at the [\d.]+ .B/s of the last dare_ties here", mergelab(*plan).out
+    )
+    assert "time of the merge" not in mergelab(*plan, "hardware.threads=7").out
+    assert "time of the merge" not in mergelab(*plan, "method=ties").out
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "wrong"),
+    [("cuda", 3, True), ("cuda", 2, False), ("cuda:1", 2, True), ("cuda:1", 0, False)],
+)
+def test_more_devices_than_there_are(
+    device: str, devices: int, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = [f.place for f in resources.check_device(device, devices, "error")]
+    assert found == ["hardware.devices"] * wrong
 
 
 def test_the_bar_and_the_events_know_bytes(

@@ -30,7 +30,7 @@ from mergelab.merging.shards import Layout, Writer, lay_out
 from mergelab.merging.unfinished import Stopped
 from mergelab.preflight.assembly import Output, Source
 from mergelab.preflight.checkpoint import DTYPES
-from mergelab.preflight.resources import human, parse_size
+from mergelab.preflight.resources import available_processors, human, parse_size
 from mergelab.schema import Hardware
 
 Progress = Callable[[str, int, int], None]
@@ -63,7 +63,7 @@ class Merge:
 
     @property
     def key(self) -> str:
-        """The same for two merges exactly if they write the same bytes.
+        """Two merges of one key write the same bytes.
 
         Inputs enter by size and time of change, or as blobs of the hub's cache by their hash: to
         hash 260 GB in order to find out that half of a merge is done would be the wrong price.
@@ -152,11 +152,12 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
     total = sum(o.traffic for o in merge.outputs)
     left = [o for o in merge.outputs if o.name not in writer.done]
     state = _State(_order(left, merge.layout), total, total - sum(o.traffic for o in left), progress)
-    devices = workers(hardware, max(len(o.inputs) for o in merge.outputs), merge.dtype)
+    inputs_each = max(len(o.inputs) for o in merge.outputs)
+    devices = workers(hardware, inputs_each, merge.dtype)
     memory = parse_size(hardware.memory, "hardware.memory")[0]
     spare = memory // len(devices)
     if hardware.device == "cpu":
-        spare -= worker_memory(max(len(o.inputs) for o in merge.outputs), merge.dtype)
+        spare -= worker_memory(inputs_each, merge.dtype)
     with _single_thread(), _Inputs() as inputs, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(devices) + 1))
         stack.callback(state.stop.set)
@@ -182,13 +183,6 @@ def workers(hardware: Hardware, inputs: int, dtype: str) -> list[str]:
     count = hardware.threads or available_processors()
     each = worker_memory(inputs, dtype)
     return ["cpu"] * max(1, min(count, parse_size(hardware.memory, "")[0] // each))
-
-
-def available_processors() -> int:
-    """Those that this process may use, which a batch system limits."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def worker_memory(inputs: int, dtype: str) -> int:

@@ -100,7 +100,9 @@ def allocated(recipe: Mapping[str, Any], disk: Path, home: Path) -> int:
         with contextlib.suppress(OSError, ValueError, LookupError):
             content = read_json(note)
             there = Path(content["folder"])
-            if content["recipe"] == digest(recipe) and there.stat().st_dev == disk.stat().st_dev:
+            if not there.exists():
+                note.unlink()  # somebody has removed it
+            elif content["recipe"] == digest(recipe) and there.stat().st_dev == disk.stat().st_dev:
                 total += sum(f.stat().st_blocks * 512 for f in there.glob("*.safetensors"))
     return total
 

@@ -122,6 +122,13 @@ def estimate(
     )
 
 
+def available_processors() -> int:
+    """Those that this process may use, which a batch system limits."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def existing(path: Path) -> Path:
     """The path itself if it is there, else the nearest folder above it that is."""
     return next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 (never raises)

@@ -36,7 +36,8 @@ def card(result: Mapping[str, Any], recipe: str, name: str) -> str:
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---\n",
         f"# {name}\n",
         f"Merged with the method `{method}` by mergelab {result['versions']['mergelab']} "
-        f"(mergekit {result['versions']['mergekit']}), seed {result['seed']}.\n",
+        f"(engine {result.get('engine')}, mergekit {result['versions']['mergekit']}), "
+        f"seed {result['seed']}.\n",
         "## Models\n",
         scores.markdown(["name", "model", "commit or content"], [_input(m) for m in inputs]) + "\n",
     ]

@@ -93,7 +93,8 @@ def progress(nbytes: bool = False) -> Iterator[Callback]:
         columns = [DownloadColumn(), TransferSpeedColumn()]
     with Progress(
         TextColumn("  {task.description:<22}"), BarColumn(bar_width=16 if nbytes else 32),
-        TextColumn("{task.percentage:>3.0f}%"), *columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+        TextColumn("{task.percentage:>3.0f}%"), *columns, TextColumn("left"), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task("", total=None, visible=False)
         current = ""

@@ -46,6 +46,7 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
             "inputs": inputs,
             "versions": versions,
             "merge_method": recipe["merge_method"] if recipe else None,
+            "engine": engine["name"] if engine else None,
             "key": identity.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
         }
     )

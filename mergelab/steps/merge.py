@@ -46,7 +46,7 @@ def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
 
 
 def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str, Any]) -> str:
-    from mergelab.merging import engine, unfinished
+    from mergelab.merging import engine, rates, unfinished
 
     models = {m["reference"]: (m["name"], Path(m["folder"])) for m in plan["models"]}
     donor = next(Path(m["folder"]) for m in plan["models"] if m["name"] == plan["donor"])
@@ -56,7 +56,11 @@ def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str
         unfinished.folder(workspace.partial, merge.key, recipe, zoo.home()),
         _meanwhile(lambda told: identify(run, workspace, told), progress) as finish,
     ):
+        start = time.monotonic()
         there = engine.merge(merge, recipe, workspace.partial, run, donor, _told(workspace, progress))
+        if not there:
+            traffic = sum(o.traffic for o in merge.outputs)
+            rates.note(zoo.home(), merge.method, run.hardware, traffic, time.monotonic() - start)
         finish()
     return f", of which {human(there)} were there already" if there else ""
 

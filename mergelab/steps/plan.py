@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.syntax import Syntax
 
-from mergelab import evaluation
+from mergelab import evaluation, zoo
+from mergelab.merging import rates
 from mergelab.preflight import Plan, Source, reads_file
 from mergelab.preflight.engines import Engine
 from mergelab.preflight.findings import stop_on_errors
@@ -37,7 +38,7 @@ def show(run: Run, plan: Plan) -> None:
         terminal.console.print(Syntax(dump(plan.recipe), "yaml", background_color="default"))
     if plan.estimate:
         terminal.console.print()
-        terminal.table("estimate", ["", ""], estimate_rows(plan.estimate))
+        terminal.table("estimate", ["", ""], [*estimate_rows(plan.estimate), *time_rows(run, plan)])
     terminal.console.print()
     tell(plan, "warning", "note")
 
@@ -84,6 +85,19 @@ def evaluation_text(run: Run) -> str:
     return f"{models} models on {tasks}" if tasks else "none"
 
 
+def time_rows(run: Run, plan: Plan) -> list[list[str]]:
+    """How long the merge would take, if one like it has run here."""
+    if plan.engine is None or plan.engine.name != "fast" or plan.recipe is None or plan.estimate is None:
+        return []
+    method = plan.recipe["merge_method"]
+    rate = rates.known(zoo.home(), method, run.hardware)
+    if rate is None:
+        return []
+    seconds = (plan.estimate.read + plan.estimate.write) / rate
+    told = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    return [["time of the merge", f"about {told}, at the {human(rate)}/s of the last {method} here"]]
+
+
 def estimate_rows(e: Estimate) -> list[list[str]]:
     """The numbers that somebody with a cluster wants to know."""
     about = "" if e.exact else "about "
@@ -93,6 +107,8 @@ def estimate_rows(e: Estimate) -> list[list[str]]:
         ["disk free", human(e.disk_free)],
         ["memory at peak", f"about {human(e.ram)} of {human(e.ram_free)} available"],
     ]
+    if e.disk_there:
+        rows.append(["written already", f"{human(e.disk_there)}, by a merge that was interrupted"])
     if e.vram:
         rows.append(["GPU memory at peak", f"about {human(e.vram)}"])
     return rows
