@@ -67,7 +67,7 @@ def merge_tensors(
         ValueError: where the method has no answer for these tensors.
     """
     group = Group(name, experts, base, keys, seed, dtype, Buffers(device))
-    out = torch.empty(group.numel, dtype=out_dtype or experts[0].dtype, device=device)
+    out = torch.empty(group.numel, dtype=out_dtype or group.inputs[0].dtype, device=device)
     for start, piece in merge(KERNELS[method], group, dict(parameters)):
         out[start : start + piece.numel()].copy_(piece)
     return out.view(group.shape)

@@ -91,7 +91,10 @@ def model_stock(group: Group, p: Parameters) -> Finish:
         whole = ratio(list(norms), list(dots))
 
     def combine(chunk: Chunk) -> Tensor:
-        mean = rows(torch.sum(chunk.experts, 0, out=group.buffer("mean", chunk.numel)).div_(group.count))
+        mean = group.buffer("mean", chunk.numel).zero_()
+        for expert in chunk.experts:
+            mean += expert
+        mean = rows(mean.div_(group.count))
         t = whole if whole is not None else ratio(*products(chunk))
         return mean.mul_(t).add_((1 - t) * rows(chunk.base))
 
@@ -145,11 +148,16 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
         """[n], of the population, computed in float64 and rounded once."""
         if chunk.start in kept:
             return kept[chunk.start]
-        d = group.buffer("wide", *deltas.shape, dtype=torch.float64).copy_(deltas)
-        mean = torch.sum(d, 0, out=group.buffer("middle", chunk.numel, dtype=torch.float64))
-        d.sub_(mean.div_(group.count)).square_()
+        wide = [group.buffer(f"wide{i}", chunk.numel, dtype=torch.float64) for i in range(5)]
+        x, mean, squares, step, share = wide
+        mean.zero_()
+        squares.zero_()
+        for n, delta in enumerate(deltas, start=1):  # Welford 1962, as torch does it
+            torch.sub(x.copy_(delta), mean, out=step)
+            mean.add_(torch.div(step, n, out=share))
+            squares.addcmul_(step, x.sub_(mean))
         out = group.buffer("variance", chunk.numel)
-        out.copy_(torch.sum(d, 0, out=mean).div_(group.count))
+        out.copy_(squares.div_(group.count))
         if fits:
             kept[chunk.start] = out.clone()
         return out
@@ -160,7 +168,7 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
             yield start, [magnitudes(piece, out=piece)]  # there is nothing below 0: they stay as they are
 
     varied = int(group.sums(lambda chunk: torch.count_nonzero(variance(chunk, chunk.deltas()))))
-    k = int(varied * share)
+    k = int(torch.tensor(varied) * share)  # a product in float32, as in mergekit
     if k == 0:
         return lambda chunk, deltas: torch.zeros((), dtype=group.dtype, device=deltas.device)
     ((at,),) = locate(scan, [[group.numel - k]], width)
@@ -200,8 +208,8 @@ def ramplus_tl(group: Group, p: Parameters) -> Finish:
         exact = counts(chunk) if exact is None else exact + counts(chunk)
     assert exact is not None, "a group without entries is never prepared"
     rho = exact[0] / exact[1].clamp(min=p["epsilon"])
-    grown = 1 + p["r"] * rho.to(group.dtype).clamp(min=0, max=p["alpha"])
-    return _ram(group, p["epsilon"], grown)
+    grown = 1 + p["r"] * rho.clamp(min=0, max=p["alpha"])
+    return _ram(group, p["epsilon"], grown.to(group.dtype))
 
 
 def _changes(group: Group, chunk: Chunk, epsilon: float) -> Tensor:

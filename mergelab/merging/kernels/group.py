@@ -21,6 +21,10 @@ operation takes long enough that several threads do not wait for Python's lock; 
 pieces. Sums over several chunks round differently with another value, so it is no setting."""
 
 
+ALIGNED = 16
+"""Entries to whose multiples the rows of a chunk are padded, 64 bytes in float32."""
+
+
 class Buffers:
     """Memory that the chunks of a worker share, by name. Not for two threads at once."""
 
@@ -99,7 +103,7 @@ class Group:
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys) or tuple(str(i) for i in range(len(self.experts)))
         self.inputs = [t.reshape(-1) for t in (*self.experts, *([] if self.base is None else [self.base]))]
-        self.shape = self.experts[0].shape if self.experts else self.inputs[0].shape
+        self.shape = next(t.shape for t in (*self.experts, self.base) if t is not None)
         self.numel = self.inputs[0].numel()
 
     @property
@@ -126,7 +130,8 @@ class Group:
         step = max(1, size // width) * width
         for start in range(0, self.numel, step):
             n = min(step, self.numel - start)
-            experts = self.buffer("experts", self.count, n)
+            # Rows start where memory is aligned: sums of unaligned ones have another order.
+            experts = self.buffer("experts", self.count, -(-n // ALIGNED) * ALIGNED)[:, :n]
             for out, source in zip(experts, self.inputs, strict=False):
                 out.copy_(source[start : start + n])
             base = self.buffer("base", n if self.base is not None else 0)

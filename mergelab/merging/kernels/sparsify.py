@@ -176,9 +176,7 @@ def ranked(group: Group, p: Parameters) -> Prune:
     """
     columns = _pruned(p["density"])
     keys = {q: noise.key(group.seed, group.name, group.keys[q]) for q in columns}
-    if group.row == 1 or not any(p["epsilon"][q] for q in columns):
-        return random(group, p)
-    last = group.row - 1
+    last, by_share = group.row - 1, p.get("rescale_by_share")
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         shape = (chunk.numel // group.row, group.row)
@@ -187,23 +185,25 @@ def ranked(group: Group, p: Parameters) -> Prune:
         place = group.buffer("place", *shape, dtype=torch.int64)
         at, same, mask = (group.buffer(name, *shape) for name in ("at", "same", "mask"))
         for q in columns:
-            density, epsilon = p["density"][q], p["epsilon"][q]
-            torch.abs(deltas[q].view(shape), out=size)
-            sort_rows(ordered.copy_(size))
+            density, epsilon, x = p["density"][q], p["epsilon"][q], deltas[q].view(shape)
             drawn = noise.bits(keys[q], chunk.start, chunk.numel, group.buffers).view(shape)
-            if epsilon == 0:
-                deltas[q].view(shape).mul_(mask.copy_(drawn.lt_(noise.below(density))))
+            if epsilon == 0 or last == 0:  # there are no ranks to tell apart
+                x.mul_(mask.copy_(drawn.lt_(noise.below(density))))
+                if by_share:
+                    x.mul_(1 / density)
                 continue
+            torch.abs(x, out=size)
+            sort_rows(ordered.copy_(size))
             steps = last / (2 * epsilon)
             t.copy_(drawn).mul_(steps / noise.SPAN).add_((0.5 - density + epsilon) * steps)
             place.copy_(torch.round(t, out=nearest).clamp_(0, last))
             torch.gather(ordered, 1, place, out=at)
             torch.eq(size, at, out=same).mul_(torch.le(t, nearest, out=nearest))
             torch.gt(size, at, out=mask).add_(same)
-            deltas[q].view(shape).mul_(mask)
-            if p.get("rescale_by_share"):
+            x.mul_(mask)
+            if by_share:
                 ranks = torch.searchsorted(ordered, size) + torch.searchsorted(ordered, size, right=True) - 1
-                deltas[q].view(shape).div_(ranks.to(group.dtype) * (epsilon / last) + (density - epsilon))
+                x.div_(ranks.to(group.dtype) * (epsilon / last) + (density - epsilon))
 
     return Prune(apply, group.row)
 
