@@ -309,6 +309,25 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
         assert not one.exists()
 
 
+def test_interrupted_while_it_is_checked(
+    large: list[str], mergelab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merge was complete: it is not done again."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mergelab.steps.check.verify", interrupt)
+        outcome = mergelab(*large, "seed=13")
+    assert outcome.status == 130
+    assert "The same command goes on from there." in outcome.err
+    again = mergelab(*large, "seed=13")
+    assert again.status == 0, again.err
+    size = sum(t.numel() * t.element_size() for t in weights(again.folder / "model").values())
+    assert f"of which {resources.human(size)} were there already" in again.out
+
+
 @pytest.mark.parametrize("started", [True, False])
 def test_interrupted(
     started: bool, large: list[str], mergelab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -47,19 +47,25 @@ def folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> It
         _claim(note, partial)
     partial.mkdir(parents=True, exist_ok=True)
     if partial not in _held and not _lock(partial):
-        raise StepError(f"another run is writing to {partial}")
+        raise StepError(f"another run is writing to {partial}\nChoose another folder: output=DIR")
     write_json(note, {"folder": str(partial), "recipe": digest(recipe)})
     try:
         yield
     except BaseException as e:
-        if not isinstance(e, (Stopped, KeyboardInterrupt)) or not started(partial):
-            drop(partial, home)
-            raise
-        _release(partial)
-        if isinstance(e, Stopped):
-            raise
+        end(partial, home, e)
+        raise
+
+
+def end(partial: Path, home: Path, e: BaseException) -> None:
+    """An exception has ended a run: keep what it has merged if that can go on and anything of it is
+    finished, remove it otherwise. Somebody who interrupts is told."""
+    if not isinstance(e, (Stopped, KeyboardInterrupt)) or not started(partial):
+        drop(partial, home)
+        return
+    _release(partial)
+    if isinstance(e, KeyboardInterrupt):
         kept = f"interrupted; what is merged is kept in {partial}"
-        raise KeyboardInterrupt(f"{kept}\nThe same command goes on from there.") from e
+        e.args = (f"{kept}\nThe same command goes on from there.",)
 
 
 def started(partial: Path) -> bool:

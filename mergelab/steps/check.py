@@ -19,7 +19,8 @@ def execute(run: Run, workspace: Workspace) -> str:
     """Verify what `merge` left aside, and move it into place.
 
     Raises:
-        StepError: when it is not sound; what was written is then removed.
+        StepError: when it is not sound; what was written is then removed. An interrupted check keeps
+            it, so that it need not be merged again.
     """
     try:
         report = look(workspace.partial, run, inputs(workspace))
@@ -28,10 +29,11 @@ def execute(run: Run, workspace: Workspace) -> str:
             raise StepError("the merged model is not sound, and was removed: " + "; ".join(report.problems))
         workspace.record({"model": str(workspace.model)})
         write_card(workspace, workspace.partial)
+        sync(workspace.partial)
         unfinished.settle(workspace.partial, zoo.home())
         publish(workspace.partial, workspace.model)
-    except BaseException:
-        unfinished.drop(workspace.partial, zoo.home())
+    except BaseException as e:
+        unfinished.end(workspace.partial, zoo.home(), e)
         raise
     return summary(report)
 
@@ -46,18 +48,22 @@ def inputs(workspace: Workspace) -> dict[str, Path]:
     return out
 
 
-def publish(partial: Path, final: Path) -> None:
-    """Give a folder its final name: at once, and with all of it safely on the disk.
-
-    Raises:
-        StepError: when something has appeared there since preflight looked, or may not be replaced.
-    """
+def sync(partial: Path) -> None:
+    """See that all of a folder is on the disk, which takes a while."""
     for path in (*partial.rglob("*"), partial):
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a folder its final name.
+
+    Raises:
+        StepError: when something has appeared there since preflight looked, or may not be replaced.
+    """
     try:
         partial.rename(final)  # an empty folder may be there
     except OSError as e:
