@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import stable_mergekit
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -29,12 +28,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def stable_sorts() -> Iterator[None]:
-    with stable_mergekit.stable_sorts():
-        yield
 
 
 @pytest.fixture
@@ -110,6 +103,7 @@ CASES = [
     case("sce", 3, select_topk=0.4, int8_mask=True),
     case("ram", 1, 2, 3, 5, epsilon=1e-5),
     case("ram", 2, 4, epsilon=2e-3),
+    case("ram", 3, epsilon=0.0),
     case("ramplus_tl", 1, 2, 3, 5, r=0.1, alpha=0.2, epsilon=1e-5),
     case("ramplus_tl", 2, 4, r=0.3, alpha=0.7, epsilon=2e-3),
     case("arcee_fusion", 1),
@@ -130,6 +124,7 @@ CASES = [
     case("karcher", 1, 2, 3, 5, base=False, max_iter=10, tol=1e-5),
     case("karcher", 2, 4, base=False, max_iter=1, tol=1e-3),
     case("karcher", 3, base=False, max_iter=0, tol=1e-5),
+    case("karcher", 3, base=False, max_iter=10, tol=0.1),
     task("task_arithmetic", 1, 2, 3, 5),
     task("task_arithmetic", 3, 4, weight=SIGNED, normalize=True, scale=0.7),
     task("task_arithmetic", 2, weight=[0.5, -0.5], normalize=True),
@@ -164,7 +159,10 @@ ALL = CASES + RANDOM
 
 
 def test_there_is_a_case_for_every_method() -> None:
-    assert {c.method for c in CASES} == set(kernels.KERNELS) == set(stable_mergekit.METHODS)
+    from mergekit.merge_methods import registered_methods
+
+    assert {c.method for c in CASES} == set(kernels.KERNELS)
+    assert set(kernels.KERNELS) == {m.spec.name for m in registered_methods()}
 
 
 def draw(
@@ -226,9 +224,8 @@ def ours(
     **parameters: Any,
 ) -> Tensor:
     """`kernels.merge_tensors`, with what a worker of the engine sets besides."""
-    group = Group(
-        name, experts, base if c.base else None, keys, seed, dtype, buffers or Buffers(), spare
-    )  # fmt: skip
+    start_from = base if c.base else None
+    group = Group(name, experts, start_from, keys, seed, dtype, buffers or Buffers(), spare)
     out = torch.empty(group.numel, dtype=out_dtype or experts[0].dtype, device=group.buffers.device)
     for start, piece in kernels.merge(kernels.KERNELS[c.method], group, c.of(len(experts)) | parameters):
         out[start : start + piece.numel()].copy_(piece)
@@ -236,6 +233,30 @@ def ours(
 
 
 # ---------------------------------------------------------------- the same bits as mergekit
+
+
+def theirs(
+    method: str,
+    experts: Sequence[Tensor],
+    parameters: dict[str, Any],
+    *,
+    base: Tensor | None = None,
+    dtype: torch.dtype = FP32,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What `kernels.merge_tensors` does, by mergekit."""
+    from mergekit.merge_methods import get
+    from mergekit.merge_methods.api import merge_tensors
+
+    first = 0 if base is None else 1
+    known = {p.name for p in get(method).spec.parameters}
+    merged: Tensor = merge_tensors(
+        [*([] if base is None else [base]), *experts], method, base_index=None if base is None else 0,
+        parameters={k: dict(enumerate(v, first)) if isinstance(v, list) else v
+                    for k, v in parameters.items() if k in known},
+        dtype=dtype, out_dtype=out_dtype or experts[0].dtype,
+    )  # fmt: skip
+    return merged
 
 
 DTYPES = {
@@ -251,38 +272,38 @@ KINDS = [((24, 32), k) for k in ("near", "apart", "far", "levels", "partly", "st
 KINDS += [(shape, k) for shape in SMALL for k in ("near", "levels")]
 
 
-def takes(c: Case, _: tuple[int, ...], kind: str) -> bool:
-    # mergekit raises or has no number; see below.
-    return not (c.method == "multislerp" and c.base and kind == "still")
+def takes(c: Case, kind: str) -> bool:
+    """Of experts that are the base mergekit's multislerp raises, or has no number; see below."""
+    return kind != "still" or c.method != "multislerp" or not c.base
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("c", CASES, ids=str)
-def test_same_bits_as_mergekit(c: Case, dtypes: str, stable_sorts: None) -> None:
+def test_same_bits_as_mergekit(c: Case, dtypes: str, stable_mergekit: None) -> None:
     """Tensors of one chunk, in float32 arithmetic."""
     inputs, out_dtype = DTYPES[dtypes]
     changed = False
-    for shape, kind in (k for k in KINDS if takes(c, *k)):
+    for shape, kind in ((s, k) for s, k in KINDS if takes(c, k)):
         for count in c.counts:
             base, experts = draw(kind, shape, inputs, count)
             where = {"base": base if c.base else None, "out_dtype": out_dtype}
             merged = kernels.merge_tensors(c.method, experts, c.of(count), **where)
-            theirs = stable_mergekit.merge(c.method, experts, c.of(count), **where)
-            assert bool(theirs.isfinite().all())
-            assert same(merged, theirs), f"{kind} {shape} of {count}"
+            expected = theirs(c.method, experts, c.of(count), **where)
+            assert bool(expected.isfinite().all())
+            assert same(merged, expected), f"{kind} {shape} of {count}"
             changed |= not torch.equal(merged, base.to(out_dtype))
     assert changed or c.parameters.get("t") == 0
 
 
 @pytest.mark.parametrize("c", CASES, ids=str)
-def test_same_bits_as_mergekit_in_float64(c: Case, stable_sorts: None) -> None:
+def test_same_bits_as_mergekit_in_float64(c: Case, stable_mergekit: None) -> None:
     """Without near-ties: mergekit sorts magnitudes in float32, whatever the arithmetic."""
     for kind, dtypes in (("near", [FP32]), ("far", [FP32, BF16])):
         for shape in ((24, 32), (2, 5, 6)):
             base, experts = draw(kind, shape, dtypes, c.counts[-1])
             where = {"base": base if c.base else None, "dtype": FP64, "out_dtype": FP64}
             merged = kernels.merge_tensors(c.method, experts, c.of(len(experts)), **where)
-            assert same(merged, stable_mergekit.merge(c.method, experts, c.of(len(experts)), **where)), kind
+            assert same(merged, theirs(c.method, experts, c.of(len(experts)), **where)), kind
 
 
 OPPOSED = torch.tensor([[1.0, -2.0, 3.0, 0.5], [0.25, 0.0, -1.0, 2.0]])
@@ -311,14 +332,14 @@ OPPOSED = torch.tensor([[1.0, -2.0, 3.0, 0.5], [0.25, 0.0, -1.0, 2.0]])
 def test_directions_that_cancel_out_end_as_in_mergekit(c: Case, experts: list[Tensor]) -> None:
     where = {"base": OPPOSED if c.base else None}
     merged = kernels.merge_tensors(c.method, experts, c.of(len(experts)), **where)
-    assert same(merged, stable_mergekit.merge(c.method, experts, c.of(len(experts)), **where))
+    assert same(merged, theirs(c.method, experts, c.of(len(experts)), **where))
     assert bool(merged.isfinite().all())
 
 
 def test_multislerp_of_more_directions_that_cancel_out_is_refused_as_in_mergekit() -> None:
     p = {"weight": [0.25] * 4, "normalize_weights": True, "eps": 1e-8}
     experts = [OPPOSED, -OPPOSED, 2 * OPPOSED, -2 * OPPOSED]
-    for merge in (kernels.merge_tensors, stable_mergekit.merge):
+    for merge in (kernels.merge_tensors, theirs):
         with pytest.raises(ValueError, match=r"weights"):
             merge("multislerp", experts, p)
 
@@ -331,60 +352,71 @@ def test_multislerp_of_experts_that_are_the_base_is_the_base(count: int) -> None
     assert same(kernels.merge_tensors("multislerp", experts, p, base=base), base)
 
 
-def test_sce_selects_as_many_as_mergekit(stable_sorts: None) -> None:
+def test_sce_selects_as_many_as_mergekit(stable_mergekit: None) -> None:
     """The number is a product in float32: 0.29 of 100 entries are 29, not int(28.999999999999996)."""
     base, experts = draw("far", (10, 10), [FP32], 2)
     for share in (0.29, 0.57, 0.58):
         p = {"select_topk": share}
         merged = kernels.merge_tensors("sce", experts, p, base=base)
-        assert same(merged, stable_mergekit.merge("sce", experts, p, base=base)), share
+        assert same(merged, theirs("sce", experts, p, base=base)), share
 
 
 @pytest.mark.parametrize("count", [3, 5, 7])
-def test_sce_sees_no_difference_between_equal_experts_in_float64(count: int, stable_sorts: None) -> None:
+def test_sce_sees_no_difference_between_equal_experts_in_float64(count: int, stable_mergekit: None) -> None:
     """Their task vectors need all 53 bits, so that count * x / count is not always x."""
     base = draw("far", (1000,), [FP32], 1)[0] * 3e-9
     experts = [draw("far", (1000,), [FP32], 1, seed=1)[0]] * count
     where = {"base": base, "dtype": FP64, "out_dtype": FP64}
     merged = kernels.merge_tensors("sce", experts, {"select_topk": 0.5}, **where)
-    assert same(merged, stable_mergekit.merge("sce", experts, {"select_topk": 0.5}, **where))
+    assert same(merged, theirs("sce", experts, {"select_topk": 0.5}, **where))
     assert same(merged, base.double())
+
+
+@pytest.mark.xfail(reason="averages.py: addcmul_ rounds once where torch.var rounds twice", strict=True)
+def test_sce_has_torchs_variances_in_float64(stable_mergekit: None) -> None:
+    """Of few values: where variances are equal but for their last bit, that bit selects."""
+    for count in (3, 5):
+        for seed in range(10):
+            base, experts = draw("levels", (24, 32), [FP32], count, seed)
+            where = {"base": base, "dtype": FP64, "out_dtype": FP64}
+            merged = kernels.merge_tensors("sce", experts, {"select_topk": 0.3}, **where)
+            assert same(merged, theirs("sce", experts, {"select_topk": 0.3}, **where)), f"{count} {seed}"
 
 
 @pytest.mark.parametrize("filter_wise", [False, True])
 @pytest.mark.parametrize("shape", [(7,), (5, 9), (2, 3, 4), (300,)])
 def test_model_stock_adds_many_experts_in_their_order(
-    shape: tuple[int, ...], filter_wise: bool, stable_sorts: None
+    shape: tuple[int, ...], filter_wise: bool, stable_mergekit: None
 ) -> None:
     """torch.sum over five rows or more has an order of its own for the last few columns."""
     for count in (5, 6, 9):
         for seed in range(3):
             base, experts = draw("far", shape, [FP32], count, seed)
             merged = kernels.merge_tensors("model_stock", experts, {"filter_wise": filter_wise}, base=base)
-            theirs = stable_mergekit.merge("model_stock", experts, {"filter_wise": filter_wise}, base=base)
-            assert same(merged, theirs), f"{count} {seed}"
+            expected = theirs("model_stock", experts, {"filter_wise": filter_wise}, base=base)
+            assert same(merged, expected), f"{count} {seed}"
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP64])
 def test_karcher_does_not_depend_on_where_a_row_starts_in_memory(
-    dtype: torch.dtype, stable_sorts: None
+    dtype: torch.dtype, stable_mergekit: None
 ) -> None:
     for shape in ((7,), (33,), (3, 1), (5, 9), (1001,)):
         for count in (2, 3, 4, 5):
             _, experts = draw("far", shape, [FP32], count)
             p = {"max_iter": 10, "tol": 1e-5}
             merged = kernels.merge_tensors("karcher", experts, p, dtype=dtype, out_dtype=dtype)
-            theirs = stable_mergekit.merge("karcher", experts, p, dtype=dtype, out_dtype=dtype)
-            assert same(merged, theirs), f"{shape} of {count}"
+            expected = theirs("karcher", experts, p, dtype=dtype, out_dtype=dtype)
+            assert same(merged, expected), f"{shape} of {count}"
 
 
-def test_ramplus_grows_by_a_float32_number_in_float64_too(stable_sorts: None) -> None:
+def test_ramplus_grows_by_a_float32_number_in_float64_too(stable_mergekit: None) -> None:
     for kind in ("near", "levels", "partly"):
         base, experts = draw(kind, (24, 32), [FP32], 3)
         p = {"r": 0.1, "alpha": 0.7, "epsilon": 1e-3}
         where = {"base": base, "dtype": FP64, "out_dtype": FP64}
         merged = kernels.merge_tensors("ramplus_tl", experts, p, **where)
-        assert same(merged, stable_mergekit.merge("ramplus_tl", experts, p, **where)), kind
+        assert same(merged, theirs("ramplus_tl", experts, p, **where)), kind
 
 
 # ---------------------------------------------------------------- several chunks
@@ -442,7 +474,7 @@ LARGE = [
 
 @pytest.mark.parametrize("c", LARGE, ids=str)
 def test_chunks_move_last_bits_of_sums_only(
-    c: Case, chunk: Callable[[int], None], stable_sorts: None
+    c: Case, chunk: Callable[[int], None], stable_mergekit: None
 ) -> None:
     """A matrix of (600, 896), three chunks, from a base and experts in bfloat16 that are near each other
     (0.02 and 0.0005 from 0 and from the base), against mergekit in float32 (of what is random, against
@@ -461,15 +493,15 @@ def test_chunks_move_last_bits_of_sums_only(
         reference = ours(c, experts, base, out_dtype=FP32)
     else:
         where = {"base": base if c.base else None, "out_dtype": FP32}
-        reference = stable_mergekit.merge(c.method, experts, c.of(len(experts)), **where)
+        reference = theirs(c.method, experts, c.of(len(experts)), **where)
 
     a, b = several.to(BF16).double(), reference.to(BF16).double()
     assert (a != b).double().mean() < 1e-3
     place = torch.floor(torch.log2(torch.maximum(b.abs(), base.double().abs()).clamp(min=2.0**-126)))
     assert bool(((a - b).abs() <= 2.0 ** (place - 7)).all())
 
-    error, theirs = ((x.double() - exact).abs().mean() for x in (several, reference))
-    assert error <= 1.5 * theirs + 2.0**-27 * exact.abs().mean()
+    error, usual = ((x.double() - exact).abs().mean() for x in (several, reference))
+    assert error <= 1.5 * usual + 2.0**-27 * exact.abs().mean()
 
 
 def test_a_tensor_without_entries_is_merged_to_one() -> None:
@@ -521,7 +553,7 @@ def test_without_experts_the_base_comes_out(method: str) -> None:
     c = next(c for c in CASES if c.method == method)
     merged = kernels.merge_tensors(method, [], c.of(0), base=base, out_dtype=BF16)
     assert same(merged, base)
-    assert same(stable_mergekit.merge(method, [], c.of(0), base=base, out_dtype=BF16), base)
+    assert same(theirs(method, [], c.of(0), base=base, out_dtype=BF16), base)
 
 
 def test_views_are_merged_as_what_they_show() -> None:
@@ -942,6 +974,15 @@ def test_dare_divides_by_the_density(method: str, density: float) -> None:
     after = pruned(method, delta, density=density, rescale=True, rescale_to="density")
     kept = pruned(method, delta, density=density) != 0
     assert torch.allclose(after, torch.where(kept, delta / density, 0.0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties"])
+def test_what_is_trimmed_can_be_divided_by_the_density_too(method: str) -> None:
+    delta = distinct(24, 100)
+    after = pruned(method, delta, density=0.25, rescale=True, rescale_to="density")
+    kept = pruned(method, delta, density=0.25) != 0
+    assert int(kept.sum()) == 600
+    assert torch.equal(after, torch.where(kept, delta * 4, 0.0))
 
 
 def share(size: Tensor, density: float, epsilon: float) -> Tensor:
