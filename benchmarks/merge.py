@@ -33,7 +33,7 @@ from benchmarks.models import Shape, make
 from benchmarks.processes import Measured, measure
 from mergelab.main import CONF
 from mergelab.preflight import methods
-from mergelab.preflight.resources import available_processors
+from mergelab.preflight.resources import available_processors, human
 
 DEFAULT = ["linear", "slerp", "task_arithmetic", "dare_ties", "ties", "della", "sce", "breadcrumbs"]
 ALL = sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem not in ("mergekit", "moe"))
@@ -294,13 +294,13 @@ class Bench:
             f"Qwen2 of {s.parameters() / 1e6:.0f}M parameters, {s.dtype}: hidden {s.hidden}, "
             f"{s.layers} layers, intermediate {s.intermediate}, heads {s.heads}/{s.kv_heads}, "
             f"vocabulary {s.vocab}{', tied' if s.tied else ''}",
-            f"base and {s.experts} experts of {s.parameters() * width / 1e9:.2f} GB",
+            f"base and {s.experts} experts of {human(s.parameters() * width)}",
             "; ".join([_device(o.hardware), ", ".join(f"{k} {v}" for k, v in _versions().items()), *o.set]),
             *notes,
         ]
         if self._moved:
             reads, writes = ([m[k] for m in self._moved.values()] for k in ("reads", "writes"))
-            told[1] += f"; a merge reads {_span(reads)} GB and writes {_span(writes)} GB"
+            told[1] += f"; a merge reads {_span(reads)} and writes {_span(writes)}"
         console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
         console.print(table)
         console.print("\n".join(told), markup=False)
@@ -349,7 +349,7 @@ def _mb(size: float) -> str:
 
 
 def _span(sizes: list[int]) -> str:
-    low, high = (f"{f(sizes) / 1e9:.2f}" for f in (min, max))
+    low, high = human(min(sizes)), human(max(sizes))
     return low if low == high else f"{low} to {high}"
 
 

@@ -372,7 +372,6 @@ def test_sce_sees_no_difference_between_equal_experts_in_float64(count: int, sta
     assert same(merged, base.double())
 
 
-@pytest.mark.xfail(reason="averages.py: addcmul_ rounds once where torch.var rounds twice", strict=True)
 def test_sce_has_torchs_variances_in_float64(stable_mergekit: None) -> None:
     """Of few values: where variances are equal but for their last bit, that bit selects."""
     for count in (3, 5):

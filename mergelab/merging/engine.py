@@ -30,7 +30,7 @@ def prepare(run: Run, recipe: Mapping[str, Any], models: Mapping[str, tuple[str,
     """
     facts = {ref: checkpoint.weights(folder) for ref, (_, folder) in models.items()}
     outputs = assembly.assemble(recipe, facts, methods.declarations()[recipe["merge_method"]])
-    computed = assembly.arithmetic(recipe, None)
+    computed = assembly.arithmetic(recipe, next(iter(facts.values())).dtype)
     return fast.plan(
         recipe["merge_method"],
         outputs,

@@ -62,11 +62,6 @@ class Output:
         return self.experts if self.base is None else (*self.experts, self.base)
 
     @property
-    def numel(self) -> int:
-        """Number of entries."""
-        return self.experts[0].header.numel if self.experts else self.inputs[0].header.numel
-
-    @property
     def nbytes(self) -> int:
         """Bytes written."""
         return Header(self.dtype, self.shape, "").nbytes

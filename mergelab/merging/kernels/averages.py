@@ -155,7 +155,7 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
         for n, delta in enumerate(deltas, start=1):  # Welford 1962, as torch does it
             torch.sub(x.copy_(delta), mean, out=step)
             mean.add_(torch.div(step, n, out=share))
-            squares.addcmul_(step, x.sub_(mean))
+            squares.add_(step.mul_(x.sub_(mean)))
         out = group.buffer("variance", chunk.numel)
         out.copy_(squares.div_(group.count))
         if fits:
