@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,9 +24,9 @@ class Measured:
     cpu: float
     """Seconds, of it and of what it waited for."""
     anonymous: int
-    """Bytes at the peak that belong to no file; None where the system does not tell them apart."""
+    """Bytes at the peak that belong to no file; all of the memory where there is no /proc."""
     mapped: int
-    """Bytes at the peak of files mapped into memory, which the system may take back."""
+    """Bytes at the peak of files mapped into memory, which the system may take back; 0 without /proc."""
 
 
 def measure(command: list[str], environment: dict[str, str] | None = None) -> Measured:
@@ -40,15 +41,24 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> Me
             command, env=os.environ | (environment or {}), stdout=said, stderr=subprocess.STDOUT
         )
         memory = _Memory(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        memory.stop()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - start
+        except BaseException:  # Ctrl-C
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            memory.stop()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             said.seek(0)
             tail = said.read().decode(errors="replace")[-3000:]
             raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{tail}")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, memory.anonymous, memory.mapped)
+    anonymous = memory.anonymous
+    if not Path("/proc/self/status").exists():
+        anonymous = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Measured(wall, usage.ru_utime + usage.ru_stime, anonymous, memory.mapped)
 
 
 class _Memory:
