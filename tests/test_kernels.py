@@ -94,6 +94,7 @@ CASES = [
     case("passthrough", 1, base=False, scale=[None]),
     case("passthrough", 1, base=False, scale=[-0.3]),
     case("nearswap", 1, t=0.001),
+    case("nearswap", 1, t=2e-6),
     case("nearswap", 1, t=0.0),
     case("model_stock", 2, 3, 4, filter_wise=False),
     case("model_stock", 2, 3, 4, filter_wise=True),
@@ -269,7 +270,7 @@ DTYPES = {
 
 SMALL = [(1,), (7,), (3, 1), (2, 3, 4)]
 KINDS = [((24, 32), k) for k in ("near", "apart", "far", "levels", "partly", "still")]
-KINDS += [(shape, k) for shape in SMALL for k in ("near", "levels")]
+KINDS += [(shape, k) for shape in SMALL for k in ("near", "levels")] + [((), "near")]
 
 
 def takes(c: Case, kind: str) -> bool:
@@ -313,8 +314,8 @@ OPPOSED = torch.tensor([[1.0, -2.0, 3.0, 0.5], [0.25, 0.0, -1.0, 2.0]])
 @pytest.mark.parametrize(
     ("c", "experts"),
     [
-        (case("model_stock", filter_wise=False), [OPPOSED, -OPPOSED]),
-        (case("model_stock", filter_wise=True), [OPPOSED, -OPPOSED]),
+        (case("model_stock", filter_wise=False), [2 * OPPOSED, 0.5 * OPPOSED]),
+        (case("model_stock", filter_wise=True), [2 * OPPOSED, 0.5 * OPPOSED]),
         (case("slerp", t=0.3), [-OPPOSED]),
         (case("nuslerp", base=False, weight=[0.5, 0.2], nuslerp_flatten=True, nuslerp_row_wise=False),
          [OPPOSED, -OPPOSED]),

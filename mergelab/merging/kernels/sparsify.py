@@ -163,7 +163,8 @@ def random(group: Group, p: Parameters) -> Prune:
 
 
 def ranked(group: Group, p: Parameters) -> Prune:
-    """Keep an entry with a probability that grows with the rank of its magnitude in its row.
+    """Keep an entry with a probability that grows with the rank of its magnitude in its row, along the
+    last axis (mergekit ranks tensors of three axes and more along the second).
 
     Deep et al. 2024 (https://arxiv.org/abs/2406.11617), with mergekit's range: rank 0 of n is kept
     with density - epsilon, rank n - 1 with density + epsilon. Equal entries share the middle of
