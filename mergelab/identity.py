@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergelab.workspace import read_json, write_json
+from mergelab.workspace import read_memo, write_json
 
 IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
                   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -51,7 +51,7 @@ def file_hashes(
         progress: called with the bytes read.
     """
     files = sorted({f for pattern in IDENTITY_FILES for f in folder.glob(pattern) if f.is_file()})
-    known: dict[str, Any] = _load(memo)
+    known = read_memo(memo)
     total = sum(f.stat().st_size for f in files)
     out: dict[str, str] = {}
     done, learnt = 0, False
@@ -77,14 +77,6 @@ def file_hashes(
     if learnt:
         write_json(memo, known)
     return out
-
-
-def _load(memo: Path) -> dict[str, Any]:
-    try:
-        content = read_json(memo)
-    except (OSError, ValueError):
-        return {}  # not there yet, or not ours: it is made anew
-    return content if isinstance(content, dict) else {}
 
 
 def run_key(

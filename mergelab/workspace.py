@@ -55,6 +55,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_memo(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of what is only remembered: empty where there is none, or where it is
+    not ours, for then it is made anew."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mergelab import recipe as recipes
 from mergelab.errors import StepError
 from mergelab.merging import companions
+from mergelab.merging.threads import threads
 from mergelab.preflight.resources import parse_size
 from mergelab.quiet import quiet
 from mergelab.schema import Hardware
@@ -64,7 +65,7 @@ def merge(
         StepError: when it fails, with the reason; the log has the traceback.
     """
     try:
-        with quiet(), _threads(hardware.threads), _fresh_loaders():
+        with quiet(), threads(hardware.threads), _fresh_loaders():
             _merge(recipe, out, hardware, seed, progress)
     except Exception as e:  # mergekit, its methods and the libraries below raise every kind
         log.exception("the merge failed")
@@ -145,18 +146,6 @@ def _run(targets: list[Any], hardware: Hardware, progress: Progress) -> Any:
                 done += 1
                 progress("merge", done, total)
     return tokenizer
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

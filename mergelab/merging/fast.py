@@ -11,11 +11,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import os
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from mergelab.identity import digest
 from mergelab.merging import kernels
 from mergelab.merging.kernels.group import CHUNK, Buffers, Group
-from mergelab.merging.shards import Layout, Writer, lay_out
+from mergelab.merging.shards import Layout, Writer, allocated, lay_out
+from mergelab.merging.threads import threads
 from mergelab.merging.unfinished import Stopped
 from mergelab.preflight.assembly import Output, Source
 from mergelab.preflight.checkpoint import DTYPES
@@ -139,9 +140,8 @@ class MergeError(ValueError):
 
 
 def _full(merge: Merge, out: Path) -> str:
-    written = sum(f.stat().st_blocks * 512 for f in out.glob("*.safetensors"))
-    free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
-    missing = max(merge.layout.nbytes - written - free, 0)
+    free = shutil.disk_usage(out).free
+    missing = max(merge.layout.nbytes - allocated(out) - free, 0)
     return (
         f"no space left on device for {out}: {human(missing)} more are needed, {human(free)} are free"
         "\nFree some and run the same command again: it goes on where it stopped."
@@ -158,7 +158,8 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
     spare = memory // len(devices)
     if hardware.device == "cpu":
         spare -= worker_memory(inputs_each, merge.dtype)
-    with _single_thread(), _Inputs() as inputs, ExitStack() as stack:
+    # One thread for each operation: parallel are the workers.
+    with threads(1), _Inputs() as inputs, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(devices) + 1))
         stack.callback(state.stop.set)
         futures = [pool.submit(_worker, merge, state, writer, inputs, d, spare) for d in devices]
@@ -320,14 +321,3 @@ def _merge_tensor(
     except ValueError as e:
         raise MergeError(f"{o.name}: {e}") from e
     target.close()
-
-
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """One thread for each operation: parallel are the workers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

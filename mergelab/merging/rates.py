@@ -7,11 +7,10 @@ long the next one takes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mergelab.preflight.resources import available_processors
 from mergelab.schema import Hardware
-from mergelab.workspace import read_json, write_json
+from mergelab.workspace import read_memo, write_json
 
 FILE = "rates.json"
 
@@ -23,12 +22,12 @@ before a disk has warmed up."""
 def note(home: Path, method: str, hardware: Hardware, nbytes: int, seconds: float) -> None:
     """Remember the rate of a merge that read and wrote `nbytes`."""
     if nbytes >= ENOUGH:
-        write_json(home / FILE, _all(home) | {_kind(method, hardware): nbytes / seconds})
+        write_json(home / FILE, read_memo(home / FILE) | {_kind(method, hardware): nbytes / seconds})
 
 
 def known(home: Path, method: str, hardware: Hardware) -> float | None:
     """Bytes a second of the last merge by this method on as many processors or devices, or None."""
-    rate = _all(home).get(_kind(method, hardware))
+    rate = read_memo(home / FILE).get(_kind(method, hardware))
     return float(rate) if isinstance(rate, (int, float)) else None
 
 
@@ -36,11 +35,3 @@ def _kind(method: str, hardware: Hardware) -> str:
     if hardware.device.startswith("cuda"):
         return f"{method}, cuda x {hardware.devices or 'all'}"
     return f"{method}, {hardware.threads or available_processors()} processors"
-
-
-def _all(home: Path) -> dict[str, Any]:
-    try:
-        content = read_json(home / FILE)
-    except (OSError, ValueError):
-        return {}  # not there yet, or not ours: it is made anew
-    return content if isinstance(content, dict) else {}

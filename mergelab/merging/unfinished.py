@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergelab.errors import StepError
 from mergelab.identity import digest
+from mergelab.merging import shards
 from mergelab.merging.shards import JOURNAL, LOCK
 from mergelab.workspace import read_json, write_json
 
@@ -109,7 +110,7 @@ def allocated(recipe: Mapping[str, Any], disk: Path, home: Path) -> int:
             if not there.exists():
                 note.unlink()  # somebody has removed it
             elif content["recipe"] == digest(recipe) and there.stat().st_dev == disk.stat().st_dev:
-                total += sum(f.stat().st_blocks * 512 for f in there.glob("*.safetensors"))
+                total += shards.allocated(there)
     return total
 
 

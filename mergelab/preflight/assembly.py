@@ -108,7 +108,8 @@ def assemble(recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declarati
         raise NotPlain(f"there is no plain list of the tensors of {kind}")
     base = None if d.base == "ignored" else group.base
     settings = Settings(d, group, str)
-    places = {name: t for (placed,) in [layout.output_tensors(donor.config, [group])] for name, t in placed}
+    (placed,) = layout.output_tensors(donor.config, [group])
+    places = dict(placed)
     written = str(recipe.get("out_dtype") or recipe.get("dtype") or "").removeprefix("torch.")
     out = []
     for weight in listed:

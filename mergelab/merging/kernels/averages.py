@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mergelab.merging.kernels.group import Chunk, Finish, Group, Parameters
-from mergelab.merging.kernels.select import locate, magnitudes, ordered, positions, signed_value, value
+from mergelab.merging.kernels.select import (
+    bits,
+    largest,
+    locate,
+    magnitudes,
+    ordered,
+    signed_value,
+    split,
+    value,
+)
 from mergelab.merging.kernels.sparsify import shrink
 from mergelab.merging.kernels.spheres import norm
 from mergelab.merging.kernels.task_vectors import elect
@@ -140,7 +149,6 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
     Returns:
         from a chunk and its task vectors to the mask [n], 1 or 0; a buffer.
     """
-    width = 64 if group.dtype == torch.float64 else 32
     kept: dict[int, Tensor] = {}
     fits = group.numel * group.dtype.itemsize <= group.spare
 
@@ -167,20 +175,22 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
         for start, piece in pieces:
             yield start, [magnitudes(piece, out=piece)]  # there is nothing below 0: they stay as they are
 
-    varied = int(group.sums(lambda chunk: torch.count_nonzero(variance(chunk, chunk.deltas()))))
+    varied = int(group.total(lambda chunk: torch.count_nonzero(variance(chunk, chunk.deltas()))))
     k = int(torch.tensor(varied) * share)  # a product in float32, as in mergekit
     if k == 0:
         return lambda chunk, deltas: torch.zeros((), dtype=group.dtype, device=deltas.device)
-    ((at,),) = locate(scan, [[group.numel - k]], width)
-    room = k - (group.numel - at.before - at.equal)
-    cut = positions(scan, [[(at.key, room - 1)]])[0][0] if room < at.equal else 1 << 62
-    bound, below = value(at.key, group.dtype), value(at.key - 1, group.dtype)
+    (cut,) = largest(scan, [k], group.numel, bits(group.dtype))
+    bound, below = value(cut.key, group.dtype), value(cut.key - 1, group.dtype)
 
     def mask(chunk: Chunk, deltas: Tensor) -> Tensor:
         found, out = variance(chunk, deltas), group.buffer("chosen", chunk.numel)
-        split = min(max(cut + 1 - chunk.start, 0), chunk.numel)
-        torch.gt(found[:split], below, out=out[:split])
-        torch.gt(found[split:], bound, out=out[split:])
+        for part, into, least in zip(
+            split(found, chunk.start, cut.last),
+            split(out, chunk.start, cut.last),
+            (below, bound),
+            strict=True,
+        ):
+            torch.gt(part, least, out=into)
         return out
 
     return mask
@@ -203,11 +213,8 @@ def ramplus_tl(group: Group, p: Parameters) -> Finish:
         several = changed.sum(dim=0)
         return torch.stack([(changed & (several > 1)).sum(dim=1), (changed & (several == 1)).sum(dim=1)])
 
-    exact = None
-    for chunk in group.chunks():
-        exact = counts(chunk) if exact is None else exact + counts(chunk)
-    assert exact is not None, "a group without entries is never prepared"
-    rho = exact[0] / exact[1].clamp(min=p["epsilon"])
+    shared, alone = group.total(counts).long()
+    rho = shared / alone.clamp(min=p["epsilon"])
     grown = 1 + p["r"] * rho.clamp(min=0, max=p["alpha"])
     return _ram(group, p["epsilon"], grown.to(group.dtype))
 
@@ -256,7 +263,7 @@ def arcee_fusion(group: Group, p: Parameters) -> Finish:
         for chunk in group.chunks(group.row):
             yield chunk.start, [ordered(importance(chunk).view(-1))]
 
-    (found,) = locate(scan, [quarters], 64 if group.dtype == torch.float64 else 32, signed=True)
+    (found,) = locate(scan, [quarters], bits(group.dtype), signed=True)
     first, median, third = (signed_value(at.key, group.dtype) for at in found)
     bound = (median + 1.5 * (third - first)).to(group.buffers.device)
 

@@ -43,12 +43,11 @@ class Buffers:
             self._held[name, dtype] = held
         return held[:size].view(*shape)
 
-    def once(self, name: str, size: int, make: Callable[[int], Tensor]) -> Tensor:
+    def once(self, name: str, size: int, dtype: torch.dtype, make: Callable[[int], Tensor]) -> Tensor:
         """The first `size` entries of a constant; `make(n)` gives n of them."""
-        key = (name, torch.uint8)
-        held = self._held.get(key)
+        held = self._held.get((name, dtype))
         if held is None or held.numel() < size:
-            held = self._held[key] = make(size)
+            held = self._held[name, dtype] = make(size)
         return held[:size]
 
 
@@ -146,19 +145,20 @@ class Group:
         the order of the entries: the same numbers however many workers there are, and of a tensor
         that is one chunk the very bits that the operation gives.
         """
+        return self.total(of, width).to(self.dtype)
+
+    def norms(self, of: Callable[[Chunk], Tensor], width: int = 1) -> Tensor:
+        """The Euclidean norm of a vector, from those of its pieces (`sums` of the squares)."""
+        return self.total(lambda chunk: of(chunk).double().square(), width).sqrt().to(self.dtype)
+
+    def total(self, of: Callable[[Chunk], Tensor], width: int = 1) -> Tensor:
+        """`sums` before they are rounded, in float64: counts are exact. Of a group with entries."""
         total: Tensor | None = None
         for chunk in self.chunks(width):
             part = of(chunk).double()
             total = part if total is None else total + part
-        return torch.zeros((), dtype=self.dtype) if total is None else total.to(self.dtype)
-
-    def norms(self, of: Callable[[Chunk], Tensor], width: int = 1) -> Tensor:
-        """The Euclidean norm of a vector, from those of its pieces (`sums` of the squares)."""
-        total: Tensor | None = None
-        for chunk in self.chunks(width):
-            part = of(chunk).double().square()
-            total = part if total is None else total + part
-        return torch.zeros((), dtype=self.dtype) if total is None else total.sqrt().to(self.dtype)
+        assert total is not None, "a group without entries is never prepared"
+        return total
 
 
 Parameters = dict[str, Any]

@@ -39,7 +39,10 @@ def bits(k: Key, start: int, n: int, buffers: Buffers) -> Tensor:
     The counter has 32 bits: a stream repeats after 4.3e9 numbers, more than any tensor has.
     """
     weyl = buffers.once(
-        "weyl", n, lambda m: torch.arange(m, dtype=torch.int32, device=buffers.device).mul_(_signed(WEYL))
+        "weyl",
+        n,
+        torch.int32,
+        lambda m: torch.arange(m, dtype=torch.int32, device=buffers.device).mul_(_signed(WEYL)),
     )
     x = buffers("noise", (n,), torch.int32)
     shifted = buffers("shifted", (n,), torch.int32)

@@ -34,6 +34,15 @@ class Place:
     """Entries of this key."""
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Where the order of a column is cut in two."""
+
+    key: int
+    last: int
+    """Entries of this key up to this place in the tensor are on the near side, later ones on the far."""
+
+
 def magnitudes(x: Tensor, out: Tensor) -> Tensor:
     """Keys in the order of |x|, not negative: [n] ints in the memory of `out`, a float tensor."""
     return torch.abs(x, out=out).view(_integer(x.dtype))
@@ -53,12 +62,17 @@ def value(key: int, dtype: torch.dtype) -> float:
 
 def signed_value(key: int, dtype: torch.dtype) -> Tensor:
     """The float, [], of a key of `ordered`."""
-    width = 63 if dtype == torch.float64 else 31
+    width = bits(dtype) - 1
     return torch.tensor(key if key >= 0 else key ^ ((1 << width) - 1), dtype=_integer(dtype)).view(dtype)
 
 
 def _integer(dtype: torch.dtype) -> torch.dtype:
     return torch.int64 if dtype == torch.float64 else torch.int32
+
+
+def bits(dtype: torch.dtype) -> int:
+    """Bits of a key of floats of this dtype."""
+    return 64 if dtype == torch.float64 else 32
 
 
 def locate(scan: Scan, ranks: Sequence[Sequence[int]], width: int, signed: bool = False) -> list[list[Place]]:
@@ -137,3 +151,32 @@ def positions(scan: Scan, wanted: Sequence[Sequence[tuple[int, int]]]) -> list[l
         if not missing:
             break
     return out
+
+
+def lasts(scan: Scan, at: Sequence[Place], counts: Sequence[int]) -> list[int]:
+    """For each column, the place in the tensor of the last of the first `counts` entries of a key; a
+    place behind all others where that is all of them."""
+    wanted = [[(a.key, m - 1)] if 0 < m < a.equal else [] for a, m in zip(at, counts, strict=True)]
+    found = positions(scan, wanted)
+    return [f[0] if f else (1 << 62) if m > 0 else -1 for f, m in zip(found, counts, strict=True)]
+
+
+def largest(scan: Scan, kept: Sequence[int], n: int, width: int) -> list[Cut]:
+    """For each column, where its k largest entries begin: at the smallest key among them, of which
+    the earliest entries are taken.
+
+    Args:
+        scan: the columns, of keys that are not negative.
+        kept: k of each column, at least 1.
+        n: entries of a column.
+        width: bits of a key.
+    """
+    smallest = [column[0] for column in locate(scan, [[n - k] for k in kept], width)]
+    room = [k - (n - at.before - at.equal) for k, at in zip(kept, smallest, strict=True)]
+    return [Cut(at.key, last) for at, last in zip(smallest, lasts(scan, smallest, room), strict=True)]
+
+
+def split(x: Tensor, start: int, last: int) -> tuple[Tensor, Tensor]:
+    """The entries of a piece that starts at place `start` of the tensor: up to place `last`, and behind."""
+    at = min(max(last + 1 - start, 0), x.numel())
+    return x[:at], x[at:]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergelab.merging.kernels import noise
 from mergelab.merging.kernels.group import Chunk, Group, Parameters
-from mergelab.merging.kernels.select import Place, locate, magnitudes, positions, value
+from mergelab.merging.kernels.select import bits, largest, lasts, locate, magnitudes, split, value
 
 TINY = 1e-7
 """A norm below this is none, and nothing is scaled to it; mergekit's bound."""
@@ -51,10 +51,6 @@ def _scan(group: Group, columns: Sequence[int]) -> Callable[[], Iterator[tuple[i
     return scan
 
 
-def _bits(group: Group) -> int:
-    return 64 if group.dtype == torch.float64 else 32
-
-
 def _pruned(density: Sequence[float]) -> list[int]:
     """The experts of which anything is dropped."""
     return [q for q, d in enumerate(density) if d < 1]
@@ -69,17 +65,14 @@ def magnitude(group: Group, p: Parameters) -> Prune:
     n, columns = group.numel, _pruned(p["density"])
     kept = [max(1, int(p["density"][q] * n)) for q in columns]
     scan = _scan(group, columns)
-    smallest = [column[0] for column in locate(scan, [[n - k] for k in kept], _bits(group))]
-    # Of the entries equal to the smallest that is kept, these many stand among the kept ones.
-    room = [k - (n - at.before - at.equal) for k, at in zip(kept, smallest, strict=True)]
-    last = _last(scan, smallest, room)
+    cuts = largest(scan, kept, n, bits(group.dtype))
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
-        for q, at, cut in zip(columns, smallest, last, strict=True):
-            early, late = _split(deltas[q], chunk.start, cut)
-            if at.key > 0:  # else only zeros would be dropped
-                shrink(early, value(at.key - 1, group.dtype))
-                shrink(late, value(at.key, group.dtype))
+        for q, cut in zip(columns, cuts, strict=True):
+            early, late = split(deltas[q], chunk.start, cut.last)
+            if cut.key > 0:  # else only zeros would be dropped
+                shrink(early, value(cut.key - 1, group.dtype))
+                shrink(late, value(cut.key, group.dtype))
 
     return Prune(apply)
 
@@ -98,11 +91,11 @@ def outliers(group: Group, p: Parameters) -> Prune:
         windows.append((low, low + kept))
     scan = _scan(group, columns)
     # The last entry below the window, and the last one in it.
-    ends = locate(scan, [[max(0, low - 1), max(0, high - 1)] for low, high in windows], _bits(group))
+    ends = locate(scan, [[max(0, low - 1), max(0, high - 1)] for low, high in windows], bits(group.dtype))
     below = [column[0] for column in ends]
     top = [column[1] for column in ends]
-    cuts_low = _last(scan, below, [low - at.before for (low, _), at in zip(windows, below, strict=True)])
-    cuts_top = _last(scan, top, [high - at.before for (_, high), at in zip(windows, top, strict=True)])
+    cuts_low = lasts(scan, below, [low - at.before for (low, _), at in zip(windows, below, strict=True)])
+    cuts_top = lasts(scan, top, [high - at.before for (_, high), at in zip(windows, top, strict=True)])
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         for i, q in enumerate(columns):
@@ -111,31 +104,16 @@ def outliers(group: Group, p: Parameters) -> Prune:
                 deltas[q].zero_()
                 continue
             if high < n:
-                early, late = _split(deltas[q], chunk.start, cuts_top[i])
+                early, late = split(deltas[q], chunk.start, cuts_top[i])
                 _clip(group, early, value(top[i].key, group.dtype))
                 _clip(group, late, value(top[i].key - 1, group.dtype))
             if low > 0:
-                early, late = _split(deltas[q], chunk.start, cuts_low[i])
+                early, late = split(deltas[q], chunk.start, cuts_low[i])
                 shrink(early, value(below[i].key, group.dtype))
                 if below[i].key > 0:
                     shrink(late, value(below[i].key - 1, group.dtype))
 
     return Prune(apply)
-
-
-def _last(scan: Callable[[], Iterator[tuple[int, list[Tensor]]]], at: Sequence[Place],
-          counts: Sequence[int]) -> list[int]:  # fmt: skip
-    """The place of the last of the first `counts` entries of a key; a place behind all others
-    where that is all of them."""
-    wanted = [[(a.key, m - 1)] if 0 < m < a.equal else [] for a, m in zip(at, counts, strict=True)]
-    found = positions(scan, wanted)
-    return [f[0] if f else (1 << 62) if m > 0 else -1 for f, m in zip(found, counts, strict=True)]
-
-
-def _split(x: Tensor, start: int, cut: int) -> tuple[Tensor, Tensor]:
-    """The entries up to place `cut` of the whole tensor, and those behind it."""
-    at = min(max(cut + 1 - start, 0), x.numel())
-    return x[:at], x[at:]
 
 
 def _clip(group: Group, x: Tensor, bound: float) -> None:
