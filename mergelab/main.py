@@ -21,6 +21,7 @@ from typing import Any, Dict  # noqa: UP035 (OmegaConf reads it at run time)
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -29,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mergelab import __version__, composing
 from mergelab.errors import InputError, MergelabError, did_you_mean
 from mergelab.schema import Run
+from mergelab.search.sweeper import Evolution
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -71,7 +73,27 @@ ConfigStore.instance().store(name="run", node=_schema(), replace=True)
 
 
 class _Finished(SystemExit):
-    """The end of a single run whose failure has been told; passes through Hydra untouched."""
+    """The end of a run or an evolution whose failure has been told; passes through Hydra untouched."""
+
+
+def _evolution_run(cfg: DictConfig) -> Run:
+    run = _typed(cfg)
+    _stay_offline(run)
+    return run
+
+
+def _evolution_end(error: BaseException) -> BaseException:
+    """What an evolution that has failed ends with."""
+    if isinstance(error, (MergelabError, KeyboardInterrupt)):
+        return _Finished(_tell(error))
+    if isinstance(error, OSError) and error.strerror:
+        return _Finished(_tell(MergelabError(f"{error.filename or 'the sweep'}: {error.strerror}")))
+    return error
+
+
+Evolution.typed = staticmethod(_evolution_run)
+Evolution.end = staticmethod(_evolution_end)
+Plugins.instance().register(Evolution)
 
 
 class Hooks:
@@ -83,6 +105,8 @@ class Hooks:
 
         try:
             refuse_finished(Path(config.hydra.run.dir))
+            if config.search.name != "none":
+                raise InputError(f"search={config.search.name} is for many runs: add -m")
         except InputError as e:
             raise _Finished(_tell(e)) from None
 
@@ -103,7 +127,9 @@ class Hooks:
             raise _Finished(InputError.exit_status)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Compare all runs of the sweep's folder."""
+        """Compare all runs of the sweep's folder; an evolution has told its own story."""
+        if str(config.hydra.sweeper._target_).endswith(Evolution.__name__):
+            return
         from mergelab.report.comparison import compare_runs
 
         compare_runs(Path(config.hydra.sweep.dir))
@@ -161,7 +187,7 @@ def _task(cfg: DictConfig) -> float | None:
             e = InputError(_unwritable(e))
         if not isinstance(e, (MergelabError, KeyboardInterrupt)):
             logging.getLogger("mergelab").exception("unexpected")
-            log = _short(Path(HydraConfig.get().runtime.output_dir)) + "/mergelab.log"
+            log = str(Path(HydraConfig.get().runtime.output_dir)) + "/mergelab.log"
             e = MergelabError(f"unexpected: {type(e).__name__}: {e}\nThis is a bug; {log} has the traceback.")
         status = _tell(e)
         if single or isinstance(e, KeyboardInterrupt):
@@ -171,7 +197,7 @@ def _task(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig) -> float | None:
     from mergelab.report import terminal
-    from mergelab.workspace import Workspace, read_json
+    from mergelab.workspace import Workspace, read_json, short_path
 
     h = HydraConfig.get()
     run = _typed(cfg)
@@ -180,7 +206,7 @@ def _run(cfg: DictConfig) -> float | None:
     chosen = h.runtime.choices
     parts = [str(chosen[g]) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
     terminal.brief = h.mode == RunMode.MULTIRUN
-    terminal.heading("mergelab  " + " · ".join(parts), _short(folder))
+    terminal.heading("mergelab  " + " · ".join(parts), short_path(folder))
     _stay_offline(run)
     from mergelab.steps import run_job
 
@@ -197,14 +223,6 @@ def _run(cfg: DictConfig) -> float | None:
     result = read_json(workspace.result)
     fitness = (result.get("fitness") or {}).get("value")
     return float(fitness) if fitness is not None else None
-
-
-def _short(folder: Path) -> str:
-    """The folder as somebody in this directory would type it."""
-    try:
-        return str(folder.relative_to(Path.cwd()))
-    except ValueError:
-        return str(folder)
 
 
 def _command(overrides: list[str]) -> str:

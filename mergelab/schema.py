@@ -134,6 +134,9 @@ class Hardware:
     memory: str = "1GB"
     """What a merge may hold besides the programs: the buffers of its workers, and on a GPU the
     inputs in work. As much is asked of the disk ahead. (engine fast)"""
+    workers: int = 1
+    """Candidates of a search that are made and measured at once. 1: in this process; more: each in a
+    process of its own that keeps what it has loaded, on GPUs one after another of `devices`."""
     shard_size: str = "5GB"
     """The largest size of a weight file."""
     low_memory: bool = False
@@ -149,6 +152,11 @@ class Evaluation:
     or `none`."""
     tasks: List[str] = field(default_factory=list)
     """kind=tasks: names of lm_eval tasks or groups."""
+    search_tasks: List[str] = field(default_factory=list)
+    """kind=tasks: tasks over *other* data, which a search may use as fitness."""
+    allow_test_split: bool = False
+    """Let a search climb the very prompts that its result is reported on, where there are no others.
+    What it reports is then too good, and says so."""
     shares: Dict[str, float] = field(default_factory=dict)
     """How much a task or skill counts in the fitness; 1 where it is not named."""
     metrics: Dict[str, str] = field(default_factory=dict)
@@ -218,6 +226,56 @@ class Evaluate:
     """A finished model's folder, measured beside the base and the experts."""
 
 
+# ---------------------------------------------------------------- search
+
+
+@dataclass
+class Fidelity:
+    """Measure each candidate on few prompts first, and only the promising ones on all."""
+
+    share: float = 1.0
+    """The share of the search prompts, the same ones for all, that every candidate is measured on.
+    1: all of them."""
+    promote: float = 0.5
+    """The share of a population, its best, that is then measured on all."""
+
+
+@dataclass
+class Search:
+    """What evolves, and how (with -m)."""
+
+    name: str = "none"
+    optimizer: str = "CMA"
+    """Any of Nevergrad's, by its name."""
+    space: Dict[str, Any] = field(default_factory=dict)
+    """From keys to ranges, in the grammar of Hydra's Nevergrad sweeper: `interval(0, 1.5)`,
+    `choice(a, b)`, `range(1, 5)`, `tag(log, interval(1e-4, 1))`, or a mapping with lower, upper, log,
+    integer. `experts.*.weight` stands for every expert's, `{a,b}` for both; what follows a weight or
+    density picks a filter and a point of the gradient: `experts.math.weight.mlp.0`."""
+    budget: int = 100
+    """Candidates in all, rounded down to whole populations."""
+    population: Optional[int] = None
+    """Candidates of a generation. Null: CMA's own number for the dimension, 4 + 3 ln(d)."""
+    seed: int = 0
+    """Of the optimizer."""
+    sigma: float = 0.2
+    """The first steps' size, as a share of each range."""
+    resolution: float = 0.001
+    """Values are rounded to multiples of this (on a logarithmic range: to four digits); a genome that
+    was measured is not measured again."""
+    finalists: int = 3
+    """How many of the best are measured on the validation split."""
+    max_failure_rate: float = 0.5
+    """The share of a population that may fail."""
+    timeout: Optional[float] = None
+    """Seconds after which a candidate has failed. Null: none."""
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    objectives: List[str] = field(default_factory=list)
+    """Two or more measures to be traded off against each other; empty: the fitness alone."""
+    against: Optional[str] = None
+    """The folder of another search's result, such as a random one's, to be shown beside this one."""
+
+
 # ---------------------------------------------------------------- the whole
 
 
@@ -233,6 +291,7 @@ class Run:
     eval: Evaluation = field(default_factory=Evaluation)
     job: Job = field(default_factory=Job)
     tracking: Tracking = field(default_factory=Tracking)
+    search: Search = field(default_factory=Search)
     check: Check = field(default_factory=Check)
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: int = 0

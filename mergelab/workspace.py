@@ -65,6 +65,14 @@ def read_memo(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def short_path(path: Path) -> str:
+    """A path as somebody in this directory would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)

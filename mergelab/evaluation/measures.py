@@ -48,8 +48,8 @@ class Score:
 def measures(run: Run, split: str = "validation") -> list[Measure]:
     """The measures of a run on one split, "validation" or "search".
 
-    A skill without a search task has no measure on the search split; kind=tasks and
-    kind=perplexity have none there at all, for they name no data that a search may look at.
+    A skill without a search task has no measure on the search split, kind=tasks has those that
+    `search_tasks` names, and kind=perplexity has none.
 
     Raises ValueError for another split and StepError for an unknown `eval.kind`.
     """
@@ -72,10 +72,10 @@ def measures(run: Run, split: str = "validation") -> list[Measure]:
             if task is not None
         ]
     if settings.kind in ("tasks", "perplexity"):
-        names = settings.tasks if settings.kind == "tasks" else [TEXT]
+        validation = settings.tasks if settings.kind == "tasks" else [TEXT]
         return [
             Measure(name, name, settings.metrics.get(name), settings.shares.get(name, 1.0))
-            for name in (names if split == "validation" else [])
+            for name in (validation if split == "validation" else settings.search_tasks)
         ]
     if settings.kind == "none":
         return []

@@ -30,14 +30,13 @@ def prepare(run: Run, recipe: Mapping[str, Any], models: Mapping[str, tuple[str,
     """
     facts = {ref: checkpoint.weights(folder) for ref, (_, folder) in models.items()}
     outputs = assembly.assemble(recipe, facts, methods.declarations()[recipe["merge_method"]])
-    computed = assembly.arithmetic(recipe, next(iter(facts.values())).dtype)
     return fast.plan(
         recipe["merge_method"],
         outputs,
         {ref: name for ref, (name, _) in models.items()},
         seed=run.seed,
         rescale=run.method.rescale,
-        dtype=computed if computed in assembly.WIDE else assembly.WIDE[0],
+        dtype=arithmetic(recipe, next(iter(facts.values())).dtype),
         hardware=run.hardware,
     )
 
@@ -58,7 +57,7 @@ def merge(
         there = fast.run(merge, out, hardware=run.hardware, progress=progress)
         companions.write_config(donor, out, {}, {})
         companions.copy_generation_config(donor, out, {})
-        companions.copy_tokenizer(donor, out, _template(recipe))
+        companions.copy_tokenizer(donor, out, template(recipe))
     except fast.MergeError as e:
         raise StepError(f"the merge failed at {e}") from e
     except torch.OutOfMemoryError as e:
@@ -70,7 +69,13 @@ def merge(
     return there
 
 
-def _template(recipe: Mapping[str, Any]) -> str | None:
+def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
+    """The dtype that our kernels compute a recipe in, as torch calls it; `files` is that of its inputs."""
+    computed = assembly.arithmetic(recipe, files)
+    return computed if computed in assembly.WIDE else assembly.WIDE[0]
+
+
+def template(recipe: Mapping[str, Any]) -> str | None:
     """The chat template that a recipe asks for, as mergekit finds it; None to keep the donor's."""
     if not recipe.get("chat_template"):
         return None

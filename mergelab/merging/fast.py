@@ -159,7 +159,7 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
     if hardware.device == "cpu":
         spare -= worker_memory(inputs_each, merge.dtype)
     # One thread for each operation: parallel are the workers.
-    with threads(1), _Inputs() as inputs, ExitStack() as stack:
+    with threads(1), Inputs() as inputs, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(devices) + 1))
         stack.callback(state.stop.set)
         futures = [pool.submit(_worker, merge, state, writer, inputs, d, spare) for d in devices]
@@ -223,7 +223,7 @@ class _State:
         self.progress("merge", self.done, self.total)
 
 
-class _Inputs:
+class Inputs:
     """The weight files that are read, mapped into memory."""
 
     def __init__(self) -> None:
@@ -231,7 +231,7 @@ class _Inputs:
         self._files: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def __enter__(self) -> _Inputs:
+    def __enter__(self) -> Inputs:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -274,7 +274,7 @@ def _will_need(tensor: torch.Tensor) -> None:
     advise(ctypes.c_void_p(start), ctypes.c_size_t(size), ctypes.c_int(mmap.MADV_WILLNEED))
 
 
-def _worker(merge: Merge, state: _State, writer: Writer, inputs: _Inputs, device: str, spare: int) -> None:
+def _worker(merge: Merge, state: _State, writer: Writer, inputs: Inputs, device: str, spare: int) -> None:
     """Merge tensors until there are none left, or another worker has failed."""
     buffers = Buffers(device)
     try:
@@ -287,7 +287,7 @@ def _worker(merge: Merge, state: _State, writer: Writer, inputs: _Inputs, device
 
 
 def _merge_tensor(
-    merge: Merge, o: Output, state: _State, writer: Writer, inputs: _Inputs, buffers: Buffers, spare: int
+    merge: Merge, o: Output, state: _State, writer: Writer, inputs: Inputs, buffers: Buffers, spare: int
 ) -> None:
     move = buffers.device.type != "cpu" and sum(s.header.nbytes for s in o.inputs) <= spare
 

@@ -1,0 +1,194 @@
+"""Merge candidate after candidate into one live model: no disk, no reload.
+
+The inputs stay in memory and each candidate is made by the engine's own kernels, straight into the
+parameters of a model that can be measured at once. It has the bits that the same recipe has when it
+is merged to disk and loaded. What the candidates of a population share is computed once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from mergelab.errors import StepError
+from mergelab.merging import companions, fast, kernels
+from mergelab.merging.kernels.group import Buffers, Group
+from mergelab.merging.threads import threads
+from mergelab.preflight.assembly import Output, Source
+from mergelab.preflight.checkpoint import DTYPES
+from mergelab.quiet import quiet
+from mergelab.schema import Hardware
+
+RESERVE = 0.2
+"""Share of the memory that is free which stays free: for the evaluation's activations."""
+
+
+class Resident:
+    """A live model, and the inputs from which it is made again and again.
+
+    Args:
+        donor: the folder of the model whose configuration and tokenizer the merged one has.
+        template: the chat template that the tokenizer gets; None keeps the donor's.
+        outputs: the tensors of the first candidate; the others have the same ones, with other
+            parameters.
+        names: the name of each model, by its reference; random masks are keyed by it.
+        hardware: the device, and the threads that merge.
+    Raises:
+        StepError: where the live model does not consist of these tensors, or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        donor: Path,
+        outputs: Sequence[Output],
+        names: Mapping[str, str],
+        *,
+        hardware: Hardware,
+        template: str | None = None,
+    ):
+        self.hardware, self.names = hardware, dict(names)
+        self.model, self.tokenizer = _live(donor, outputs, template, hardware.device)
+        self._targets = _targets(self.model, outputs)
+        self._inputs = fast.Inputs()
+        self._held: dict[tuple[str, str], Tensor] = {}
+        self.in_memory = self._hold(outputs)
+
+    def merge(self, method: str, outputs: Sequence[Output], *, seed: int, rescale: str, dtype: str) -> Any:
+        """Make the live model that of these outputs, and return it.
+
+        Args:
+            method: its name.
+            outputs: every tensor, with what its parameters come to.
+            seed: of random masks.
+            rescale: `l1` or `density`, see `kernels.sparsify`.
+            dtype: of the arithmetic, as torch calls it.
+        Raises:
+            StepError: where the method has no answer for a tensor.
+        """
+        work = sorted((o for o in outputs if o.name in self._targets), key=lambda o: -o.nbytes)
+        queue = _shared(work)
+        workers = fast.workers(self.hardware, max(len(o.inputs) for o in work), dtype)
+        if self.hardware.device != "cpu":
+            workers = [self.hardware.device]
+
+        def run(device: str) -> None:
+            buffers = Buffers(device)
+            with torch.no_grad():
+                for output in queue:
+                    self._merge_tensor(method, output, buffers, seed, rescale, dtype)
+
+        with threads(1):
+            if len(workers) == 1:
+                run(workers[0])
+            else:
+                with ThreadPoolExecutor(len(workers)) as pool:
+                    for future in [pool.submit(run, device) for device in workers]:
+                        future.result()
+        return self.model
+
+    def _merge_tensor(
+        self, method: str, o: Output, buffers: Buffers, seed: int, rescale: str, dtype: str
+    ) -> None:
+        group = Group(
+            o.name,
+            [self._read(s) for s in o.experts],
+            self._read(o.base) if o.base else None,
+            [self.names[s.model] for s in o.experts],
+            seed,
+            getattr(torch, dtype),
+            buffers,
+        )
+        target, written = self._targets[o.name], getattr(torch, DTYPES[o.dtype])
+        try:
+            pieces = kernels.merge(kernels.KERNELS[method], group, {**o.parameters, "rescale_to": rescale})
+            for start, piece in pieces:
+                if target.dtype != written:  # it is rounded twice, as when a file is loaded
+                    piece = piece.to(written)
+                target[start : start + piece.numel()].copy_(piece)
+        except ValueError as e:
+            raise StepError(f"the merge failed at {o.name}: {e}") from e
+
+    def _read(self, source: Source) -> Tensor:
+        held = self._held.get((source.header.file, source.tensor))
+        return held if held is not None else self._inputs.tensor(source).to(self.hardware.device)
+
+    def _hold(self, outputs: Sequence[Output]) -> bool:
+        """Read every input into memory, if there is room; else they are read from the page cache."""
+        sources = {(s.header.file, s.tensor): s for o in outputs for s in o.inputs}
+        if sum(s.header.nbytes for s in sources.values()) > _room(self.hardware.device):
+            return False
+        for key, source in sources.items():
+            tensor = self._inputs.tensor(source)
+            self._held[key] = (
+                tensor.clone() if self.hardware.device == "cpu" else tensor.to(self.hardware.device)
+            )
+        return True
+
+
+def _room(device: str) -> int:
+    """Bytes that may be filled with inputs."""
+    if device == "cpu":
+        return int(psutil.virtual_memory().available * (1 - RESERVE))
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * (1 - RESERVE))
+
+
+def _shared(items: Sequence[Output]) -> Iterator[Output]:
+    """An iterator that several threads may draw from."""
+    lock, rest = threading.Lock(), iter(items)
+    while True:
+        with lock:
+            item = next(rest, None)
+        if item is None:
+            return
+        yield item
+
+
+def _live(donor: Path, outputs: Sequence[Output], template: str | None, device: str) -> tuple[Any, Any]:
+    """The model and tokenizer that the donor's folder would give if it had the merged weights."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sizes: dict[str, int] = {}
+    for o in outputs:
+        sizes[DTYPES[o.dtype]] = sizes.get(DTYPES[o.dtype], 0) + o.nbytes
+    only = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet(), tempfile.TemporaryDirectory(prefix="mergelab-") as folder:
+            for file in ("config.json",):
+                (Path(folder) / file).write_bytes((donor / file).read_bytes())
+            companions.copy_tokenizer(donor, Path(folder), template)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **only)
+            dtype = getattr(torch, max(sizes, key=lambda d: sizes[d]))
+            model = AutoModelForCausalLM.from_pretrained(donor, dtype=dtype, **only)
+    except Exception as e:  # safetensors and tokenizers raise kinds of their own
+        raise StepError(f"{donor} cannot be loaded: {str(e).splitlines()[0]}") from e
+    for parameter in model.parameters():
+        # Of its own: until now it may be a file that is mapped into memory.
+        parameter.data = parameter.data.to(device, copy=True)
+        parameter.requires_grad_(False)
+    return model.to(device).eval(), tokenizer
+
+
+def _targets(model: Any, outputs: Sequence[Output]) -> dict[str, Tensor]:
+    """Where each output tensor goes, flat. Of tied ones the first alone: they are one piece of memory.
+
+    Raises:
+        StepError: where the model and the outputs are not of the same tensors.
+    """
+    places = {name: p.data for name, p in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - set(places)
+    made = {o.name: o.shape for o in outputs}
+    wrong = sorted(n for n, t in places.items() if made.get(n) != tuple(t.shape))
+    wrong += sorted(n for n in made if n not in places and n not in tied)
+    if wrong:
+        some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise StepError(f"cannot be merged in memory: the loaded model and its files differ in {some}")
+    return {name: t.view(-1) for name, t in places.items()}

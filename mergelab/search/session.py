@@ -1,0 +1,396 @@
+"""One sweep from the command to the last picture: check everything, find or begin its folder, evolve,
+settle the winner."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergelab import __version__, evaluation, identity, zoo
+from mergelab.errors import InputError, InputErrors, did_you_mean
+from mergelab.evaluation.identity import definition
+from mergelab.preflight import Plan, methods
+from mergelab.preflight.findings import MAY_PASS, stop_on_errors
+from mergelab.preflight.resources import human
+from mergelab.report import live, terminal
+from mergelab.schema import Run
+from mergelab.search import bench, optimizer, space
+from mergelab.search.controller import Setup, evolve
+from mergelab.search.journal import Journal, differences
+from mergelab.search.settle import settle
+from mergelab.search.space import Genome
+from mergelab.search.workers import workers
+from mergelab.steps import planning
+from mergelab.workspace import Workspace, read_json, read_memo, short_path, write_json
+
+VERSIONS = ("torch", "transformers", "lm_eval", "nevergrad", "cma", "numpy")
+"""The packages on which fitness and genomes depend."""
+
+JUDGING = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size")
+
+BLAMED = ("range", "type", "unknown-parameter", "scope", "setting", "filter")
+"""What preflight says of a value by itself; the ends of all ranges are looked at for it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    compose: Callable[[Mapping[str, Any]], Run]
+    """The run, with these options of groups."""
+    typed_space: Mapping[str, str]
+    """Keys and ranges typed on the command line."""
+    groups: Mapping[str, str]
+    """The chosen option of each group."""
+    overrides: list[str]
+    folder: Path
+    chosen: bool
+    """Whether the folder was named; else the sweep of this command that was interrupted goes on."""
+
+
+def run(request: Request) -> float | None:
+    """Evolve; returns the winner's fitness, None of several objectives.
+
+    Raises:
+        InputError: before anything is measured, for everything that is wrong.
+        TooManyFailures, StepError: see `controller` and `settle`.
+    """
+    setup, plan = prepare(request)
+    about = identify(setup, plan)
+    folder, journal = place(request, about)
+    workspace = Workspace(folder, folder / "model")
+    with workspace.held():
+        journal = Journal(folder)  # again: now nobody else writes it
+        _begin(journal, setup, about, request)
+        _log_to(folder / "mergelab.log")
+        terminal.heading(f"mergelab  {_title(request, setup)}", short_path(folder))
+        _tell(setup, plan, journal)
+        return _evolve(setup, plan, journal, workspace, request)
+
+
+def _evolve(
+    setup: Setup, plan: Plan, journal: Journal, workspace: Workspace, request: Request
+) -> float | None:
+    crew = workers(setup.run)
+    done = len(journal.of("candidate"))
+    try:
+        with live.table(setup.budget, setup.population, done) as shown:
+
+            def watch(event: str, line: Mapping[str, Any]) -> None:
+                shown.tell(event, line)
+                if event == "generation":
+                    workspace.event("generation", generation=line["generation"], of=setup.generations)
+
+            evolve(setup, journal, crew, watch)
+        fitness = settle(setup, plan, journal, workspace, crew, _command(request))
+    except KeyboardInterrupt:
+        counted = len(journal.of("candidate"))
+        raise KeyboardInterrupt(
+            f"interrupted; {counted} of {setup.budget} candidates are safe in {short_path(journal.path)}\n"
+            "Run the same command again: it goes on from there."
+        ) from None
+    finally:
+        crew.close()
+    return fitness
+
+
+# ---------------------------------------------------------------- before anything is measured
+
+
+def prepare(request: Request) -> tuple[Setup, Plan]:
+    """Everything that can be known before a candidate is measured.
+
+    Raises:
+        InputErrors: all that is wrong, at once.
+    """
+    run = request.compose({})
+    s = run.search
+    _check_settings(run)
+    optimizer.check(s)
+    takes = (
+        methods.takes(methods.declarations()[run.method.name])
+        if run.method.name in methods.declarations()
+        else set()
+    )
+    ranges = {**s.space, **request.typed_space}
+    genes = space.genes(ranges, run, takes)
+    wrong: list[str] = []
+    starts: Genome = {}
+    for gene in genes:
+        try:
+            starts[gene.key] = (
+                request.groups[gene.key] if gene.key in request.groups else space.start(run, gene)
+            )
+            if gene.key in request.groups and starts[gene.key] not in gene.choices:
+                raise InputError(
+                    f"{gene.key}={starts[gene.key]} is where the search starts, and is none of {gene.text}"
+                )
+        except InputError as e:
+            wrong.append(str(e))
+    if wrong:
+        raise InputErrors(wrong)
+    compose = _composer(request, run)
+    measures = bench.search_measures(run)
+    unknown = [n for n in s.objectives if n not in {m.name for m in measures}]
+    if unknown:
+        names = [m.name for m in measures]
+        near = did_you_mean(unknown[0], names)
+        raise InputError(
+            f"search.objectives: '{unknown[0]}' is not measured.{near} There are {', '.join(names)}."
+        )
+    default = optimizer.default_population(len(genes))
+    population = s.population or default
+    if population < 2:
+        raise InputError(
+            f"search.population: {population} is out of range; 2 or more (CMA's own is {default})"
+        )
+    setup = Setup(run, genes, starts, population, measures, compose)
+    plan = _preflight(run, request)
+    _check_ends(setup, request)
+    return setup, plan
+
+
+def _check_settings(run: Run) -> None:
+    s, f = run.search, run.search.fidelity
+    bounds = (
+        ("search.budget", s.budget, s.budget >= 1, "1 or more"),
+        ("search.sigma", s.sigma, 0 < s.sigma <= 1, "above 0, at most 1"),
+        ("search.resolution", s.resolution, 0 < s.resolution < 1, "above 0, below 1"),
+        ("search.finalists", s.finalists, s.finalists >= 1, "1 or more"),
+        ("search.max_failure_rate", s.max_failure_rate, 0 <= s.max_failure_rate <= 1, "0 to 1"),
+        ("search.timeout", s.timeout, s.timeout is None or s.timeout > 0, "seconds above 0"),
+        ("search.seed", s.seed, 0 <= s.seed < 2**32, "0 to 4294967295"),
+        ("search.fidelity.share", f.share, 0 < f.share <= 1, "above 0, at most 1"),
+        ("search.fidelity.promote", f.promote, 0 < f.promote <= 1, "above 0, at most 1"),
+        ("hardware.workers", run.hardware.workers, run.hardware.workers >= 1, "1 or more"),
+    )
+    wrong = [f"{key}: {value} is out of range; {right}" for key, value, sound, right in bounds if not sound]
+    if len(s.objectives) == 1:
+        wrong.append("search.objectives: one objective is a fitness; name two or more, or none")
+    if s.objectives and f.share < 1:
+        wrong.append(
+            "search.fidelity: it ranks by one fitness, and cannot be combined with search.objectives"
+        )
+    if run.method.name == "mergekit":
+        wrong.append("search: method=mergekit takes everything from its file, so nothing can evolve\n"
+                     "Compose the merge: method=ties experts=balanced")  # fmt: skip
+    if "merge" not in run.job.steps:
+        wrong.append(f"search: job={run.job.name} merges nothing, so there is nothing to evolve")
+    if s.against and not (Path(s.against).expanduser() / "result.json").is_file():
+        wrong.append(f"search.against: {s.against} holds no result.json")
+    if wrong:
+        raise InputErrors(wrong)
+
+
+def _composer(request: Request, base: Run) -> Callable[[Genome], Run]:
+    """From a genome to a run. Options of groups are composed by Hydra, once each."""
+    known: dict[tuple[tuple[str, Any], ...], Run] = {(): base}
+
+    def compose(genome: Genome) -> Run:
+        groups = tuple((k, v) for k, v in genome.items() if k in request.groups)
+        if groups not in known:
+            known[groups] = request.compose(dict(groups))
+        return space.apply(known[groups], {k: v for k, v in genome.items() if k not in request.groups})
+
+    return compose
+
+
+def _preflight(run: Run, request: Request) -> Plan:
+    """The plan of the composed run; raises InputErrors for what is wrong with it."""
+    output = Path(run.output).expanduser().resolve() if run.output else request.folder.resolve() / "model"
+    if output.exists():  # the winner of a sweep that goes on
+        output = output.with_name(f"{output.name}.next")
+    fixed = [o for o in request.overrides if o.partition("=")[0] not in request.typed_space]
+    plan = planning.plan_of(run, output, fixed, merges=True)
+    planning.tell(plan, "warning")
+    stop_on_errors(plan.findings)
+    bench.check_engine(run, plan)
+    planning.read_tasks(run)
+    _check_memory(run, plan)
+    return plan
+
+
+def _check_memory(run: Run, plan: Plan) -> None:
+    e = plan.estimate
+    if e is None or run.hardware.device != "cpu":
+        return
+    needed = int(e.write * 1.2) * run.hardware.workers
+    if needed > e.ram_free:
+        raise InputError(
+            f"hardware.memory: {run.hardware.workers} live models need {human(needed)}, "
+            f"{human(e.ram_free)} are available\nLower hardware.workers, or take a machine with more memory."
+        )
+
+
+def _check_ends(setup: Setup, request: Request) -> None:
+    """That both ends of every range, and every choice, are values that the method can take."""
+    wrong: dict[str, None] = {}
+    ends: list[Genome] = [{g.key: g.low for g in setup.genes if not g.choices},
+                          {g.key: g.high for g in setup.genes if not g.choices}]  # fmt: skip
+    for gene in setup.genes:
+        ends += [{gene.key: choice} for choice in gene.choices]
+    for genome in ends:
+        run = setup.compose({**setup.starts, **genome})
+        plan = planning.plan_of(run, request.folder.resolve() / "model.next", [], merges=True)
+        group = next((k for k in genome if k in request.groups), None)
+        for f in plan.findings:
+            if f.severity == "error" and (f.code in BLAMED or (group and f.code not in MAY_PASS)):
+                what = f"{group}={genome[group]}" if group else "an end of a range"
+                wrong[f"search.space: {what} is not possible: {f.text()}"] = None
+    if wrong:
+        raise InputErrors(list(wrong))
+
+
+# ---------------------------------------------------------------- which sweep it is
+
+
+def identify(setup: Setup, plan: Plan) -> dict[str, Any]:
+    """Everything that decides what a sweep comes to, but for its budget."""
+    run, s = setup.run, setup.run.search
+    catalogue = planning.evaluator(run).catalogue
+    reported = evaluation.measures(run, "validation")
+    return {
+        "search": {
+            "optimizer": s.optimizer, "population": setup.population, "seed": s.seed, "sigma": s.sigma,
+            "resolution": s.resolution, "fidelity": asdict(s.fidelity), "objectives": list(s.objectives),
+            "space": {g.key: g.text for g in setup.genes}, "start": setup.starts,
+        },
+        "method": asdict(run.method),
+        "experts": {name: asdict(e) for name, e in run.experts.items()},
+        "models": {source.name: _stamp(source) for source in plan.sources},
+        "hardware": {"dtype": run.hardware.dtype, "compute_dtype": run.hardware.compute_dtype,
+                     "device": run.hardware.device.partition(":")[0]},
+        "seed": run.seed,
+        "eval": {k: getattr(run.eval, k) for k in JUDGING},
+        "measures": {m.name: [m.task, m.metric, m.share] for m in setup.measures},
+        "validation": {m.name: [m.task, m.metric, m.share] for m in reported},
+        "tasks": {m.task: identity.digest(_definition(run, catalogue, m.task))[:16]
+                  for m in [*setup.measures, *reported]},
+        "versions": {"mergelab": __version__} | {p: version(p) for p in VERSIONS},
+    }  # fmt: skip
+
+
+def _definition(run: Run, catalogue: Any, task: str) -> Any:
+    if run.eval.kind == "perplexity":
+        return identity.file_hash(Path(run.eval.text or "").expanduser())
+    return definition(catalogue, task)
+
+
+def _stamp(source: Any) -> str:
+    """A model as the hub's commit, or by the sizes and times of its files: to hash 260 GB before the
+    first candidate would be the wrong price."""
+    if source.commit:
+        return str(source.commit)
+    files = sorted(f for f in Path(source.folder).iterdir() if f.is_file())
+    return identity.digest([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])[:16]
+
+
+def place(request: Request, about: Mapping[str, Any]) -> tuple[Path, Journal]:
+    """The sweep's folder and its journal: the one that was named, else where this very sweep was begun.
+
+    Raises:
+        InputError: where the named folder holds another sweep, or something else.
+    """
+    key = identity.digest([about, str(Path.cwd())])[:32]
+    memo = zoo.home() / "sweeps" / f"{key}.json"
+    folder = request.folder.resolve()
+    earlier = read_memo(memo).get("folder")
+    if not request.chosen and earlier and (Path(earlier) / "journal.jsonl").exists():
+        folder = Path(earlier)
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder)
+    if journal.begin is not None:
+        changed = differences(journal.begin["identity"], _plain(about))
+        if changed:
+            told = "\n".join(changed[:8]) + (f"\nand {len(changed) - 8} more" if len(changed) > 8 else "")
+            raise InputError(
+                f"{short_path(folder)} holds another sweep\n{told}\n"
+                "Set it back to go on there, or start anew elsewhere: hydra.sweep.dir=DIR"
+            )
+    elif (folder / "result.json").exists():
+        raise InputError(
+            f"{short_path(folder)} holds a run, not a sweep\nChoose another: hydra.sweep.dir=DIR"
+        )
+    write_json(memo, {"folder": str(folder)})
+    return folder, journal
+
+
+def _plain(about: Mapping[str, Any]) -> Any:
+    import json
+
+    return json.loads(json.dumps(about))
+
+
+def _begin(journal: Journal, setup: Setup, about: Mapping[str, Any], request: Request) -> None:
+    if journal.begin is not None:
+        return
+    s = setup.run.search
+    journal.write(
+        "begin",
+        schema=1,
+        id=identity.digest(about)[:16],
+        command=_command(request),
+        search={"name": s.name, "optimizer": s.optimizer, "population": setup.population,
+                "space": {g.key: g.text for g in setup.genes}},
+        identity=_plain(about),
+    )  # fmt: skip
+
+
+def _log_to(path: Path) -> None:
+    """The sweep's own log, as a run has one."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _title(request: Request, setup: Setup) -> str:
+    chosen = request.groups
+    parts = [
+        "search",
+        setup.run.search.name,
+        *(chosen.get(g, "") for g in ("model", "experts", "method", "eval")),
+    ]
+    return " · ".join(p for p in parts if p)
+
+
+def _command(request: Request) -> str:
+    return shlex.join(["python", "-m", "mergelab", "-m", *request.overrides])
+
+
+def _tell(setup: Setup, plan: Plan, journal: Journal) -> None:
+    """What is about to happen, in two lines."""
+    s = setup.run.search
+    if setup.budget != s.budget:
+        terminal.say(
+            f"· budget {s.budget} becomes {setup.budget}: {setup.generations} whole populations "
+            f"of {setup.population}",
+            "dim",
+        )
+    total = sum(f.nbytes for f in plan.facts.values())
+    where = (
+        "in this process" if setup.run.hardware.workers == 1 else f"in {setup.run.hardware.workers} processes"
+    )
+    terminal.say(
+        f"· {len(setup.genes)} genes, {setup.generations} generations of {setup.population} by "
+        f"{s.optimizer}, {where}; {human(total)} of models",
+        "dim",
+    )
+    done = len(journal.of("candidate"))
+    if done:
+        terminal.say(f"· goes on: {min(done, setup.budget)} candidates are in the journal", "dim")
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """result.json of a sweep that has ended, or None."""
+    path = folder / "result.json"
+    result = read_json(path) if path.exists() else {}
+    return result if result.get("status") == "done" else None
