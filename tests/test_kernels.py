@@ -845,7 +845,9 @@ def test_as_many_numbers_are_below_as_the_probability_says(density: float) -> No
 def test_bounds_of_probabilities() -> None:
     assert noise.below(0.0) == -(1 << 31)
     assert noise.below(0.5) == 0
-    assert noise.below(math.nextafter(1.0, 0.0)) == (1 << 31) - 1
+    assert noise.below(math.nextafter(1.0, 0.0)) == (1 << 31) - (1 << 16)
+    assert noise.below(1e-9) == -(1 << 31) + (1 << 16)
+    assert all(noise.below(p / 1000) % (1 << 16) == 0 for p in range(1000))
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5])

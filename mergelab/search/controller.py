@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergelab import evaluation
@@ -16,7 +16,7 @@ from mergelab.errors import InputError, StepError
 from mergelab.evaluation import Measure, Score
 from mergelab.schema import Run
 from mergelab.search.bench import Outcome, Scores
-from mergelab.search.journal import Journal
+from mergelab.search.journal import Early, Journal
 from mergelab.search.optimizer import Optimizer, generations, objectives
 from mergelab.search.space import Gene, Genome
 from mergelab.search.workers import Order, Workers
@@ -117,13 +117,14 @@ class _Measured:
 
     def __init__(self, setup: Setup, journal: Journal, workers: Workers, watch: Watch):
         self.setup, self.journal, self.workers, self.watch = setup, journal, workers, watch
+        self.early = Early(journal.path.parent)
         self._by_genome: dict[str, Mapping[str, Any]] = {}
 
     def preset(self) -> None:
         """The composed run as it is, once."""
         if not self.journal.of("preset"):
             run = self.setup.run
-            ((_, outcome),) = self._tried([Order(-1, run, self.setup.measures)])
+            ((_, outcome),) = self._tried("preset", [Order(-1, run, self.setup.measures)])
             if outcome.scores is None:
                 raise StepError(f"the composed run itself cannot be measured: {outcome.reason}")
             self._write("preset", genome=self.setup.starts, **self._parts(outcome))
@@ -163,8 +164,8 @@ class _Measured:
         if share < 1 and new:
             chosen, out, screens = self._screened(generation, new, known)
         orders = [Order(n, self.setup.compose(g), self.setup.measures) for n, g in chosen.items()]
-        for place, outcome in self._tried(orders):
-            number = orders[place].number
+        for order, outcome in self._tried("candidate", orders):
+            number = order.number
             extra = {"screen": screens[number]} if number in screens else {}
             out.append((number, self._candidate(generation, number, chosen[number], outcome, **extra)))
         return out
@@ -180,8 +181,8 @@ class _Measured:
         before = {x["number"]: x for x in self.journal.of("screen") if x["generation"] == generation}
         orders = [Order(n, self.setup.compose(g), self.setup.measures, f.share)
                   for n, g in new.items() if n not in before]  # fmt: skip
-        for place, outcome in self._tried(orders):
-            number = orders[place].number
+        for order, outcome in self._tried("screen", orders):
+            number = order.number
             parts = self._parts(outcome)
             before[number] = self._write(
                 "screen",
@@ -207,14 +208,37 @@ class _Measured:
         chosen = {n: g for n, g in new.items() if n in wanted}
         return chosen, out, {n: before[n]["fitness"] for n in wanted}
 
-    def _tried(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
-        """The outcome of each order; what fails is tried once more, when all others are done."""
+    def _tried(self, kind: str, orders: Sequence[Order]) -> Iterator[tuple[Order, Outcome]]:
+        """The outcome of each order, in their order; what fails is tried once more, when all others are
+        done. What comes before its turn waits on the disk, and what waits there is not done again.
+
+        Args:
+            kind: of measuring, for the names of the files.
+        """
+        ready: dict[int, Outcome] = {}
+        for place, order in enumerate(orders):
+            if kept := self.early.found(f"{kind}{order.number}"):
+                ready[place] = Outcome(**kept)
+        turn = 0
+        for place, outcome in self._worked(orders, [p for p in range(len(orders)) if p not in ready]):
+            ready[place] = outcome
+            if place != turn:
+                self.early.keep(f"{kind}{orders[place].number}", asdict(outcome))
+            while turn in ready:
+                yield orders[turn], ready.pop(turn)
+                turn += 1
+        while turn in ready:
+            yield orders[turn], ready.pop(turn)
+            turn += 1
+        self.early.clear()
+
+    def _worked(self, orders: Sequence[Order], places: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
         failed: list[int] = []
-        for place, outcome in self.workers.work(orders):
+        for i, outcome in self.workers.work([orders[p] for p in places]):
             if outcome.scores is None:
-                failed.append(place)
+                failed.append(places[i])
             else:
-                yield place, outcome
+                yield places[i], outcome
         for place in sorted(failed):
             ((_, outcome),) = self.workers.work([orders[place]])
             yield place, outcome

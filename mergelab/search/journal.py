@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mergelab.errors import InputError
+from mergelab.workspace import read_memo, write_json
 
 NAME = "journal.jsonl"
 SCHEMA = 1
@@ -98,6 +100,26 @@ def _whole(content: bytes) -> list[bytes]:
             break
         out.append(line)
     return out
+
+
+class Early:
+    """Results that came before their turn: a small file each until their line can be written. So the
+    journal has the order of the numbers, and yet nothing that is finished can be lost."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "early"
+
+    def keep(self, name: str, result: Mapping[str, Any]) -> None:
+        """Put a result on the disk."""
+        write_json(self._folder / f"{name}.json", result)
+
+    def found(self, name: str) -> dict[str, Any] | None:
+        """A result that was kept, or None."""
+        return read_memo(self._folder / f"{name}.json") or None
+
+    def clear(self) -> None:
+        """Forget all of them, when their lines are written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

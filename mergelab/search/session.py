@@ -95,7 +95,7 @@ def _evolve(
             "Run the same command again: it goes on from there."
         ) from None
     finally:
-        crew.close()
+        crew.close(at_once=True)
     return fitness
 
 

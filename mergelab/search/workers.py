@@ -39,8 +39,8 @@ class Workers(Protocol):
     def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
         """The outcome of each, as they come, by the place in `orders`."""
 
-    def close(self) -> None:
-        """Let go of everything; what is being worked on is given up."""
+    def close(self, at_once: bool = False) -> None:
+        """Let go of everything; `at_once` gives up what is being worked on."""
 
 
 class Here:
@@ -55,7 +55,7 @@ class Here:
         for place, order in enumerate(orders):
             yield place, attempt(lambda order=order: _measured(self._benches, order), self._timeout)  # type: ignore[misc]
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
         """Let go of the models."""
         self._benches.clear()
 
@@ -120,10 +120,10 @@ class Processes:
             stopped.set()
             threads.shutdown(wait=False)
 
-    def close(self) -> None:
-        """End the processes at once."""
+    def close(self, at_once: bool = False) -> None:
+        """End the processes."""
         for pool in self._pools:
-            pool.kill()
+            pool.end(at_once)
 
 
 def _next(done: queue.SimpleQueue[Any]) -> Any:
@@ -142,7 +142,6 @@ class _Pool:
         self._device = device
         self._executor: Any = None
         self._lock = threading.Lock()
-        self._closed = False
 
     def run(self, order: Order, timeout: float | None) -> Outcome:
         """The outcome of an order; that of a dead or late process says so."""
@@ -155,10 +154,10 @@ class _Pool:
         try:
             outcome: Outcome = future.result(timeout=bound)
         except TerminatedWorkerError as e:
-            self.kill()
+            self.end()
             return Outcome(reason=f"its process died{_exit_code(e)}")
         except TimeoutError:
-            self.kill()
+            self.end()
             return Outcome(reason=f"out of time, {timeout:g} s")
         return outcome
 
@@ -166,21 +165,21 @@ class _Pool:
         from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
         with self._lock:
-            if self._closed:
-                raise KeyboardInterrupt
             if self._executor is None:
+                # A process that is killed leaves semaphores, which loky's helper would tell the user of.
+                os.environ.setdefault("PYTHONWARNINGS", "ignore")
                 self._executor = ProcessPoolExecutor(
                     1, initializer=_begin, initargs=(os.getpid(), dict(_environment())), timeout=None
                 )
             future: Future[Outcome] = self._executor.submit(_serve, order, self._device, timeout)
         return future
 
-    def kill(self) -> None:
-        """End the process at once."""
+    def end(self, at_once: bool = True) -> None:
+        """End the process, after what it works on or in the middle of it."""
         with self._lock:
             executor, self._executor = self._executor, None
         if executor is not None:
-            executor.shutdown(wait=True, kill_workers=True)
+            executor.shutdown(wait=True, kill_workers=at_once)
 
 
 def _exit_code(error: Exception) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mergelab.merging.kernels import averages, spheres, task_vectors
 from mergelab.merging.kernels.group import Buffers, Chunk, Finish, Group, Kernel, Parameters, merge
+from mergelab.merging.kernels.shared import Budget, Shared
 
 KERNELS: dict[str, Kernel] = {
     **{name: task_vectors.kernel(row) for name, row in task_vectors.ROWS.items()},
@@ -32,11 +33,11 @@ KERNELS: dict[str, Kernel] = {
 }
 """By the names that mergekit gives them."""
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a kernel's results change: a merge is not continued with other kernels."""
 
-__all__ = ["KERNELS", "VERSION", "Buffers", "Chunk", "Finish", "Group", "Kernel", "Parameters", "merge",
-           "merge_tensors"]  # fmt: skip
+__all__ = ["KERNELS", "VERSION", "Budget", "Buffers", "Chunk", "Finish", "Group", "Kernel", "Parameters",
+           "Shared", "merge", "merge_tensors"]  # fmt: skip
 
 
 def merge_tensors(

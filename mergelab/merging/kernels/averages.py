@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergelab.merging.kernels.group import Chunk, Finish, Group, Parameters
 from mergelab.merging.kernels.select import (
+    Scanned,
     bits,
     largest,
     locate,
@@ -179,7 +180,7 @@ def _most_varied(group: Group, share: float) -> Callable[[Chunk, Tensor], Tensor
     k = int(torch.tensor(varied) * share)  # a product in float32, as in mergekit
     if k == 0:
         return lambda chunk, deltas: torch.zeros((), dtype=group.dtype, device=deltas.device)
-    (cut,) = largest(scan, [k], group.numel, bits(group.dtype))
+    (cut,) = largest(Scanned(scan, bits(group.dtype)), [k], group.numel)
     bound, below = value(cut.key, group.dtype), value(cut.key - 1, group.dtype)
 
     def mask(chunk: Chunk, deltas: Tensor) -> Tensor:

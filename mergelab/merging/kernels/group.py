@@ -8,12 +8,16 @@ beside writing an intermediate tensor to memory and back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from mergelab.merging.kernels.shared import Shared, Take
+
+T = TypeVar("T")
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Entries of a chunk, by the kind of device. On a CPU the buffers of a chunk fit the cache, and an
@@ -88,6 +92,7 @@ class Group:
         seed: of the random masks.
         dtype: of the arithmetic.
         spare: bytes that a kernel may keep from one way over the chunks to the next, to save work.
+        shared: what is known from earlier merges of the same inputs.
     """
 
     name: str
@@ -98,6 +103,7 @@ class Group:
     dtype: torch.dtype = torch.float32
     buffers: Buffers = field(default_factory=Buffers)
     spare: int = 1 << 28
+    shared: Shared | None = None
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys) or tuple(str(i) for i in range(len(self.experts)))
@@ -123,20 +129,31 @@ class Group:
         """A number as a tensor [] in the dtype of the arithmetic."""
         return torch.as_tensor(value, dtype=self.dtype, device=self.buffers.device)
 
+    def keep(self, key: Hashable, make: Callable[[Take], T | None]) -> T | None:
+        """What earlier merges know under this key (`Shared.get`); None where nothing may be kept."""
+        return None if self.shared is None else self.shared.get(key, make)
+
+    @property
+    def chunk_size(self) -> int:
+        """Entries of a chunk of width 1, at most."""
+        return CHUNK["cpu" if self.buffers.device.type == "cpu" else "cuda"]
+
     def chunks(self, width: int = 1) -> Iterator[Chunk]:
         """All entries in order, in pieces of whole multiples of `width`."""
-        size = CHUNK["cpu" if self.buffers.device.type == "cpu" else "cuda"]
-        step = max(1, size // width) * width
+        step = max(1, self.chunk_size // width) * width
         for start in range(0, self.numel, step):
-            n = min(step, self.numel - start)
-            # Rows start where memory is aligned: sums of unaligned ones have another order.
-            experts = self.buffer("experts", self.count, -(-n // ALIGNED) * ALIGNED)[:, :n]
-            for out, source in zip(experts, self.inputs, strict=False):
-                out.copy_(source[start : start + n])
-            base = self.buffer("base", n if self.base is not None else 0)
-            if self.base is not None:
-                base.copy_(self.inputs[-1][start : start + n])
-            yield Chunk(start, base, experts)
+            yield self.chunk(start, min(step, self.numel - start))
+
+    def chunk(self, start: int, n: int) -> Chunk:
+        """A run of n entries."""
+        # Rows start where memory is aligned: sums of unaligned ones have another order.
+        experts = self.buffer("experts", self.count, -(-n // ALIGNED) * ALIGNED)[:, :n]
+        for out, source in zip(experts, self.inputs, strict=False):
+            out.copy_(source[start : start + n])
+        base = self.buffer("base", n if self.base is not None else 0)
+        if self.base is not None:
+            base.copy_(self.inputs[-1][start : start + n])
+        return Chunk(start, base, experts)
 
     def sums(self, of: Callable[[Chunk], Tensor], width: int = 1) -> Tensor:
         """`of(chunk)` added up over all chunks.

@@ -22,6 +22,8 @@ WEYL = 0x9E3779B9
 """2**32 over the golden ratio, odd."""
 FIRST, SECOND = 0x21F0AAAD, 0x735A2D97
 SPAN = 1 << 32
+HALF = 1 << 16
+"""How many values half of a number has."""
 
 Key = tuple[int, int]
 
@@ -62,8 +64,18 @@ def bits(k: Key, start: int, n: int, buffers: Buffers) -> Tensor:
 
 
 def below(probability: float) -> int:
-    """The int32 below which a number of `bits` lies with this probability, 0 <= p < 1."""
-    return int(probability * SPAN) - SPAN // 2
+    """The int32 below which a number of `bits` lies with this probability, 0 <= p < 1.
+
+    It is a multiple of 2**16, so that the high half of a number (`high`) decides: probabilities are
+    rounded to 2**-16 = 1.5e-5, but neither up to 1 nor, unless they are, down to 0.
+    """
+    steps = min(max(round(probability * HALF), 1 if probability > 0 else 0), HALF - 1)
+    return (steps - HALF // 2) * HALF
+
+
+def high(drawn: Tensor) -> Tensor:
+    """The high half of numbers of `bits`, in their place: [n] int32, from -2**15 to 2**15 - 1."""
+    return drawn.bitwise_right_shift_(16)
 
 
 def _signed(value: int) -> int:

@@ -16,7 +16,21 @@ from torch import Tensor
 
 from mergelab.merging.kernels import noise
 from mergelab.merging.kernels.group import Chunk, Group, Parameters
-from mergelab.merging.kernels.select import bits, largest, lasts, locate, magnitudes, split, value
+from mergelab.merging.kernels.select import (
+    Order,
+    Ranks,
+    Scanned,
+    Sorted,
+    bits,
+    largest,
+    lasts,
+    magnitudes,
+    orders,
+    sort_rows,
+    split,
+    value,
+)
+from mergelab.merging.kernels.shared import Take
 
 TINY = 1e-7
 """A norm below this is none, and nothing is scaled to it; mergekit's bound."""
@@ -51,6 +65,25 @@ def _scan(group: Group, columns: Sequence[int]) -> Callable[[], Iterator[tuple[i
     return scan
 
 
+def _ranks(group: Group, columns: Sequence[int]) -> Ranks:
+    """The order of the magnitudes of some experts' task vectors; sorted for all of a search, if it fits."""
+    everyone = range(group.count)
+
+    def sort(take: Take) -> list[Order] | None:
+        if bits(group.dtype) != 32:
+            return None
+        return orders(_scan(group, everyone), group.count, take)
+
+    def piece(column: int, start: int) -> Tensor:
+        deltas = group.chunk(start, min(group.chunk_size, group.numel - start)).deltas()
+        return magnitudes(deltas[columns[column]], out=deltas[columns[column]])
+
+    found = group.keep("orders", sort)
+    if found is None:
+        return Scanned(_scan(group, columns), bits(group.dtype))
+    return Sorted([found[q] for q in columns], piece)
+
+
 def _pruned(density: Sequence[float]) -> list[int]:
     """The experts of which anything is dropped."""
     return [q for q, d in enumerate(density) if d < 1]
@@ -64,8 +97,7 @@ def magnitude(group: Group, p: Parameters) -> Prune:
     """
     n, columns = group.numel, _pruned(p["density"])
     kept = [max(1, int(p["density"][q] * n)) for q in columns]
-    scan = _scan(group, columns)
-    cuts = largest(scan, kept, n, bits(group.dtype))
+    cuts = largest(_ranks(group, columns), kept, n)
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         for q, cut in zip(columns, cuts, strict=True):
@@ -89,13 +121,13 @@ def outliers(group: Group, p: Parameters) -> Prune:
         kept = int(p["density"][q] * n)
         low = max(0, n - kept - int(p["gamma"][q] * n))
         windows.append((low, low + kept))
-    scan = _scan(group, columns)
+    ranks = _ranks(group, columns)
     # The last entry below the window, and the last one in it.
-    ends = locate(scan, [[max(0, low - 1), max(0, high - 1)] for low, high in windows], bits(group.dtype))
+    ends = ranks.at([[max(0, low - 1), max(0, high - 1)] for low, high in windows])
     below = [column[0] for column in ends]
     top = [column[1] for column in ends]
-    cuts_low = lasts(scan, below, [low - at.before for (low, _), at in zip(windows, below, strict=True)])
-    cuts_top = lasts(scan, top, [high - at.before for (_, high), at in zip(windows, top, strict=True)])
+    cuts_low = lasts(ranks, below, [low - at.before for (low, _), at in zip(windows, below, strict=True)])
+    cuts_top = lasts(ranks, top, [high - at.before for (_, high), at in zip(windows, top, strict=True)])
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         for i, q in enumerate(columns):
@@ -126,18 +158,46 @@ def _clip(group: Group, x: Tensor, bound: float) -> None:
 def random(group: Group, p: Parameters) -> Prune:
     """Keep each entry with probability `density`.
 
-    Yu et al. 2023 (https://arxiv.org/abs/2311.03099); random numbers from `noise`.
+    Yu et al. 2023 (https://arxiv.org/abs/2311.03099); random numbers from `noise`, in a search kept.
     """
     columns = _pruned(p["density"])
-    keys = {q: noise.key(group.seed, group.name, group.keys[q]) for q in columns}
+    draws = {q: Draws(group, q) for q in columns}
+    bounds = {q: noise.below(p["density"][q]) >> 16 for q in columns}
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         mask = group.buffer("mask", chunk.numel)
         for q in columns:
-            drawn = noise.bits(keys[q], chunk.start, chunk.numel, group.buffers)
-            deltas[q].mul_(mask.copy_(drawn.lt_(noise.below(p["density"][q]))))
+            deltas[q].mul_(torch.lt(draws[q](chunk), bounds[q], out=mask))
 
     return Prune(apply)
+
+
+class Draws:
+    """The random numbers of an expert, kept in 16 bits where there is memory for all."""
+
+    def __init__(self, group: Group, column: int):
+        self._group = group
+        self._key = noise.key(group.seed, group.name, group.keys[column])
+        self._kept = group.keep(("draws", self._key), self._make)
+
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Those of a chunk: [n] ints from -2**15 to 2**15 - 1."""
+        if self._kept is not None:
+            return self._kept[chunk.start : chunk.start + chunk.numel]
+        return self._draw(chunk.start, chunk.numel)
+
+    def _draw(self, start: int, n: int) -> Tensor:
+        return noise.high(noise.bits(self._key, start, n, self._group.buffers))
+
+    def _make(self, take: Take) -> Tensor | None:
+        n, step = self._group.numel, self._group.chunk_size
+        if not take(2 * n):
+            return None
+        kept = torch.empty(n, dtype=torch.int16, device=self._group.buffers.device)
+        for start in range(0, n, step):
+            part = kept[start : start + step]
+            part.copy_(self._draw(start, part.numel()))
+        return kept
 
 
 def ranked(group: Group, p: Parameters) -> Prune:
@@ -187,17 +247,6 @@ def ranked(group: Group, p: Parameters) -> Prune:
     return Prune(apply, group.row)
 
 
-def sort_rows(x: Tensor) -> Tensor:
-    """Sort each row of [rows, n] in place.
-
-    On the CPU by numpy, whose sort uses vector instructions: 4 to 10 times as fast as torch's there.
-    """
-    if x.device.type == "cpu":
-        x.numpy().sort(axis=1)
-        return x
-    return x.copy_(torch.sort(x, dim=1).values)
-
-
 SPARSIFIERS: dict[str, Sparsifier] = {
     "magnitude": magnitude, "random": random, "outliers": outliers, "ranked": ranked,
 }  # fmt: skip
@@ -221,7 +270,7 @@ def sparsifier(kind: str, group: Group, p: Parameters) -> Prune:
     if each:
         return prune
     masks = _Masks(group)
-    scales = [1 / d for d in p["density"]] if by_share else _l1(group, prune, masks, p["density"])
+    scales = [1 / d for d in p["density"]] if by_share else _l1(group, kind, prune, masks, p["density"])
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         if not masks.apply(chunk, deltas):
@@ -256,18 +305,94 @@ class _Masks:
         return True
 
 
-def _l1(group: Group, prune: Prune, masks: _Masks, density: Sequence[float]) -> list[Tensor | None]:
+def _l1(
+    group: Group, kind: str, prune: Prune, masks: _Masks, density: Sequence[float]
+) -> list[Tensor | None]:
     """What gives each expert's task vector its L1 norm back; None where nothing does."""
-
-    def norms(chunk: Chunk) -> Tensor:
-        deltas, size = chunk.deltas(), group.buffer("sizes", chunk.numel)
-        before = [torch.abs(x, out=size).sum() for x in deltas]
-        prune.apply(chunk, deltas)
-        masks.remember(chunk, deltas)
-        return torch.stack([*before, *(torch.abs(x, out=size).sum() for x in deltas)])
-
-    before, after = group.sums(norms, prune.width).view(2, -1)
+    found = _known_norms(group, density) if kind == "random" else None
+    before, after = found if found is not None else _norms(group, prune, masks, kind in RANDOM)
     return [
         b / a if d < 1 and float(b) >= TINY and float(a) >= TINY else None
         for b, a, d in zip(before, after, density, strict=True)
     ]
+
+
+RANDOM = ("random", "ranked")
+"""Whose norms after the drop are summed in float64: the order of the summands then hardly ever decides
+how the sum rounds, and it can be looked up (`_known_norms`). Those of the other kinds are mergekit's."""
+
+
+def _norms(group: Group, prune: Prune, masks: _Masks, wide: bool) -> Tensor:
+    """The L1 norms of the task vectors before the drop and after it: [2, experts].
+
+    Args:
+        wide: whether those after it are summed in float64.
+    """
+
+    def of(chunk: Chunk) -> Tensor:
+        deltas, size = chunk.deltas(), group.buffer("sizes", chunk.numel)
+        before = torch.stack([torch.abs(x, out=size).sum() for x in deltas])
+        prune.apply(chunk, deltas)
+        masks.remember(chunk, deltas)
+        sizes = group.buffer("wide sizes", chunk.numel, dtype=torch.float64) if wide else size
+        after = torch.stack([sizes.copy_(torch.abs(x, out=size)).sum() for x in deltas])
+        return torch.cat([before.to(after.dtype), after])
+
+    return group.sums(of, prune.width).view(2, -1)
+
+
+@dataclass(frozen=True)
+class _Norms:
+    """The L1 norms of the task vectors of a group, whatever share of them is dropped at random."""
+
+    whole: Tensor
+    """[experts]"""
+    up_to: Tensor
+    """[experts, 2**16], float64: of the entries whose random number is below -2**15 + 1, + 2, ..."""
+    error: float
+    """How far `up_to` and a sum in any other order may be apart, relative to it."""
+
+
+def _known_norms(group: Group, density: Sequence[float]) -> Tensor | None:
+    """What `_norms` gives for random masks, without a way over the tensor: [2, experts].
+
+    None where nothing may be kept, where the tensor is too small to gain by it, and where one of the
+    sums is so close to the middle of two float32 numbers that another order of summands could round
+    to the other one.
+    """
+    keys = tuple(noise.key(group.seed, group.name, k) for k in group.keys)
+    known = group.keep(("norms", keys), lambda take: _all_norms(group, take))
+    if known is None:
+        return None
+    after = known.whole.clone()
+    for q in _pruned(density):
+        steps = (noise.below(density[q]) >> 16) + noise.HALF // 2
+        sums = known.up_to[q, steps - 1] * torch.tensor([1 - known.error, 1.0, 1 + known.error])
+        low, after[q], high = sums.to(group.dtype)
+        if low != high:
+            return None
+    return torch.stack([known.whole, after])
+
+
+def _all_norms(group: Group, take: Take) -> _Norms | None:
+    """One way over the chunks: magnitudes are summed by their random numbers."""
+    device = group.buffers.device
+    if group.dtype != torch.float32 or group.numel < noise.HALF or not take(8 * noise.HALF * group.count):
+        return None
+    draws = [Draws(group, q) for q in range(group.count)]
+    sums = torch.zeros(group.count, noise.HALF, dtype=torch.float64, device=device)
+
+    def of(chunk: Chunk) -> Tensor:
+        sizes = chunk.deltas().abs_()
+        number = group.buffer("number", chunk.numel, dtype=torch.int64)
+        wide = group.buffer("wide sizes", chunk.numel, dtype=torch.float64)
+        for total, size, drawn in zip(sums, sizes, draws, strict=True):
+            number.copy_(drawn(chunk)).add_(noise.HALF // 2)
+            total += torch.bincount(number, wide.copy_(size), noise.HALF)
+        return torch.stack([size.sum() for size in sizes])
+
+    whole = group.sums(of).cpu()
+    # A sum of m numbers that are not negative is off by less than m * 2**-53, whatever their order:
+    # here within a chunk and over chunks and numbers, there within a chunk and over chunks.
+    summands = 2 * (group.chunk_size + group.numel // group.chunk_size) + noise.HALF + 16
+    return _Norms(whole, sums.cumsum_(1).cpu(), summands * 2.0**-52)
