@@ -15,6 +15,7 @@ GROUPS = {
     "method": "how they are combined",
     "hardware": "where it runs",
     "eval": "how the result is judged",
+    "search": "what evolves, with -m",
     "job": "which steps run",
     "tracking": "where runs are recorded besides their own folder",
 }
@@ -24,6 +25,7 @@ EXAMPLES = (
     ("python -m mergelab", "the tiny family, DARE-TIES, in about a minute"),
     ("python -m mergelab method=ties experts=stem experts.math.weight=0.7", "other parts, one value"),
     ("python -m mergelab -m method=linear,ties,dare_ties", "three runs and a comparison"),
+    ("python -m mergelab -m search=cma", "evolve the weights and densities of the merge itself"),
     ("python -m mergelab model=qwen32b method=dare_ties job=plan", "what would run, and what it needs"),
     ("python -m mergelab method=mergekit method.path=my.yaml", "a mergekit YAML of yours"),
 )
