@@ -261,10 +261,10 @@ class Inputs:
             if state.stop.is_set():
                 return
             for source in output.inputs:
-                _will_need(self.tensor(source))
+                will_need(self.tensor(source))
 
 
-def _will_need(tensor: torch.Tensor) -> None:
+def will_need(tensor: torch.Tensor) -> None:
     """madvise(MADV_WILLNEED) on the pages of a mapped tensor; only a hint, so its result is nothing."""
     advise = getattr(ctypes.CDLL(None), "madvise", None)
     if advise is None or not hasattr(mmap, "MADV_WILLNEED") or tensor.numel() == 0:

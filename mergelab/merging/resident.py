@@ -1,6 +1,6 @@
 """Merge candidate after candidate into one live model: no disk, no reload.
 
-The inputs stay in memory and each candidate is made by the engine's own kernels, straight into the
+The inputs stay in memory, and each candidate is made by the engine's own kernels, straight into the
 parameters of a model that can be measured at once. It has the bits that the same recipe has when it
 is merged to disk and loaded. What the candidates of a population share is computed once.
 """
@@ -31,6 +31,10 @@ RESERVE = 0.2
 """Share of the memory that is free which stays free: for the evaluation's activations."""
 
 
+COMPILED_FROM = 10_000_000
+"""Parameters of a model from which on merging it is worth compiling loops."""
+
+
 class Resident:
     """A live model, and the inputs from which it is made again and again.
 
@@ -41,6 +45,8 @@ class Resident:
             parameters.
         names: the name of each model, by its reference; random masks are keyed by it.
         hardware: the device, and the threads that merge.
+        compiled: whether loops compiled for the processor are used; None: where the models are large
+            enough to earn back the seconds that it takes to compile them.
     Raises:
         StepError: where the live model does not consist of these tensors, or cannot be loaded.
     """
@@ -53,13 +59,19 @@ class Resident:
         *,
         hardware: Hardware,
         template: str | None = None,
+        compiled: bool | None = None,
     ):
         self.hardware, self.names = hardware, dict(names)
         self.model, self.tokenizer = _live(donor, outputs, template, hardware.device)
         self._targets = _targets(self.model, outputs)
         self._inputs = fast.Inputs()
-        self._held: dict[tuple[str, str], Tensor] = {}
-        self.in_memory = self._hold(outputs)
+        sources = {(s.header.file, s.tensor): s for o in outputs for s in o.inputs}
+        room = _room(hardware) - sum(s.header.nbytes for s in sources.values())
+        self._held = self._hold(sources, room >= 0)
+        self._budget = kernels.Budget(max(room, 0) // hardware.workers)
+        self._shared: dict[str, kernels.Shared] = {}
+        large = sum(t.numel() for t in self._targets.values()) >= COMPILED_FROM
+        self._compiled = large if compiled is None else compiled
 
     def merge(self, method: str, outputs: Sequence[Output], *, seed: int, rescale: str, dtype: str) -> Any:
         """Make the live model that of these outputs, and return it.
@@ -105,39 +117,42 @@ class Resident:
             seed,
             getattr(torch, dtype),
             buffers,
+            shared=self._shared.setdefault(o.name, kernels.Shared(self._budget)),
+            compiled=self._compiled,
         )
-        target, written = self._targets[o.name], getattr(torch, DTYPES[o.dtype])
+        parameters = {**o.parameters, "rescale_to": rescale}
         try:
-            pieces = kernels.merge(kernels.KERNELS[method], group, {**o.parameters, "rescale_to": rescale})
-            for start, piece in pieces:
-                if target.dtype != written:  # it is rounded twice, as when a file is loaded
-                    piece = piece.to(written)
-                target[start : start + piece.numel()].copy_(piece)
+            kernels.merge_into(
+                self._targets[o.name],
+                kernels.KERNELS[method],
+                group,
+                parameters,
+                getattr(torch, DTYPES[o.dtype]),  # rounded twice where the model's is another: as when loaded
+            )
         except ValueError as e:
             raise StepError(f"the merge failed at {o.name}: {e}") from e
 
     def _read(self, source: Source) -> Tensor:
-        held = self._held.get((source.header.file, source.tensor))
-        return held if held is not None else self._inputs.tensor(source).to(self.hardware.device)
+        return self._held[source.header.file, source.tensor].to(self.hardware.device)
 
-    def _hold(self, outputs: Sequence[Output]) -> bool:
-        """Read every input into memory, if there is room; else they are read from the page cache."""
-        sources = {(s.header.file, s.tensor): s for o in outputs for s in o.inputs}
-        if sum(s.header.nbytes for s in sources.values()) > _room(self.hardware.device):
-            return False
-        for key, source in sources.items():
-            tensor = self._inputs.tensor(source)
-            self._held[key] = (
-                tensor.clone() if self.hardware.device == "cpu" else tensor.to(self.hardware.device)
-            )
-        return True
+    def _hold(self, sources: Mapping[tuple[str, str], Source], fit: bool) -> dict[tuple[str, str], Tensor]:
+        """The inputs. On a CPU they are files mapped into memory: all processes of a machine share one
+        copy, which stays while there is room and is read again where there is none. A GPU gets them,
+        or, where they do not fit, one tensor after another."""
+        held = {key: self._inputs.tensor(source) for key, source in sources.items()}
+        if self.hardware.device == "cpu":
+            for tensor in held.values() if fit else ():
+                fast.will_need(tensor)
+        elif fit:
+            held = {key: tensor.to(self.hardware.device) for key, tensor in held.items()}
+        return held
 
 
-def _room(device: str) -> int:
-    """Bytes that may be filled with inputs."""
-    if device == "cpu":
+def _room(hardware: Hardware) -> int:
+    """Bytes that may be filled with inputs and what is known of them."""
+    if hardware.device == "cpu":
         return int(psutil.virtual_memory().available * (1 - RESERVE))
-    free, _ = torch.cuda.mem_get_info(device)
+    free, _ = torch.cuda.mem_get_info(hardware.device)
     return int(free * (1 - RESERVE))
 
 

@@ -78,7 +78,7 @@ class Bench:
         Raises:
             StepError, InputErrors: where it cannot be merged or measured.
         """
-        model, tokenizer = self._merged(run)
+        model, tokenizer = self.merge(run)
         scores = self._evaluator(share).score(model, tokenizer, measures)
         return {name: asdict(score) for name, score in scores.items()}
 
@@ -93,7 +93,12 @@ class Bench:
             self._evaluators[share] = planning.evaluator(settings)
         return self._evaluators[share]
 
-    def _merged(self, run: Run) -> tuple[Any, Any]:
+    def merge(self, run: Run) -> tuple[Any, Any]:
+        """A candidate as the live model, and the tokenizer.
+
+        Raises:
+            StepError, InputErrors: where it cannot be merged.
+        """
         from mergelab.merging import engine
         from mergelab.merging.resident import Resident
 

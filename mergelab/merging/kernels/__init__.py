@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from mergelab.merging.kernels import averages, spheres, task_vectors
-from mergelab.merging.kernels.group import Buffers, Chunk, Finish, Group, Kernel, Parameters, merge
+from mergelab.merging.kernels.group import (
+    Buffers,
+    Chunk,
+    Finish,
+    Group,
+    Kernel,
+    Parameters,
+    merge,
+    merge_into,
+)
 from mergelab.merging.kernels.shared import Budget, Shared
 
 KERNELS: dict[str, Kernel] = {
@@ -37,7 +46,7 @@ VERSION = 2
 """Raised whenever a kernel's results change: a merge is not continued with other kernels."""
 
 __all__ = ["KERNELS", "VERSION", "Budget", "Buffers", "Chunk", "Finish", "Group", "Kernel", "Parameters",
-           "Shared", "merge", "merge_tensors"]  # fmt: skip
+           "Shared", "merge", "merge_into", "merge_tensors"]  # fmt: skip
 
 
 def merge_tensors(
@@ -69,6 +78,5 @@ def merge_tensors(
     """
     group = Group(name, experts, base, keys, seed, dtype, Buffers(device))
     out = torch.empty(group.numel, dtype=out_dtype or group.inputs[0].dtype, device=device)
-    for start, piece in merge(KERNELS[method], group, dict(parameters)):
-        out[start : start + piece.numel()].copy_(piece)
+    merge_into(out, KERNELS[method], group, dict(parameters))
     return out.view(group.shape)

@@ -93,6 +93,7 @@ class Group:
         dtype: of the arithmetic.
         spare: bytes that a kernel may keep from one way over the chunks to the next, to save work.
         shared: what is known from earlier merges of the same inputs.
+        compiled: whether loops compiled for the processor may do what they can; the bits are the same.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Group:
     buffers: Buffers = field(default_factory=Buffers)
     spare: int = 1 << 28
     shared: Shared | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys) or tuple(str(i) for i in range(len(self.experts)))
@@ -128,6 +130,15 @@ class Group:
     def scalar(self, value: float | Tensor) -> Tensor:
         """A number as a tensor [] in the dtype of the arithmetic."""
         return torch.as_tensor(value, dtype=self.dtype, device=self.buffers.device)
+
+    @property
+    def loops(self) -> Any:
+        """The module `compiled` where it may and can merge this group, else None."""
+        if not self.compiled:
+            return None
+        from mergelab.merging.kernels import compiled
+
+        return compiled if compiled.readable(self) else None
 
     def keep(self, key: Hashable, make: Callable[[Take], T | None]) -> T | None:
         """What earlier merges know under this key (`Shared.get`); None where nothing may be kept."""
@@ -191,6 +202,8 @@ class Finish:
     """From a chunk to the merged entries, [n] (or any shape of n entries)."""
     width: int = 1
     """Chunks have to be whole multiples of this many entries."""
+    into: Callable[[Tensor], None] | None = None
+    """The same in one go, compiled: writes the whole tensor, flat, where `compiled.writable`."""
 
 
 Kernel = Callable[[Group, Parameters], Finish]
@@ -206,6 +219,31 @@ def merge(kernel: Kernel, group: Group, parameters: Parameters) -> Iterator[tupl
     """
     if group.numel == 0:
         return
-    finish = kernel(group, parameters)
+    yield from _pieces(kernel(group, parameters), group)
+
+
+def _pieces(finish: Finish, group: Group) -> Iterator[tuple[int, Tensor]]:
     for chunk in group.chunks(finish.width):
         yield chunk.start, finish.combine(chunk).reshape(-1)
+
+
+def merge_into(
+    out: Tensor, kernel: Kernel, group: Group, parameters: Parameters, rounded: torch.dtype | None = None
+) -> None:
+    """Write the output tensor into `out`, flat.
+
+    Args:
+        rounded: a dtype to which entries are rounded before they get that of `out`.
+    Raises:
+        ValueError: where the method has no answer for these tensors.
+    """
+    if group.numel == 0:
+        return
+    finish = kernel(group, parameters)
+    if finish.into and rounded in (None, out.dtype) and group.loops.writable(out):
+        finish.into(out)
+        return
+    for start, piece in _pieces(finish, group):
+        if rounded is not None:
+            piece = piece.to(rounded)
+        out[start : start + piece.numel()].copy_(piece)

@@ -259,11 +259,12 @@ class Sorted:
 
     Args:
         orders: of each column.
-        piece: the keys of a column in the piece that begins at a place.
+        find: (column, place, key, n): where the n-th entry of a key stands in the piece that begins
+            at the place.
     """
 
-    def __init__(self, orders: Sequence[Order], piece: Callable[[int, int], Tensor]):
-        self._orders, self._piece = orders, piece
+    def __init__(self, orders: Sequence[Order], find: Callable[[int, int, int, int], int]):
+        self._orders, self._find = orders, find
 
     def at(self, ranks: Sequence[Sequence[int]]) -> list[list[Place]]:
         """As `Ranks` says."""
@@ -275,7 +276,7 @@ class Sorted:
 
     def _position(self, column: int, key: int, n: int) -> int:
         start, before = self._orders[column].piece(key, n)
-        return start + int((self._piece(column, start) == key).nonzero()[before, 0])
+        return self._find(column, start, key, before)
 
 
 def sort_rows(x: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ Each function looks at the whole group first and returns a `Prune`, which works 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,26 @@ TINY = 1e-7
 
 
 @dataclass(frozen=True)
+class Drop:
+    """What a `Prune` does, as numbers for compiled loops; each list has an item an expert."""
+
+    kind: str = "never"
+    """`never`, `window` of magnitudes or `random`."""
+    low: Sequence[tuple[float, float]] = ()
+    """The largest magnitude that is dropped for being small, up to the place `low_last` of the tensor
+    and behind it; -1: none is."""
+    low_last: Sequence[int] = ()
+    top: Sequence[tuple[float, float]] = ()
+    """The largest magnitude that is kept, up to the place `top_last` and behind it."""
+    top_last: Sequence[int] = ()
+    hashes: Sequence[noise.Key] = ()
+    bounds: Sequence[int] = ()
+    """The number of `noise.bits` from which on an entry is dropped."""
+    scales: Sequence[float] = ()
+    """What makes up for what was dropped."""
+
+
+@dataclass(frozen=True)
 class Prune:
     """How to drop entries."""
 
@@ -44,6 +65,8 @@ class Prune:
     """(chunk, its task vectors [experts, n]): set what is dropped to zero."""
     width: int = 1
     """Chunks have to be whole multiples of this many entries."""
+    drop: Drop | None = None
+    """The same for compiled loops, if they can."""
 
 
 Sparsifier = Callable[[Group, Parameters], Prune]
@@ -74,14 +97,17 @@ def _ranks(group: Group, columns: Sequence[int]) -> Ranks:
             return None
         return orders(_scan(group, everyone), group.count, take)
 
-    def piece(column: int, start: int) -> Tensor:
-        deltas = group.chunk(start, min(group.chunk_size, group.numel - start)).deltas()
-        return magnitudes(deltas[columns[column]], out=deltas[columns[column]])
+    def find(column: int, start: int, key: int, n: int) -> int:
+        size, q = min(group.chunk_size, group.numel - start), columns[column]
+        if loops := group.loops:
+            return int(loops.place_of(group, q, start, start + size, key, n))
+        deltas = group.chunk(start, size).deltas()
+        return start + int((magnitudes(deltas[q], out=deltas[q]) == key).nonzero()[n, 0])
 
     found = group.keep("orders", sort)
     if found is None:
         return Scanned(_scan(group, columns), bits(group.dtype))
-    return Sorted([found[q] for q in columns], piece)
+    return Sorted([found[q] for q in columns], find)
 
 
 def _pruned(density: Sequence[float]) -> list[int]:
@@ -97,16 +123,19 @@ def magnitude(group: Group, p: Parameters) -> Prune:
     """
     n, columns = group.numel, _pruned(p["density"])
     kept = [max(1, int(p["density"][q] * n)) for q in columns]
-    cuts = largest(_ranks(group, columns), kept, n)
+    cuts = dict(zip(columns, largest(_ranks(group, columns), kept, n), strict=True))
+    low = [(ALL, ALL)] * group.count
+    for q, cut in cuts.items():
+        if cut.key > 0:  # else only zeros would be dropped
+            low[q] = (value(cut.key - 1, group.dtype), value(cut.key, group.dtype))
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
-        for q, cut in zip(columns, cuts, strict=True):
-            early, late = split(deltas[q], chunk.start, cut.last)
-            if cut.key > 0:  # else only zeros would be dropped
-                shrink(early, value(cut.key - 1, group.dtype))
-                shrink(late, value(cut.key, group.dtype))
+        for q, cut in cuts.items():
+            _shrink(deltas[q], chunk.start, cut.last, low[q])
 
-    return Prune(apply)
+    last = [cuts[q].last if q in cuts else 0 for q in range(group.count)]
+    drop = Drop("window", low, last, [(math.inf, math.inf)] * group.count, [0] * group.count)
+    return Prune(apply, drop=drop)
 
 
 def outliers(group: Group, p: Parameters) -> Prune:
@@ -129,23 +158,41 @@ def outliers(group: Group, p: Parameters) -> Prune:
     cuts_low = lasts(ranks, below, [low - at.before for (low, _), at in zip(windows, below, strict=True)])
     cuts_top = lasts(ranks, top, [high - at.before for (_, high), at in zip(windows, top, strict=True)])
 
+    dropped, kept_up_to = [(ALL, ALL)] * group.count, [(math.inf, math.inf)] * group.count
+    last_low, last_top = [0] * group.count, [0] * group.count
+    for i, q in enumerate(columns):
+        (low, high), last_low[q], last_top[q] = windows[i], cuts_low[i], cuts_top[i]
+        if high == low or top[i].key == 0:  # nothing, or nothing but zeros
+            dropped[q] = (math.inf, math.inf)
+            continue
+        if high < n:
+            kept_up_to[q] = (value(top[i].key, group.dtype), value(top[i].key - 1, group.dtype))
+        if low > 0:
+            key = below[i].key
+            dropped[q] = (value(key, group.dtype), value(key - 1, group.dtype) if key > 0 else ALL)
+
     def apply(chunk: Chunk, deltas: Tensor) -> None:
-        for i, q in enumerate(columns):
-            low, high = windows[i]
-            if high == low or (top[i].key == 0):  # nothing, or nothing but zeros
+        for q in columns:
+            if dropped[q] == (math.inf, math.inf):
                 deltas[q].zero_()
                 continue
-            if high < n:
-                early, late = split(deltas[q], chunk.start, cuts_top[i])
-                _clip(group, early, value(top[i].key, group.dtype))
-                _clip(group, late, value(top[i].key - 1, group.dtype))
-            if low > 0:
-                early, late = split(deltas[q], chunk.start, cuts_low[i])
-                shrink(early, value(below[i].key, group.dtype))
-                if below[i].key > 0:
-                    shrink(late, value(below[i].key - 1, group.dtype))
+            for part, bound in zip(split(deltas[q], chunk.start, last_top[q]), kept_up_to[q], strict=True):
+                if bound < math.inf:
+                    _clip(group, part, bound)
+            _shrink(deltas[q], chunk.start, last_low[q], dropped[q])
 
-    return Prune(apply)
+    return Prune(apply, drop=Drop("window", dropped, last_low, kept_up_to, last_top))
+
+
+ALL = -1.0
+"""The bound below which there is nothing: all entries are kept."""
+
+
+def _shrink(x: Tensor, start: int, last: int, bounds: tuple[float, float]) -> None:
+    """Set to zero, in place, what is no larger than a bound: one up to place `last`, one behind it."""
+    for part, bound in zip(split(x, start, last), bounds, strict=True):
+        if bound >= 0:
+            shrink(part, bound)
 
 
 def _clip(group: Group, x: Tensor, bound: float) -> None:
@@ -158,46 +205,19 @@ def _clip(group: Group, x: Tensor, bound: float) -> None:
 def random(group: Group, p: Parameters) -> Prune:
     """Keep each entry with probability `density`.
 
-    Yu et al. 2023 (https://arxiv.org/abs/2311.03099); random numbers from `noise`, in a search kept.
+    Yu et al. 2023 (https://arxiv.org/abs/2311.03099); random numbers from `noise`.
     """
     columns = _pruned(p["density"])
-    draws = {q: Draws(group, q) for q in columns}
-    bounds = {q: noise.below(p["density"][q]) >> 16 for q in columns}
+    keys = [noise.key(group.seed, group.name, k) for k in group.keys]
+    bounds = [noise.below(d) if d < 1 else noise.SPAN // 2 for d in p["density"]]
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         mask = group.buffer("mask", chunk.numel)
         for q in columns:
-            deltas[q].mul_(torch.lt(draws[q](chunk), bounds[q], out=mask))
+            drawn = noise.bits(keys[q], chunk.start, chunk.numel, group.buffers)
+            deltas[q].mul_(torch.lt(drawn, bounds[q], out=mask))
 
-    return Prune(apply)
-
-
-class Draws:
-    """The random numbers of an expert, kept in 16 bits where there is memory for all."""
-
-    def __init__(self, group: Group, column: int):
-        self._group = group
-        self._key = noise.key(group.seed, group.name, group.keys[column])
-        self._kept = group.keep(("draws", self._key), self._make)
-
-    def __call__(self, chunk: Chunk) -> Tensor:
-        """Those of a chunk: [n] ints from -2**15 to 2**15 - 1."""
-        if self._kept is not None:
-            return self._kept[chunk.start : chunk.start + chunk.numel]
-        return self._draw(chunk.start, chunk.numel)
-
-    def _draw(self, start: int, n: int) -> Tensor:
-        return noise.high(noise.bits(self._key, start, n, self._group.buffers))
-
-    def _make(self, take: Take) -> Tensor | None:
-        n, step = self._group.numel, self._group.chunk_size
-        if not take(2 * n):
-            return None
-        kept = torch.empty(n, dtype=torch.int16, device=self._group.buffers.device)
-        for start in range(0, n, step):
-            part = kept[start : start + step]
-            part.copy_(self._draw(start, part.numel()))
-        return kept
+    return Prune(apply, drop=Drop("random", hashes=keys, bounds=bounds))
 
 
 def ranked(group: Group, p: Parameters) -> Prune:
@@ -279,7 +299,10 @@ def sparsifier(kind: str, group: Group, p: Parameters) -> Prune:
             if scale is not None:
                 x.mul_(scale)
 
-    return Prune(apply, prune.width)
+    drop = (
+        replace(prune.drop, scales=[1.0 if s is None else float(s) for s in scales]) if prune.drop else None
+    )
+    return Prune(apply, prune.width, drop)
 
 
 class _Masks:
@@ -376,19 +399,25 @@ def _known_norms(group: Group, density: Sequence[float]) -> Tensor | None:
 
 def _all_norms(group: Group, take: Take) -> _Norms | None:
     """One way over the chunks: magnitudes are summed by their random numbers."""
-    device = group.buffers.device
     if group.dtype != torch.float32 or group.numel < noise.HALF or not take(8 * noise.HALF * group.count):
         return None
-    draws = [Draws(group, q) for q in range(group.count)]
-    sums = torch.zeros(group.count, noise.HALF, dtype=torch.float64, device=device)
+    keys = [noise.key(group.seed, group.name, k) for k in group.keys]
+    sums = torch.zeros(group.count, noise.HALF, dtype=torch.float64, device=group.buffers.device)
+
+    def by_draw(q: int, sizes: Tensor, start: int) -> Tensor:
+        n = sizes.numel()
+        if loops := group.loops:
+            found: Tensor = loops.sums_by_draw(group, q, keys[q], start, start + n)
+            return found
+        number = group.buffer("number", n, dtype=torch.int64)
+        number.copy_(noise.high(noise.bits(keys[q], start, n, group.buffers))).add_(noise.HALF // 2)
+        wide = group.buffer("wide sizes", n, dtype=torch.float64)
+        return torch.bincount(number, wide.copy_(sizes), noise.HALF)
 
     def of(chunk: Chunk) -> Tensor:
         sizes = chunk.deltas().abs_()
-        number = group.buffer("number", chunk.numel, dtype=torch.int64)
-        wide = group.buffer("wide sizes", chunk.numel, dtype=torch.float64)
-        for total, size, drawn in zip(sums, sizes, draws, strict=True):
-            number.copy_(drawn(chunk)).add_(noise.HALF // 2)
-            total += torch.bincount(number, wide.copy_(size), noise.HALF)
+        for q, size in enumerate(sizes):
+            sums[q] += by_draw(q, size, chunk.start)
         return torch.stack([size.sum() for size in sizes])
 
     whole = group.sums(of).cpu()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mergelab.merging.kernels.group import Chunk, Finish, Group, Kernel, Parameters
-from mergelab.merging.kernels.sparsify import sparsifier
+from mergelab.merging.kernels.sparsify import Drop, sparsifier
 
 SMALL = 1e-8
 """A sum of weights below this is not divided by; mergekit's bound."""
@@ -67,7 +67,12 @@ def kernel(row: Row) -> Kernel:
                 mixed.mul_(p["lambda"])
             return mixed.add_(chunk.base)
 
-        return Finish(combine, prune.width if prune else 1)
+        drop = prune.drop if prune else Drop()
+        into = drop and group.loops and group.loops.finish(
+            group, drop, weights, combine, consensus=row.consensus, normalize=p["normalize"],
+            total=float(total), scale=p["lambda"],
+        )  # fmt: skip
+        return Finish(combine, prune.width if prune else 1, into or None)
 
     return prepare
 
