@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,21 @@ class Tracker:
     No method raises over W&B, and none waits but `finish`, and that not for long.
     """
 
+    recorded = False
+    """After `finish`: whether W&B, or its files, have all that was said."""
+    mode = ""
+    """`online` or `offline`; of nothing empty."""
+    url: str | None = None
+    """Where the run can be seen."""
+
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row of metrics; with `step`, a point of their curves over `step`, in any order."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show a table; the same name again shows its newer version."""
+
+    def image(self, name: str, path: Path) -> None:
+        """Show a picture. It is read later: leave it where it is."""
 
     def file(self, path: Path, kind: str) -> None:
         """Record a file as an artifact of type `kind`. It is read later: leave it where it is."""
@@ -64,12 +75,14 @@ def track(
     name: str,
     job_type: str | None = None,
     run_id: str | None = None,
+    one_of_many: bool = False,
 ) -> Iterator[Tracker]:
     """Record what happens inside the `with`; an exception passes through and marks it failed.
 
     `config` is shown beside the metrics, without its secrets; W&B's files go to `folder/wandb`.
     A `run_id` that W&B knows is continued (a sweep that goes on). W&B's own environment variables
-    are respected: WANDB_MODE above all, WANDB_PROJECT and WANDB_NAME where the run says nothing.
+    are respected: WANDB_MODE above all, WANDB_PROJECT and WANDB_NAME where the run says nothing; of a
+    run that is `one_of_many` not WANDB_NAME, which can only mean one.
     Raises InputError for an unknown `settings.name`.
     """
     if settings.name not in NAMES:
@@ -81,7 +94,7 @@ def track(
         "entity": settings.entity,
         "group": settings.group,
         "tags": list(settings.tags) or None,
-        "name": os.environ.get("WANDB_NAME", name),
+        "name": name if one_of_many else os.environ.get("WANDB_NAME", name),
         "job_type": job_type,
         "id": run_id,
         "resume": "allow" if run_id else None,
@@ -99,6 +112,23 @@ def track(
             tracker.finish(getattr(error, "exit_status", 1))
             raise
         tracker.finish(0)
+
+
+def decided(settings: Tracking) -> Tracking:
+    """The settings with `mode=auto` decided, so that many runs do not ask each for itself whether the
+    server answers. Never raises over W&B."""
+    if settings.name != "wandb" or settings.mode != "auto":
+        return settings
+    try:
+        import wandb
+
+        found = wandb.setup(wandb.Settings(silent=True, login_timeout=settings.timeout)).settings
+        mode, why = _mode(settings, found.mode, found.base_url)
+    except Exception:  # swallowed on purpose: the first run will say it
+        return settings
+    if mode == "offline":
+        _log.info("W&B is offline: %s", why)
+    return replace(settings, mode="online" if mode == "online" else "offline")
 
 
 def problems(settings: Tracking) -> list[tuple[str, str]]:
@@ -173,8 +203,10 @@ class _Wandb(Tracker):
     each time for one that has died.
     """
 
-    def __init__(self, run: Any, patience: float) -> None:
+    def __init__(self, run: Any, patience: float, mode: str) -> None:
         self._run = run
+        self.mode, self.url = mode, run.url if mode == "online" else None
+        self.directory = Path(run.dir).parent
         self._patience = patience
         self._steps = self._warned = self._finished = False
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
@@ -200,6 +232,14 @@ class _Wandb(Tracker):
 
             table = wandb.Table(columns=head, data=data, allow_mixed_types=True)
             self._run.log({name: table})
+
+        self._calls.put(call)
+
+    def image(self, name: str, path: Path) -> None:
+        def call() -> None:
+            import wandb
+
+            self._run.log({name: wandb.Image(str(path))})
 
         self._calls.put(call)
 
@@ -230,6 +270,7 @@ class _Wandb(Tracker):
         self._thread.join(self._patience)
         if self._thread.is_alive():
             self._warn(TimeoutError(f"not done after {self._patience:g} s"))
+        self.recorded = not self._warned
 
     def _work(self) -> None:
         for call in iter(self._calls.get, None):
@@ -241,8 +282,7 @@ class _Wandb(Tracker):
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            what, where = _reason(error), Path(self._run.dir).parent
-            _log.warning("W&B failed (%s); try `wandb sync %s` later", what, where)
+            _log.warning("W&B failed (%s); try `wandb sync %s` later", _reason(error), self.directory)
 
 
 # ---------------------------------------------------------------- starting
@@ -279,12 +319,12 @@ def _start(settings: Tracking, about: dict[str, Any]) -> Tracker:
             try:
                 run = wandb.init(mode="online", settings=own, **about)
                 _log.info("recording to W&B: %s", run.url)
-                return _Wandb(run, 4 * settings.timeout)
+                return _Wandb(run, 4 * settings.timeout, "online")
             except Exception as error:
                 why = f"the server did not take the run ({_reason(error)})"
         run = wandb.init(mode="offline", settings=own, **about)
         _log.info("W&B is offline: %s; `wandb sync %s` uploads it", why, Path(run.dir).parent)
-        return _Wandb(run, 4 * settings.timeout)
+        return _Wandb(run, 4 * settings.timeout, "offline")
     except Exception as error:  # swallowed on purpose: see the module's docstring
         _log.warning("nothing is recorded in W&B: %s", _reason(error))
         return Tracker()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab import __version__, evaluation, identity, zoo
-from mergelab.errors import InputError, InputErrors, did_you_mean
+from mergelab.errors import InputError, InputErrors, StepError, did_you_mean
 from mergelab.evaluation.identity import definition
 from mergelab.preflight import Plan, methods
 from mergelab.preflight.findings import MAY_PASS, stop_on_errors
@@ -22,6 +22,7 @@ from mergelab.schema import Run
 from mergelab.search import bench, optimizer, space
 from mergelab.search.controller import Setup, evolve
 from mergelab.search.journal import Journal, differences
+from mergelab.search.recording import Recorder
 from mergelab.search.settle import settle
 from mergelab.search.space import Genome
 from mergelab.search.workers import workers
@@ -78,6 +79,7 @@ def _evolve(
 ) -> float | None:
     crew = workers(setup.run)
     done = len(journal.of("candidate"))
+    recorder = Recorder(setup.run, workspace.folder, setup.budget)
     try:
         with live.table(setup.budget, setup.population, done) as shown:
 
@@ -88,6 +90,10 @@ def _evolve(
 
             evolve(setup, journal, crew, watch)
         fitness = settle(setup, plan, journal, workspace, crew, _command(request))
+        recorder.finish(0)
+    except StepError as e:
+        recorder.finish(e.exit_status)
+        raise
     except KeyboardInterrupt:
         counted = len(journal.of("candidate"))
         raise KeyboardInterrupt(
@@ -95,6 +101,7 @@ def _evolve(
             "Run the same command again: it goes on from there."
         ) from None
     finally:
+        recorder.leave()
         crew.close(at_once=True)
     return fitness
 
