@@ -230,7 +230,7 @@ class _Measured:
         while turn in ready:
             yield orders[turn], ready.pop(turn)
             turn += 1
-        self.early.clear()
+        self.early.clear(f"{kind}{order.number}" for order in orders)
 
     def _worked(self, orders: Sequence[Order], places: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
         failed: list[int] = []

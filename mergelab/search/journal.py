@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,12 @@ class Early:
         """A result that was kept, or None."""
         return read_memo(self._folder / f"{name}.json") or None
 
-    def clear(self) -> None:
-        """Forget all of them, when their lines are written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def clear(self, names: Iterable[str]) -> None:
+        """Forget these, when their lines are written."""
+        for name in names:
+            (self._folder / f"{name}.json").unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or others are in it
+            self._folder.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

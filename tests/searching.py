@@ -1,0 +1,99 @@
+"""A search without models: the controller with workers that answer as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from mergelab.evaluation import Measure, Score
+from mergelab.main import CONF, _typed
+from mergelab.preflight import methods
+from mergelab.schema import Run
+from mergelab.search import space
+from mergelab.search.bench import Outcome
+from mergelab.search.controller import Setup, evolve
+from mergelab.search.journal import Journal
+from mergelab.search.workers import Order
+
+MEASURES = [Measure("math", "tiny_math_search", None), Measure("code", "tiny_code_search", None)]
+
+
+def run_of(*overrides: str) -> Run:
+    """A composed run."""
+    with initialize_config_dir(str(CONF)):
+        return _typed(compose("config", overrides=list(overrides)))
+
+
+def scores(math: float, code: float) -> dict[str, Any]:
+    """The scores of a candidate."""
+    return {name: asdict(Score(value, 0.01, 100, "exact_match", True, f"tiny_{name}_search"))
+            for name, value in (("math", math), ("code", code))}  # fmt: skip
+
+
+def setup_of(*overrides: str, population: int = 4, **search: Any) -> Setup:
+    """A search over the composed run."""
+    run = run_of("search=cma", *overrides)
+    run = replace(run, search=replace(run.search, **{"budget": 12, **search}))
+    takes = methods.takes(methods.declarations()[run.method.name])
+    genes = space.genes(run.search.space, run, takes)
+    starts = {g.key: space.start(run, g) for g in genes}
+    return Setup(run, genes, starts, population, MEASURES, lambda genome: space.apply(run, genome))
+
+
+def smooth(run: Run) -> dict[str, Any]:
+    """Best where weights are 1."""
+    weights = [e.weight for e in run.experts.values()]
+    value = 1 - sum((w - 1) ** 2 for w in weights if isinstance(w, float)) / 10
+    return scores(value, value / 2)
+
+
+class Pretended:
+    """Workers that answer from a function, and remember what they were asked.
+
+    Args:
+        answer: from an order to an outcome, scores, a reason, or an exception that is raised.
+        last_first: whether outcomes come in the reverse of the orders.
+    """
+
+    def __init__(self, answer: Callable[[Order], Any] | None = None, last_first: bool = False):
+        self._answer = answer or (lambda order: smooth(order.run))
+        self._last_first = last_first
+        self.asked: list[Order] = []
+
+    def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
+        """As `Workers` says."""
+        for place in sorted(range(len(orders)), reverse=self._last_first):
+            self.asked.append(orders[place])
+            answer = self._answer(orders[place])
+            if isinstance(answer, BaseException):
+                raise answer
+            if isinstance(answer, str):
+                answer = Outcome(reason=answer)
+            yield place, answer if isinstance(answer, Outcome) else Outcome(scores=answer)
+
+    def close(self, at_once: bool = False) -> None:
+        """As `Workers` says."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of all orders but the preset's."""
+        return [o.number for o in self.asked if o.number >= 0]
+
+
+def evolved(folder: Path, setup: Setup, workers: Pretended) -> Journal:
+    """The journal of a search, gone on with or begun."""
+    folder.mkdir(exist_ok=True)
+    journal = Journal(folder)
+    if journal.begin is None:
+        journal.write("begin", schema=1)
+    evolve(setup, journal, workers, lambda event, line: None)
+    return journal
+
+
+def genomes(journal: Journal) -> list[Mapping[str, Any]]:
+    """In the order of the journal."""
+    return [line["genome"] for line in journal.of("candidate")]
