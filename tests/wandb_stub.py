@@ -1,7 +1,8 @@
 """A W&B server on loopback: enough of its API for one run to be recorded and read back.
 
 It keeps what it is told, in memory: `runs` (what UpsertBucket said, by run id), `rows` (the history
-lines), `summary`, `uploads` (files, by name), and every request's path in `requests`.
+lines; `histories` has them by run id), `summary` (`summaries`), `uploads` (files, by name), every
+request's path in `requests`, and in `resumed` the runs that a client went on with.
 `stop()` frees the port and cuts every open connection, as a server does that dies.
 """
 
@@ -25,7 +26,10 @@ class Stub(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
         self.rows: list[dict[str, Any]] = []
+        self.histories: dict[str, list[dict[str, Any]]] = {}
         self.summary: dict[str, Any] = {}
+        self.summaries: dict[str, dict[str, Any]] = {}
+        self.resumed: list[str] = []
         self.uploads: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.requests: list[str] = []
@@ -68,6 +72,15 @@ class Stub(ThreadingHTTPServer):
         if operation == "Viewer":
             viewer = {"id": "u", "entity": "tester", "username": "tester", "email": "t@example.org"}
             return {"viewer": {**viewer, "flags": "{}", "teams": {"edges": []}}}
+        if operation == "RunResumeStatus" and given["name"] in self.runs:
+            run, rows = self.runs[given["name"]], self.histories.get(given["name"], [])
+            self.resumed.append(given["name"])
+            bucket = {"id": "b", "name": given["name"], "displayName": run.get("displayName"), "tags": [],
+                      "summaryMetrics": "{}", "config": "{}", "wandbConfig": "{}", "eventsTail": "[]",
+                      "historyTail": json.dumps([json.dumps(r) for r in rows[-1:]]), "logLineCount": 0,
+                      "historyLineCount": len(rows), "eventsLineCount": 0}  # fmt: skip
+            entity = {"id": "e", "name": "tester"}
+            return {"model": {"id": "p", "name": given.get("project"), "entity": entity, "bucket": bucket}}
         if operation in ("RunResumeStatus", "ArtifactType"):
             return {"model": None, "project": None}  # nothing of that name yet
         if operation == "CreateRunFiles":
@@ -91,12 +104,14 @@ class Stub(ThreadingHTTPServer):
             return {"commitArtifact": {"artifact": {"id": "a", "digest": "d"}}}
         return {}
 
-    def file_stream(self, sent: dict[str, Any]) -> None:
+    def file_stream(self, run: str, sent: dict[str, Any]) -> None:
         files = sent.get("files", {})
         for line in files.get("wandb-history.jsonl", {}).get("content", []):
             self.rows.append(json.loads(line))
+            self.histories.setdefault(run, []).append(json.loads(line))
         for line in files.get("wandb-summary.json", {}).get("content", []):
             self.summary.update(json.loads(line))
+            self.summaries.setdefault(run, {}).update(json.loads(line))
         if sent.get("complete"):
             self.exit_codes.append(sent.get("exitcode", 0))
 
@@ -124,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.server.requests.append(self.path)
         if self.path.endswith("/file_stream"):
-            self.server.file_stream(json.loads(body))
+            self.server.file_stream(self.path.split("/")[-2], json.loads(body))
         self._answer()
 
     def do_PUT(self) -> None:

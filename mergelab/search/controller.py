@@ -21,9 +21,6 @@ from mergelab.search.optimizer import Optimizer, generations, objectives
 from mergelab.search.space import Gene, Genome
 from mergelab.search.workers import Order, Workers
 
-ATTEMPTS = 2
-"""How often a candidate is tried."""
-
 Compose = Callable[[Genome], Run]
 Watch = Callable[[str, Mapping[str, Any]], None]
 """Told of each line of the journal: (event, line)."""
@@ -124,7 +121,7 @@ class _Measured:
         """The composed run as it is, once."""
         if not self.journal.of("preset"):
             run = self.setup.run
-            ((_, outcome),) = self._tried("preset", [Order(-1, run, self.setup.measures)])
+            ((_, outcome),) = tried(self.workers, self.early, "preset", [Order(-1, run, self.setup.measures)])
             if outcome.scores is None:
                 raise StepError(f"the composed run itself cannot be measured: {outcome.reason}")
             self._write("preset", genome=self.setup.starts, **self._parts(outcome))
@@ -164,7 +161,7 @@ class _Measured:
         if share < 1 and new:
             chosen, out, screens = self._screened(generation, new, known)
         orders = [Order(n, self.setup.compose(g), self.setup.measures) for n, g in chosen.items()]
-        for order, outcome in self._tried("candidate", orders):
+        for order, outcome in tried(self.workers, self.early, "candidate", orders):
             number = order.number
             extra = {"screen": screens[number]} if number in screens else {}
             out.append((number, self._candidate(generation, number, chosen[number], outcome, **extra)))
@@ -181,7 +178,7 @@ class _Measured:
         before = {x["number"]: x for x in self.journal.of("screen") if x["generation"] == generation}
         orders = [Order(n, self.setup.compose(g), self.setup.measures, f.share)
                   for n, g in new.items() if n not in before]  # fmt: skip
-        for order, outcome in self._tried("screen", orders):
+        for order, outcome in tried(self.workers, self.early, "screen", orders):
             number = order.number
             parts = self._parts(outcome)
             before[number] = self._write(
@@ -207,41 +204,6 @@ class _Measured:
                 out.append((n, told))
         chosen = {n: g for n, g in new.items() if n in wanted}
         return chosen, out, {n: before[n]["fitness"] for n in wanted}
-
-    def _tried(self, kind: str, orders: Sequence[Order]) -> Iterator[tuple[Order, Outcome]]:
-        """The outcome of each order, in their order; what fails is tried once more, when all others are
-        done. What comes before its turn waits on the disk, and what waits there is not done again.
-
-        Args:
-            kind: of measuring, for the names of the files.
-        """
-        ready: dict[int, Outcome] = {}
-        for place, order in enumerate(orders):
-            if kept := self.early.found(f"{kind}{order.number}"):
-                ready[place] = Outcome(**kept)
-        turn = 0
-        for place, outcome in self._worked(orders, [p for p in range(len(orders)) if p not in ready]):
-            ready[place] = outcome
-            if place != turn:
-                self.early.keep(f"{kind}{orders[place].number}", asdict(outcome))
-            while turn in ready:
-                yield orders[turn], ready.pop(turn)
-                turn += 1
-        while turn in ready:
-            yield orders[turn], ready.pop(turn)
-            turn += 1
-        self.early.clear(f"{kind}{order.number}" for order in orders)
-
-    def _worked(self, orders: Sequence[Order], places: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
-        failed: list[int] = []
-        for i, outcome in self.workers.work([orders[p] for p in places]):
-            if outcome.scores is None:
-                failed.append(places[i])
-            else:
-                yield places[i], outcome
-        for place in sorted(failed):
-            ((_, outcome),) = self.workers.work([orders[place]])
-            yield place, outcome
 
     def _candidate(
         self, generation: int, number: int, genome: Genome, outcome: Outcome, **extra: Any
@@ -281,6 +243,48 @@ class _Measured:
 
     def _write(self, event: str, **data: Any) -> dict[str, Any]:
         return self.journal.write(event, **data)
+
+
+def tried(
+    workers: Workers, early: Early, kind: str, orders: Sequence[Order]
+) -> Iterator[tuple[Order, Outcome]]:
+    """The outcome of each order, in their order; what fails is tried once more, when all others are
+    done. What comes before its turn waits on the disk, and what waits there is not done again.
+
+    Args:
+        early: where it waits.
+        kind: of measuring, for the names of the files.
+    """
+    ready: dict[int, Outcome] = {}
+    for place, order in enumerate(orders):
+        if kept := early.found(f"{kind}{order.number}"):
+            ready[place] = Outcome(**kept)
+    turn = 0
+    for place, outcome in _worked(workers, orders, [p for p in range(len(orders)) if p not in ready]):
+        ready[place] = outcome
+        if place != turn:
+            early.keep(f"{kind}{orders[place].number}", asdict(outcome))
+        while turn in ready:
+            yield orders[turn], ready.pop(turn)
+            turn += 1
+    while turn in ready:
+        yield orders[turn], ready.pop(turn)
+        turn += 1
+    early.clear(f"{kind}{order.number}" for order in orders)
+
+
+def _worked(
+    workers: Workers, orders: Sequence[Order], places: Sequence[int]
+) -> Iterator[tuple[int, Outcome]]:
+    failed: list[int] = []
+    for i, outcome in workers.work([orders[p] for p in places]):
+        if outcome.scores is None:
+            failed.append(places[i])
+        else:
+            yield places[i], outcome
+    for place in sorted(failed):
+        ((_, outcome),) = workers.work([orders[place]])
+        yield place, outcome
 
 
 def fitness(scores: Scores, measures: Sequence[Measure]) -> float:

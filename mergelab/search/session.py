@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mergelab.preflight.findings import MAY_PASS, stop_on_errors
 from mergelab.preflight.resources import human
 from mergelab.report import live, terminal
 from mergelab.schema import Run
-from mergelab.search import bench, optimizer, space
+from mergelab.search import bench, grammar, optimizer, space
 from mergelab.search.controller import Setup, evolve
 from mergelab.search.journal import Journal, differences
 from mergelab.search.recording import Recorder
@@ -116,9 +116,11 @@ def prepare(request: Request) -> tuple[Setup, Plan]:
         InputErrors: all that is wrong, at once.
     """
     run = request.compose({})
-    s = run.search
     _check_settings(run)
-    optimizer.check(s)
+    optimizer.check(run.search)
+    if groups := _first_choices(request, run):
+        run, request = request.compose(groups), replace(request, groups={**request.groups, **groups})
+    s = run.search
     takes = (
         methods.takes(methods.declarations()[run.method.name])
         if run.method.name in methods.declarations()
@@ -133,10 +135,6 @@ def prepare(request: Request) -> tuple[Setup, Plan]:
             starts[gene.key] = (
                 request.groups[gene.key] if gene.key in request.groups else space.start(run, gene)
             )
-            if gene.key in request.groups and starts[gene.key] not in gene.choices:
-                raise InputError(
-                    f"{gene.key}={starts[gene.key]} is where the search starts, and is none of {gene.text}"
-                )
         except InputError as e:
             wrong.append(str(e))
     if wrong:
@@ -160,6 +158,18 @@ def prepare(request: Request) -> tuple[Setup, Plan]:
     plan = _preflight(run, request)
     _check_ends(setup, request)
     return setup, plan
+
+
+def _first_choices(request: Request, run: Run) -> dict[str, str]:
+    """Where a group evolves, and the composed option is none of its choices, the first of them: there
+    the search starts."""
+    out = {}
+    for key, text in {**run.search.space, **request.typed_space}.items():
+        if key in request.groups:
+            choices = grammar.read(str(key), text).choices
+            if choices and request.groups[key] not in choices:
+                out[str(key)] = str(choices[0])
+    return out
 
 
 def _check_settings(run: Run) -> None:

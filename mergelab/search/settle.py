@@ -16,8 +16,8 @@ from mergelab.report import live, scores, terminal
 from mergelab.report.evolution import write_report
 from mergelab.schema import Run
 from mergelab.search import space
-from mergelab.search.controller import Setup, best, fitness, front
-from mergelab.search.journal import Journal
+from mergelab.search.controller import Setup, best, fitness, front, tried
+from mergelab.search.journal import Early, Journal
 from mergelab.search.space import Genome
 from mergelab.search.workers import Order, Workers
 from mergelab.steps import run_job
@@ -49,7 +49,7 @@ def settle(
     winner = None if several else (ranked[0] if ranked[0]["fitness"] > preset["fitness"] else preset)
     finalists = _distinct([preset, *([winner] if winner else []), *leading[: setup.run.search.finalists]])
     with terminal.step("validate") as done:
-        validated = _validate(setup, journal, crew, finalists)
+        validated = _validate(setup, journal, workspace, crew, finalists)
         done(f"{len(finalists)} models on the validation split")
     crew.close()
     on_disk = _finish(setup, journal, workspace, winner, command)
@@ -80,19 +80,21 @@ def row_name(line: Mapping[str, Any]) -> str:
 
 
 def _validate(
-    setup: Setup, journal: Journal, crew: Workers, lines: Sequence[Mapping[str, Any]]
+    setup: Setup,
+    journal: Journal,
+    workspace: Workspace,
+    crew: Workers,
+    lines: Sequence[Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Scores on the validation split by row name; what is in the journal is not measured again."""
     known = {line["name"]: line["scores"] for line in journal.of("validated")}
     measures = evaluation.measures(setup.run, "validation")
-    left = [line for line in lines if row_name(line) not in known]
-    orders = [Order(i, _candidate(setup, line), measures) for i, line in enumerate(left)]
-    for place, outcome in crew.work(orders):
+    left = {line.get("number", -1): line for line in lines if row_name(line) not in known}
+    orders = [Order(number, _candidate(setup, line), measures) for number, line in left.items()]
+    for order, outcome in tried(crew, Early(workspace.folder), "validate", orders):
+        name = row_name(left[order.number])
         if outcome.scores is None:
-            raise StepError(
-                f"{row_name(left[place])} cannot be measured on the validation split: {outcome.reason}"
-            )
-        name = row_name(left[place])
+            raise StepError(f"{name} cannot be measured on the validation split: {outcome.reason}")
         known[name] = journal.write("validated", name=name, scores=outcome.scores)["scores"]
     return {row_name(line): known[row_name(line)] for line in lines}
 
@@ -114,7 +116,8 @@ def _finish(
         return dict(before[-1]["metrics"])
     run = _candidate(setup, winner) if winner else setup.run
     started = journal.of("merging")
-    there = workspace.model.exists() and bool(started) and started[-1]["genome"] == genome
+    begun = bool(started) and started[-1]["genome"] == genome
+    there = workspace.model.exists() and begun
     if workspace.model.exists() and not there:
         _set_aside(journal, workspace.model)
     if winner is None:
@@ -123,7 +126,8 @@ def _finish(
         steps, path = ["preflight", "evaluate"], str(workspace.model)
     else:
         steps, path = ["preflight", "merge", "check", "evaluate"], None
-        journal.write("merging", genome=genome)
+        if not begun:
+            journal.write("merging", genome=genome)
     run = replace(
         run,
         job=replace(run.job, name="search", steps=steps),
