@@ -61,6 +61,7 @@ def run(request: Request) -> float | None:
         InputError: before anything is measured, for everything that is wrong.
         TooManyFailures, StepError: see `controller` and `settle`.
     """
+    terminal.say(_title(request), "bold")  # at once: much has to be imported before the first check
     setup, plan = prepare(request)
     about = identify(setup, plan)
     folder, journal = place(request, about)
@@ -69,7 +70,7 @@ def run(request: Request) -> float | None:
         journal = Journal(folder)  # again: now nobody else writes it
         _begin(journal, setup, about, request)
         _log_to(folder / "mergelab.log")
-        terminal.heading(f"mergelab  {_title(request, setup)}", short_path(folder))
+        terminal.say(short_path(folder), "dim")
         _tell(setup, plan, journal)
         return _evolve(setup, plan, journal, workspace, request)
 
@@ -369,14 +370,9 @@ def _log_to(path: Path) -> None:
     root.setLevel(logging.INFO)
 
 
-def _title(request: Request, setup: Setup) -> str:
-    chosen = request.groups
-    parts = [
-        "search",
-        setup.run.search.name,
-        *(chosen.get(g, "") for g in ("model", "experts", "method", "eval")),
-    ]
-    return " · ".join(p for p in parts if p)
+def _title(request: Request) -> str:
+    chosen = [request.groups.get(g, "") for g in ("search", "model", "experts", "method", "eval")]
+    return "mergelab  " + " · ".join(["search", *(c for c in chosen if c)])
 
 
 def _command(request: Request) -> str:

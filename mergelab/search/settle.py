@@ -13,7 +13,6 @@ from mergelab import evaluation
 from mergelab.errors import StepError
 from mergelab.preflight import Plan
 from mergelab.report import live, scores, terminal
-from mergelab.report.evolution import write_report
 from mergelab.schema import Run
 from mergelab.search import space
 from mergelab.search.controller import Setup, best, fitness, front, tried
@@ -58,6 +57,8 @@ def settle(
     result = _result(setup, journal, workspace, metrics, shares, winner, leading, command)
     write_json(workspace.result, result)
     with terminal.step("report") as done:
+        from mergelab.report.evolution import write_report  # late: matplotlib takes seconds
+
         write_report(workspace.folder, journal.lines, result)
         done("report/index.html")
     _show(workspace, result)

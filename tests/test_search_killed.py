@@ -1,0 +1,66 @@
+"""A search that is killed at random moments, and its workers, ends with the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_search import command
+from weights import same_bits
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(1, 4), (2, 10)])
+def test_killed_again_and_again_it_ends_as_if_undisturbed(
+    workers: int, kills: int, family: Any, tmp_path: Path
+) -> None:
+    folder, whole = tmp_path / "sweep", tmp_path / "whole"
+    start = command(folder, f"hardware.workers={workers}", "search.timeout=100")
+    began = time.monotonic()
+    done = subprocess.run(start, capture_output=True, text=True, check=False)
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    folder.rename(whole)
+
+    chance = random.Random(workers)
+    for kill in range(kills):
+        process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait = chance.uniform(0.2, 0.9) * took
+        if workers > 1 and kill % 2:  # a worker first, whose candidate is then done again
+            time.sleep(wait / 2)
+            kill_a_worker(process.pid, chance)
+            wait /= 2
+        time.sleep(wait)
+        # Sometimes all of it, as a machine that fails; else the workers have to notice by themselves.
+        others = psutil.Process(process.pid).children(recursive=True) if chance.random() < 0.5 else []
+        process.kill()
+        for other in others:
+            other.kill()
+        process.wait()
+    last = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+
+    files = ["journal.jsonl", "recipe.yaml", *(f"report/{f.name}" for f in (whole / "report").iterdir())]
+    assert [f for f in files if (folder / f).read_bytes() != (whole / f).read_bytes()] == []
+    assert without_times(folder) == without_times(whole)
+    assert same_bits(folder / "model", whole / "model")
+
+
+def kill_a_worker(parent: int, chance: random.Random) -> None:
+    """SIGKILL to one of the processes that measure candidates, if there are any yet."""
+    try:
+        children = psutil.Process(parent).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    if children:
+        chance.choice(children).kill()
+
+
+def without_times(folder: Path) -> dict[str, Any]:
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return {k: v for k, v in result.items() if k not in ("timings", "started", "finished")}
