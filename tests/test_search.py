@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Command, Outcome
 from searching import run_of
@@ -277,6 +278,7 @@ def test_hydras_own_sweepers_work_as_well(mergelab: Command) -> None:
         (["search.objectives=[math]"], "one objective is a fitness"),
         (["search.objectives=[math,sums]"], "'sums' is not measured"),
         (["search.against=nowhere"], "search.against: nowhere holds no result.json"),
+        (["hydra/launcher=submitit_local"], "a search starts its workers itself"),
         (["hardware.workers=0"], "hardware.workers: 0 is out of range"),
         (["eval=none"], "a search needs something to climb"),
         (["job=plan"], "search: job=plan merges nothing"),
@@ -297,6 +299,18 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
     assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert not (outcome.folder / "journal.jsonl").exists()
+
+
+def test_memory_that_does_not_do_is_told(
+    family: Any, mergelab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1_000_000}))
+    streamed = mergelab(*SMALL, "search.budget=4")
+    assert streamed.status == 0, streamed.err
+    assert "1.5 MB of models do not fit into the 1.0 MB of memory that are free" in streamed.out
+    refused = mergelab(*SMALL, "hardware.workers=4")
+    assert refused.status == 2
+    assert "hardware.memory: 4 live models need 2.4 MB, 1.0 MB are available" in refused.err
 
 
 def test_a_search_without_m_is_refused(mergelab: Command) -> None:

@@ -237,12 +237,17 @@ def _check_memory(run: Run, plan: Plan) -> None:
     e = plan.estimate
     if e is None or run.hardware.device != "cpu":
         return
-    needed = int(e.write * 1.2) * run.hardware.workers
+    needed = _live_bytes(plan) * run.hardware.workers
     if needed > e.ram_free:
         raise InputError(
             f"hardware.memory: {run.hardware.workers} live models need {human(needed)}, "
             f"{human(e.ram_free)} are available\nLower hardware.workers, or take a machine with more memory."
         )
+
+
+def _live_bytes(plan: Plan) -> int:
+    """Memory of a live model and of what its evaluation needs, roughly."""
+    return int(plan.estimate.write * 1.2) if plan.estimate else 0
 
 
 def _check_ends(setup: Setup, request: Request) -> None:
@@ -397,6 +402,13 @@ def _tell(setup: Setup, plan: Plan, journal: Journal) -> None:
         f"{s.optimizer}, {where}; {human(total)} of models",
         "dim",
     )
+    e = plan.estimate
+    if e is not None and setup.run.hardware.device == "cpu" and total + _live_bytes(plan) > e.ram_free:
+        terminal.finding(
+            "warning",
+            f"{human(total)} of models do not fit into the {human(e.ram_free)} of memory that are free: they "
+            "are read again for each candidate",
+        )
     done = len(journal.of("candidate"))
     if done:
         terminal.say(f"· goes on: {min(done, setup.budget)} candidates are in the journal", "dim")

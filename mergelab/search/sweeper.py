@@ -17,6 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from mergelab.errors import InputError
 from mergelab.schema import Run
 
 Typed = Callable[[DictConfig], Run]
@@ -49,6 +50,12 @@ class Evolution(Sweeper):
         from mergelab.search import session
 
         assert self.config is not None and self.hydra_context is not None
+        launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
+        if launcher not in (None, "basic"):
+            raise InputError(
+                f"hydra/launcher={launcher}: a search starts its workers itself\n"
+                "Several at once on this machine: hardware.workers=4"
+            )
         loader = self.hydra_context.config_loader
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         typed = {o.get_key_element(): o.input_line or "" for o in parsed if o.is_sweep_override()}
