@@ -116,8 +116,8 @@ def track(
 
 def decided(settings: Tracking) -> Tracking:
     """The settings with `mode=auto` decided, so that many runs do not ask each for itself whether the
-    server answers. Never raises over W&B."""
-    if settings.name != "wandb" or settings.mode != "auto":
+    server answers; `name=none` where W&B has been disabled. Never raises over W&B."""
+    if settings.name != "wandb":
         return settings
     try:
         import wandb
@@ -126,9 +126,9 @@ def decided(settings: Tracking) -> Tracking:
         mode, why = _mode(settings, found.mode, found.base_url)
     except Exception:  # swallowed on purpose: the first run will say it
         return settings
-    if mode == "offline":
-        _log.info("W&B is offline: %s", why)
-    return replace(settings, mode="online" if mode == "online" else "offline")
+    if mode != "online":
+        _log.info("W&B is %s: %s", mode, why)
+    return replace(settings, name="none") if mode == "disabled" else replace(settings, mode=mode)
 
 
 def problems(settings: Tracking) -> list[tuple[str, str]]:

@@ -145,6 +145,16 @@ def test_a_server_that_fails_does_not_end_a_search_and_gets_the_rest_later(
     assert recorded | missing >= {f"{sweep}-{i}" for i in range(8)}
 
 
+def test_what_was_disabled_is_recorded_later(family: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    done = searched(folder, WANDB_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    assert "W&B is disabled" in done.stdout
+    assert not list(folder.glob("wandb/offline-run-*"))
+    assert searched(folder).returncode == 0
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 9
+
+
 def test_without_tracking_nothing_of_it_is_there(family: Any, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     assert searched(folder, "tracking=none").returncode == 0

@@ -30,9 +30,8 @@ from mergelab.schema import Hardware
 RESERVE = 0.2
 """Share of the memory that is free which stays free: for the evaluation's activations."""
 
-
 COMPILED_FROM = 10_000_000
-"""Parameters of a model from which on merging it is worth compiling loops."""
+"""Parameters of a model from which on merging it is worth the seconds that compiling loops takes."""
 
 
 class Resident:
@@ -45,8 +44,6 @@ class Resident:
             parameters.
         names: the name of each model, by its reference; random masks are keyed by it.
         hardware: the device, and the threads that merge.
-        compiled: whether loops compiled for the processor are used; None: where the models are large
-            enough to earn back the seconds that it takes to compile them.
     Raises:
         StepError: where the live model does not consist of these tensors, or cannot be loaded.
     """
@@ -59,7 +56,6 @@ class Resident:
         *,
         hardware: Hardware,
         template: str | None = None,
-        compiled: bool | None = None,
     ):
         self.hardware, self.names = hardware, dict(names)
         self.model, self.tokenizer = _live(donor, outputs, template, hardware.device)
@@ -68,10 +64,10 @@ class Resident:
         sources = {(s.header.file, s.tensor): s for o in outputs for s in o.inputs}
         room = _room(hardware) - sum(s.header.nbytes for s in sources.values())
         self._held = self._hold(sources, room >= 0)
-        self._budget = kernels.Budget(max(room, 0) // hardware.workers)
+        alike = hardware.workers if hardware.device == "cpu" else 1
+        self._budget = kernels.Budget(max(room, 0) // alike)
         self._shared: dict[str, kernels.Shared] = {}
-        large = sum(t.numel() for t in self._targets.values()) >= COMPILED_FROM
-        self._compiled = large if compiled is None else compiled
+        self._compiled = sum(t.numel() for t in self._targets.values()) >= COMPILED_FROM
 
     def merge(self, method: str, outputs: Sequence[Output], *, seed: int, rescale: str, dtype: str) -> Any:
         """Make the live model that of these outputs, and return it.
@@ -86,7 +82,7 @@ class Resident:
             StepError: where the method has no answer for a tensor.
         """
         work = sorted((o for o in outputs if o.name in self._targets), key=lambda o: -o.nbytes)
-        queue = _shared(work)
+        queue = _drawn(work)
         workers = fast.workers(self.hardware, max(len(o.inputs) for o in work), dtype)
         if self.hardware.device != "cpu":
             workers = [self.hardware.device]
@@ -149,14 +145,16 @@ class Resident:
 
 
 def _room(hardware: Hardware) -> int:
-    """Bytes that may be filled with inputs and what is known of them."""
+    """Bytes that may be filled with inputs and what is known of them: on a GPU by this process, on a
+    machine by all of its processes, which share the inputs."""
     if hardware.device == "cpu":
         return int(psutil.virtual_memory().available * (1 - RESERVE))
     free, _ = torch.cuda.mem_get_info(hardware.device)
-    return int(free * (1 - RESERVE))
+    devices = hardware.devices or torch.cuda.device_count()
+    return int(free * (1 - RESERVE)) // -(-hardware.workers // devices)
 
 
-def _shared(items: Sequence[Output]) -> Iterator[Output]:
+def _drawn(items: Sequence[Output]) -> Iterator[Output]:
     """An iterator that several threads may draw from."""
     lock, rest = threading.Lock(), iter(items)
     while True:

@@ -44,13 +44,12 @@ class Sweep:
 
     Args:
         folder: the sweep's.
-        settings: of the tracking.
+        settings: of the tracking, `decided`.
         config: the composed run.
     """
 
     def __init__(self, folder: Path, settings: Tracking, config: Mapping[str, Any]):
-        self._folder, self._config = folder, config
-        self._settings = decided(settings)
+        self._folder, self._config, self._settings = folder, config, settings
         before = read_memo(folder / STATE)
         begin = journal.read(folder / journal.NAME)[0]
         self._id = before.get("id") or identity.digest([begin["id"], str(folder)])[:12]
@@ -190,10 +189,15 @@ def main() -> None:
     )
     told = json.loads(sys.stdin.readline())
     folder = Path(told["folder"])
+    settings = decided(Tracking(**told["tracking"]))
+    if settings.name == "none":
+        write_json(folder / STATE, read_memo(folder / STATE) | {"mode": "disabled", "complete": True})
+        sys.stdin.read()
+        return
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(ended,), daemon=True).start()
     path = folder / journal.NAME
-    sweep = Sweep(folder, Tracking(**told["tracking"]), told["config"])
+    sweep = Sweep(folder, settings, told["config"])
     size = -1
     while ended.empty():
         if (now := path.stat().st_size) != size:

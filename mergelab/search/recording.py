@@ -102,5 +102,7 @@ class Recorder:
             )
         elif state.get("mode") == "online":
             terminal.say(f"W&B: {state.get('url')}", "dim")
+        elif state.get("mode") == "disabled":
+            terminal.say("W&B is disabled (WANDB_MODE)", "dim")
         else:
             terminal.say(f"W&B: offline; wandb sync {where}/wandb/offline-run-*  uploads it", "dim")
