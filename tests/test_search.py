@@ -211,6 +211,23 @@ def test_every_option_passes_its_checks(option: str, family: Any, tmp_path: Path
     assert session.identify(setup, plan)["search"]["space"]
 
 
+@pytest.mark.parametrize("model", ["tiny", "qwen32b"])
+def test_a_plan_says_what_would_run_and_runs_nothing(model: str, family: Any, mergelab: Command) -> None:
+    outcome = mergelab("-m", "search=cma", f"model={model}", "job=plan", "search.budget=25")
+    if model == "tiny":
+        assert outcome.status == 0, outcome.err
+        assert "20: 2 generations of 10" in outcome.out
+        assert re.search(r"experts\.physics\.density +interval\(0\.1, 1\) +0\.5", outcome.out)
+        assert outcome.out.rstrip().endswith("nothing was run")
+    else:  # its skills have no prompts for a search, which has to be said before anybody fetches it
+        assert outcome.status == 2
+        assert "eval.allow_test_split=true" in outcome.err
+        outcome = mergelab("-m", "search=cma", f"model={model}", "job=plan", "eval.allow_test_split=true")
+        assert outcome.status == 0, outcome.err
+        assert "hf download" in outcome.out
+    assert not outcome.folder.exists() or not list(outcome.folder.rglob("journal.jsonl"))
+
+
 def test_few_prompts_first_is_reported(mergelab: Command) -> None:
     outcome = mergelab(*SMALL, "search.fidelity.share=0.5", "search.fidelity.promote=0.5")
     assert outcome.status == 0, outcome.err
@@ -281,7 +298,7 @@ def test_hydras_own_sweepers_work_as_well(mergelab: Command) -> None:
         (["hydra/launcher=submitit_local"], "a search starts its workers itself"),
         (["hardware.workers=0"], "hardware.workers: 0 is out of range"),
         (["eval=none"], "a search needs something to climb"),
-        (["job=plan"], "search: job=plan merges nothing"),
+        (["job=evaluate"], "search: job=evaluate merges nothing"),
         (["method=linear", "experts.math.density=interval(0,1)"], "method=linear takes no density"),
         (["experts.maths.weight=interval(0,1)"], "maths"),
         (["experts.math.weight=interval(0.8,1)"], "the search starts at"),

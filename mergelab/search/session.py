@@ -26,6 +26,7 @@ from mergelab.search.recording import Recorder
 from mergelab.search.settle import settle
 from mergelab.search.space import Genome
 from mergelab.search.workers import workers
+from mergelab.steps import plan as step
 from mergelab.steps import planning
 from mergelab.workspace import Workspace, read_json, read_memo, short_path, write_json
 
@@ -62,6 +63,9 @@ def run(request: Request) -> float | None:
         TooManyFailures, StepError: see `controller` and `settle`.
     """
     terminal.say(_title(request), "bold")  # at once: much has to be imported before the first check
+    if request.groups.get("job") == "plan":
+        _show_plan(request)
+        return None
     setup, plan = prepare(request)
     about = identify(setup, plan)
     folder, journal = place(request, about)
@@ -110,14 +114,16 @@ def _evolve(
 # ---------------------------------------------------------------- before anything is measured
 
 
-def prepare(request: Request) -> tuple[Setup, Plan]:
+def prepare(request: Request, looking: bool = False) -> tuple[Setup, Plan]:
     """Everything that can be known before a candidate is measured.
 
+    Args:
+        looking: nothing will run, so that models and data may be elsewhere.
     Raises:
         InputErrors: all that is wrong, at once.
     """
     run = request.compose({})
-    _check_settings(run)
+    _check_settings(run, looking)
     optimizer.check(run.search)
     if groups := _first_choices(request, run):
         run, request = request.compose(groups), replace(request, groups={**request.groups, **groups})
@@ -156,9 +162,27 @@ def prepare(request: Request) -> tuple[Setup, Plan]:
             f"search.population: {population} is out of range; 2 or more (CMA's own is {default})"
         )
     setup = Setup(run, genes, starts, population, measures, compose)
-    plan = _preflight(run, request)
+    plan = _preflight(run, request, looking)
     _check_ends(setup, request)
     return setup, plan
+
+
+def _show_plan(request: Request) -> None:
+    """job=plan: what would run, and what it needs."""
+    setup, plan = prepare(request, looking=True)
+    s = setup.run.search
+    step.show(setup.run, plan)
+    terminal.table("search", ["", ""], [
+        ["optimizer", f"{s.optimizer}, seed {s.seed}, first steps {s.sigma:g} of each range"],
+        ["candidates", f"{setup.budget}: {setup.generations} generations of {setup.population}"],
+        ["workers", str(setup.run.hardware.workers)],
+        ["fitness", ", ".join(f"{m.name} ({m.task})" for m in setup.measures)],
+        *([["objectives", ", ".join(s.objectives)]] if s.objectives else []),
+    ])  # fmt: skip
+    terminal.console.print()
+    genes = [[g.key, g.text, str(setup.starts[g.key])] for g in setup.genes]
+    terminal.table("space", ["", "range", "starts at"], genes, texts=3)
+    terminal.say("nothing was run")
 
 
 def _first_choices(request: Request, run: Run) -> dict[str, str]:
@@ -173,7 +197,7 @@ def _first_choices(request: Request, run: Run) -> dict[str, str]:
     return out
 
 
-def _check_settings(run: Run) -> None:
+def _check_settings(run: Run, looking: bool) -> None:
     s, f = run.search, run.search.fidelity
     bounds = (
         ("search.budget", s.budget, s.budget >= 1, "1 or more"),
@@ -197,7 +221,7 @@ def _check_settings(run: Run) -> None:
     if run.method.name == "mergekit":
         wrong.append("search: method=mergekit takes everything from its file, so nothing can evolve\n"
                      "Compose the merge: method=ties experts=balanced")  # fmt: skip
-    if "merge" not in run.job.steps:
+    if "merge" not in run.job.steps and not looking:
         wrong.append(f"search: job={run.job.name} merges nothing, so there is nothing to evolve")
     if s.against and not (Path(s.against).expanduser() / "result.json").is_file():
         wrong.append(f"search.against: {s.against} holds no result.json")
@@ -218,18 +242,20 @@ def _composer(request: Request, base: Run) -> Callable[[Genome], Run]:
     return compose
 
 
-def _preflight(run: Run, request: Request) -> Plan:
+def _preflight(run: Run, request: Request, looking: bool) -> Plan:
     """The plan of the composed run; raises InputErrors for what is wrong with it."""
     output = Path(run.output).expanduser().resolve() if run.output else request.folder.resolve() / "model"
     if output.exists():  # the winner of a sweep that goes on
         output = output.with_name(f"{output.name}.next")
     fixed = [o for o in request.overrides if o.partition("=")[0] not in request.typed_space]
-    plan = planning.plan_of(run, output, fixed, merges=True)
-    planning.tell(plan, "warning")
+    plan = planning.plan_of(run, output, fixed, merges=True, lacking="warning" if looking else "error")
+    if not looking:
+        planning.tell(plan, "warning")
     stop_on_errors(plan.findings)
     bench.check_engine(run, plan)
-    planning.read_tasks(run)
-    _check_memory(run, plan)
+    if not looking:
+        planning.read_tasks(run)
+        _check_memory(run, plan)
     return plan
 
 
