@@ -20,6 +20,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share the proce
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
+LONG = ("test_search_killed.py", "test_search.py", "test_search_tracking.py", "test_resident.py")
+"""Files that take minutes; they begin first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    places = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def mergelab_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the tests' own, one for all workers."""

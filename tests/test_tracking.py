@@ -375,7 +375,7 @@ def test_calls_do_not_wait_for_wandb(folder: Path, said: Callable[[], list[str]]
     class Stuck:
         """A run whose server has gone: its calls take their time."""
 
-        id, dir = "abc123", str(folder / "wandb" / "run-abc123" / "files")
+        id, dir, url = "abc123", str(folder / "wandb" / "run-abc123" / "files"), "http://localhost/abc123"
         released = threading.Event()
         done: ClassVar[list[object]] = []
 
@@ -387,7 +387,7 @@ def test_calls_do_not_wait_for_wandb(folder: Path, said: Callable[[], list[str]]
             self.done.append(exit_code)
 
     run = Stuck()
-    tracker = tracking._Wandb(run, patience=0.05)
+    tracker = tracking._Wandb(run, patience=0.05, mode="online")
     tracker.log({"loss": 1.0})
     tracker.finish(0)
     assert run.done == []
