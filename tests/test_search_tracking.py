@@ -153,10 +153,3 @@ def test_what_was_disabled_is_recorded_later(family: Any, tmp_path: Path) -> Non
     assert not list(folder.glob("wandb/offline-run-*"))
     assert searched(folder).returncode == 0
     assert len(list(folder.glob("wandb/offline-run-*"))) == 9
-
-
-def test_without_tracking_nothing_of_it_is_there(family: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    assert searched(folder, "tracking=none").returncode == 0
-    assert not (folder / "wandb").exists()
-    assert not (folder / "recorded.json").exists()
