@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mergelab.merging.kernels import noise
 from mergelab.merging.kernels.group import Chunk, Group
-from mergelab.merging.kernels.sparsify import Drop
+from mergelab.merging.kernels.sparsify import ALL, Drop
 
 BLOCK = 1024
 """Entries that are merged at a time."""
@@ -87,8 +87,8 @@ def finish(
         return np.array(values, np.int64)
 
     arguments = (
-        base, tuple(experts), KINDS[drop.kind], floats(drop.low or [(0, 0)] * count),
-        floats(drop.top or [(0, 0)] * count), integers(drop.low_last or [0] * count),
+        base, tuple(experts), KINDS[drop.kind], floats(drop.low or [(ALL, ALL)] * count),
+        floats(drop.top or [(np.inf, np.inf)] * count), integers(drop.low_last or [0] * count),
         integers(drop.top_last or [0] * count), integers(drop.hashes or [(0, 0)] * count),
         integers(drop.bounds or [0] * count), floats(drop.scales or [1] * count),
         weights.numpy(), consensus, normalize, np.float32(total), np.float32(scale),
@@ -112,7 +112,7 @@ def place_of(group: Group, expert: int, start: int, stop: int, key: int, n: int)
 
 def sums_by_draw(group: Group, expert: int, hashed: tuple[int, int], start: int, stop: int) -> Tensor:
     """Magnitudes of a task vector summed by the high half of their random numbers: [2**16] float64."""
-    out = np.zeros(1 << 16)
+    out = np.zeros(noise.HALF)
     by_draw(words(group.inputs[-1]), words(group.inputs[expert]), start, stop, *hashed, out)
     return torch.from_numpy(out)
 
@@ -152,9 +152,11 @@ def _drop_up_to(x: Any, bound: float) -> None:
 
 @njit(inline="always", **options)
 def _drop_above(x: Any, bound: float) -> None:
-    """Take what is larger than a bound from itself: 0, and what is not finite becomes no number."""
-    for j in range(x.shape[0]):
-        x[j] -= float32(0) if abs(x[j]) <= bound else x[j]
+    """Take what is larger than a bound from itself: 0, and what is not finite becomes no number. Nothing
+    is above infinity."""
+    if bound < np.inf:
+        for j in range(x.shape[0]):
+            x[j] -= float32(0) if abs(x[j]) <= bound else x[j]
 
 
 @njit(inline="always", **options)
@@ -186,7 +188,7 @@ def combine(
         drop: what is dropped, NEVER, WINDOW or RANDOM.
         low, top: [experts, 2] float32, the largest magnitude that is dropped for being small, and that
             is kept: up to the place `low_last`, `top_last` [experts] of the tensor, and behind it.
-            Of `low` -1: none is dropped.
+            `ALL` and infinity: none is dropped.
         hashes: [experts, 2], keys of the random numbers.
         bounds: [experts], the number from which on an entry is dropped.
         scales: [experts] float32, what a pruned task vector is multiplied with.
@@ -292,6 +294,6 @@ def by_draw(base: Any, expert: Any, start: int, stop: int, first: int, second: i
         for j in range(m):
             x[j] = abs(x[j] - y[j])
         for j in range(m):
-            drawn[j] = (_hashed(uint32(begin + STEPS[j]), fold) >> 16) + 32768
+            drawn[j] = (_hashed(uint32(begin + STEPS[j]), fold) >> 16) + noise.HALF // 2
         for j in range(m):
             out[drawn[j]] += x[j]

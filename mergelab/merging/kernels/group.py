@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -131,7 +132,7 @@ class Group:
         """A number as a tensor [] in the dtype of the arithmetic."""
         return torch.as_tensor(value, dtype=self.dtype, device=self.buffers.device)
 
-    @property
+    @cached_property
     def loops(self) -> Any:
         """The module `compiled` where it may and can merge this group, else None."""
         if not self.compiled:

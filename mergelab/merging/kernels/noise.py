@@ -16,7 +16,7 @@ import json
 import torch
 from torch import Tensor
 
-from mergelab.merging.kernels.group import Buffers
+from mergelab.merging.kernels.group import Buffers, Group
 
 WEYL = 0x9E3779B9
 """2**32 over the golden ratio, odd."""
@@ -33,6 +33,11 @@ def key(seed: int, tensor: str, expert: str) -> Key:
     text = json.dumps([seed, tensor, expert], ensure_ascii=False)
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def keys(group: Group) -> list[Key]:
+    """The streams of a group's experts."""
+    return [key(group.seed, group.name, expert) for expert in group.keys]
 
 
 def bits(k: Key, start: int, n: int, buffers: Buffers) -> Tensor:

@@ -39,7 +39,8 @@ TINY = 1e-7
 
 @dataclass(frozen=True)
 class Drop:
-    """What a `Prune` does, as numbers for compiled loops; each list has an item an expert."""
+    """What a `Prune` does, as numbers for compiled loops; each list has an item an expert, and where it
+    is empty nothing is done of that kind."""
 
     kind: str = "never"
     """`never`, `window` of magnitudes or `random`."""
@@ -134,8 +135,7 @@ def magnitude(group: Group, p: Parameters) -> Prune:
             _shrink(deltas[q], chunk.start, cut.last, low[q])
 
     last = [cuts[q].last if q in cuts else 0 for q in range(group.count)]
-    drop = Drop("window", low, last, [(math.inf, math.inf)] * group.count, [0] * group.count)
-    return Prune(apply, drop=drop)
+    return Prune(apply, drop=Drop("window", low, last))
 
 
 def outliers(group: Group, p: Parameters) -> Prune:
@@ -208,7 +208,7 @@ def random(group: Group, p: Parameters) -> Prune:
     Yu et al. 2023 (https://arxiv.org/abs/2311.03099); random numbers from `noise`.
     """
     columns = _pruned(p["density"])
-    keys = [noise.key(group.seed, group.name, k) for k in group.keys]
+    keys = noise.keys(group)
     bounds = [noise.below(d) if d < 1 else noise.SPAN // 2 for d in p["density"]]
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
@@ -234,7 +234,7 @@ def ranked(group: Group, p: Parameters) -> Prune:
     sorted row is smaller says the same.
     """
     columns = _pruned(p["density"])
-    keys = {q: noise.key(group.seed, group.name, group.keys[q]) for q in columns}
+    keys = noise.keys(group)
     last, by_share = group.row - 1, p.get("rescale_by_share")
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
@@ -383,8 +383,7 @@ def _known_norms(group: Group, density: Sequence[float]) -> Tensor | None:
     sums is so close to the middle of two float32 numbers that another order of summands could round
     to the other one.
     """
-    keys = tuple(noise.key(group.seed, group.name, k) for k in group.keys)
-    known = group.keep(("norms", keys), lambda take: _all_norms(group, take))
+    known = group.keep(("norms", *noise.keys(group)), lambda take: _all_norms(group, take))
     if known is None:
         return None
     after = known.whole.clone()
@@ -401,7 +400,7 @@ def _all_norms(group: Group, take: Take) -> _Norms | None:
     """One way over the chunks: magnitudes are summed by their random numbers."""
     if group.dtype != torch.float32 or group.numel < noise.HALF or not take(8 * noise.HALF * group.count):
         return None
-    keys = [noise.key(group.seed, group.name, k) for k in group.keys]
+    keys = noise.keys(group)
     sums = torch.zeros(group.count, noise.HALF, dtype=torch.float64, device=group.buffers.device)
 
     def by_draw(q: int, sizes: Tensor, start: int) -> Tensor:

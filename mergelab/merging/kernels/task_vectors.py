@@ -68,11 +68,13 @@ def kernel(row: Row) -> Kernel:
             return mixed.add_(chunk.base)
 
         drop = prune.drop if prune else Drop()
-        into = drop and group.loops and group.loops.finish(
+        if drop is None or group.loops is None:
+            return Finish(combine, prune.width if prune else 1)
+        into = group.loops.finish(
             group, drop, weights, combine, consensus=row.consensus, normalize=p["normalize"],
             total=float(total), scale=p["lambda"],
         )  # fmt: skip
-        return Finish(combine, prune.width if prune else 1, into or None)
+        return Finish(combine, prune.width if prune else 1, into)
 
     return prepare
 
