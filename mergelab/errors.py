@@ -5,6 +5,9 @@ Library code raises; only `mergelab.main` turns an exception into an exit status
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
 
 class MergelabError(Exception):
     """A failure with a message meant for the person at the terminal: short, and what to do."""

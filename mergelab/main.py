@@ -28,15 +28,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import __version__, composing
-from mergelab.errors import InputError, MergelabError, did_you_mean
+from mergelab.errors import INTERRUPTED, InputError, MergelabError, did_you_mean
 from mergelab.schema import Run
 from mergelab.search.sweeper import Evolution
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The shipped groups: inside an installed package, beside it in the repository."""
-
-INTERRUPTED = 130
 
 
 @dataclass

@@ -120,10 +120,8 @@ def decided(settings: Tracking) -> Tracking:
     if settings.name != "wandb":
         return settings
     try:
-        import wandb
-
-        found = wandb.setup(wandb.Settings(silent=True, login_timeout=settings.timeout)).settings
-        mode, why = _mode(settings, found.mode, found.base_url)
+        inherited = _inherited(settings)
+        mode, why = _mode(settings, inherited.mode, inherited.base_url)
     except Exception:  # swallowed on purpose: the first run will say it
         return settings
     if mode != "online":
@@ -293,9 +291,7 @@ def _start(settings: Tracking, about: dict[str, Any]) -> Tracker:
     try:
         import wandb
 
-        # Before all else, or W&B prints where it found the key.
-        quiet = wandb.Settings(silent=True, login_timeout=settings.timeout)
-        inherited = wandb.setup(quiet).settings
+        inherited = _inherited(settings)
         own = wandb.Settings(
             silent=True,
             console="off",
@@ -328,6 +324,13 @@ def _start(settings: Tracking, about: dict[str, Any]) -> Tracker:
     except Exception as error:  # swallowed on purpose: see the module's docstring
         _log.warning("nothing is recorded in W&B: %s", _reason(error))
         return Tracker()
+
+
+def _inherited(settings: Tracking) -> Any:
+    """W&B's own settings. Asked for before all else, or it prints where it found the key."""
+    import wandb
+
+    return wandb.setup(wandb.Settings(silent=True, login_timeout=settings.timeout)).settings
 
 
 def _mode(settings: Tracking, inherited: str, url: str) -> tuple[str, str]:

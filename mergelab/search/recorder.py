@@ -24,6 +24,7 @@ from statistics import fmean
 from typing import Any
 
 from mergelab import identity
+from mergelab.errors import INTERRUPTED
 from mergelab.report import scores as scores_table
 from mergelab.schema import Tracking
 from mergelab.search import journal
@@ -33,10 +34,6 @@ from mergelab.workspace import read_json, read_memo, write_json
 
 INTERVAL = 0.2
 """Seconds between two looks at the journal."""
-
-INTERRUPTED = 130
-
-log = logging.getLogger("mergelab.tracking")
 
 
 class Sweep:
@@ -55,7 +52,6 @@ class Sweep:
         self._id = before.get("id") or identity.digest([begin["id"], str(folder)])[:12]
         self._done: int = before.get("candidates", 0)
         self._missing: list[int] = before.get("missing", [])
-        self._generations: int = before.get("generations", 0)
         self._complete = False
         self._population: int = begin["search"]["population"]
         name = f"{begin['search']['name']}-{self._id[:6]}"
@@ -117,16 +113,12 @@ class Sweep:
     def _generation(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """A point of the parent's curves."""
         last = candidates[-self._population :]
-        number = last[0]["generation"]
-        if number < self._generations:
-            return
         fits = [c["fitness"] for c in last if c["fitness"] is not None]
         so_far = [c["fitness"] for c in candidates if c["fitness"] is not None]
         point = {"failed": sum(c["status"] == "failed" for c in last), "candidates": len(candidates)}
         if fits:
             point |= {"best": max(fits), "mean": fmean(fits), "best_so_far": max(so_far)}
-        self._parent.log(point, step=number)
-        self._generations = number + 1
+        self._parent.log(point, step=last[0]["generation"])
 
     def _outcome(self) -> None:
         """The population as a table, the pictures of the report, the result, the recipe."""
@@ -168,8 +160,7 @@ class Sweep:
             self._folder / STATE,
             {
                 "id": self._id, "candidates": self._done, "missing": self._missing,
-                "generations": self._generations, "mode": self._parent.mode, "url": self._parent.url,
-                "complete": self._complete,
+                "mode": self._parent.mode, "url": self._parent.url, "complete": self._complete,
             },
         )  # fmt: skip
 

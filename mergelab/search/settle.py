@@ -48,7 +48,7 @@ def settle(
     winner = None if several else (ranked[0] if ranked[0]["fitness"] > preset["fitness"] else preset)
     finalists = _distinct([preset, *([winner] if winner else []), *leading[: setup.run.search.finalists]])
     with terminal.step("validate") as done:
-        validated = _validate(setup, journal, workspace, crew, finalists)
+        validated = _validate(setup, journal, crew, finalists)
         done(f"{len(finalists)} models on the validation split")
     crew.close()
     on_disk = _finish(setup, journal, workspace, winner, command)
@@ -81,18 +81,14 @@ def row_name(line: Mapping[str, Any]) -> str:
 
 
 def _validate(
-    setup: Setup,
-    journal: Journal,
-    workspace: Workspace,
-    crew: Workers,
-    lines: Sequence[Mapping[str, Any]],
+    setup: Setup, journal: Journal, crew: Workers, lines: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Scores on the validation split by row name; what is in the journal is not measured again."""
     known = {line["name"]: line["scores"] for line in journal.of("validated")}
     measures = evaluation.measures(setup.run, "validation")
     left = {line.get("number", -1): line for line in lines if row_name(line) not in known}
     orders = [Order(number, _candidate(setup, line), measures) for number, line in left.items()]
-    for order, outcome in tried(crew, Early(workspace.folder), "validate", orders):
+    for order, outcome in tried(crew, Early(journal.path.parent), "validate", orders):
         name = row_name(left[order.number])
         if outcome.scores is None:
             raise StepError(f"{name} cannot be measured on the validation split: {outcome.reason}")
