@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.models import Shape, make
+from benchmarks.printing import console, say, table
 from benchmarks.processes import Measured, measure
 from mergelab.main import CONF
 from mergelab.preflight import methods
@@ -66,8 +66,6 @@ with open(out, "wb", buffering=0) as f:
     while left:
         left -= f.write(memoryview(block)[:min(left, 1 << 20)])
 """
-
-say = Console(stderr=True, highlight=False).print
 
 
 def main() -> None:
@@ -168,7 +166,7 @@ class Bench:
         arms = ["bare", "ours"] if self._options.no_mergekit else ["bare", "ours", "mergekit"]
         heads = ["ours s", "CPU s", "anon MB", "mapped MB"]
         heads += ["mergekit s", "CPU s", "anon MB", "x mergekit"] if "mergekit" in arms else []
-        table = _table(*heads, "bare s", "x bare")
+        shown = table("method", *heads, "bare s", "x bare")
         for method in self._options.methods:
             case = self._case(method, models)
             self._moved[method] = {"reads": case.reads, "writes": case.writes}
@@ -179,11 +177,11 @@ class Bench:
                     found[arm].append(m)
                     self._note(self._shape, method, arm, n, m)
                     say(f"{method} {n + 1}/{self._options.rounds}  {arm} {m.wall:.2f} s", style="dim")
-            table.add_row(*_row(method, found))
+            shown.add_row(*_row(method, found))
         rounds = self._options.rounds
         medians = "one round" if rounds == 1 else f"medians of {rounds} rounds"
         self._show(
-            table,
+            shown,
             f"{medians} of whole processes in turn; files in the page cache, hashes of the inputs known",
             "x mergekit: mergekit's seconds by ours; x bare: ours by those of bare reading and writing",
         )
@@ -202,10 +200,10 @@ class Bench:
                 self._note(shape, method, "ours", 0, m)
                 say(f"{method}, {shape.layers} layers: {_mb(m.anonymous)} MB", style="dim")
                 row += [_mb(m.anonymous), _mb(m.mapped)]
-        table = _table(*heads)
+        shown = table("method", *heads)
         for row in rows.values():
-            table.add_row(*row)
-        self._show(table, "peaks of one run each; hashes of the inputs known")
+            shown.add_row(*row)
+        self._show(shown, "peaks of one run each; hashes of the inputs known")
 
     def _models(self, shape: Shape, name: str) -> list[Path]:
         """Base and experts. Models of another shape are removed first, their note before all: what is
@@ -286,7 +284,7 @@ class Bench:
             }
             self._options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def _show(self, table: Table, *notes: str) -> None:
+    def _show(self, shown: Table, *notes: str) -> None:
         """The table, and what it is a table of."""
         s, o = self._shape, self._options
         width = 4 if s.dtype == "float32" else 2
@@ -301,9 +299,9 @@ class Bench:
         if self._moved:
             reads, writes = ([m[k] for m in self._moved.values()] for k in ("reads", "writes"))
             told[1] += f"; a merge reads {_span(reads)} and writes {_span(writes)}"
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
-        console.print(table)
-        console.print("\n".join(told), markup=False)
+        terminal = console(132)
+        terminal.print(shown)
+        terminal.print("\n".join(told), markup=False)
 
 
 def _weight_files(recipe: dict[str, Any], plan: dict[str, Any]) -> list[Path]:
@@ -333,14 +331,6 @@ def _row(method: str, found: dict[str, list[Measured]]) -> list[str]:
         row += [f"{theirs:.2f}", f"{median('mergekit', 'cpu'):.2f}", _mb(median("mergekit", "anonymous"))]
         row.append(f"{theirs / ours:.1f}")
     return [*row, f"{bare:.2f}", f"{ours / bare:.1f}"]
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("method")
-    for head in heads:
-        table.add_column(head, justify="right")
-    return table
 
 
 def _mb(size: float) -> str:

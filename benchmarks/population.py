@@ -12,7 +12,6 @@ The model has the shape of Qwen2-0.5B, with random numbers in it.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
 import tempfile
@@ -26,10 +25,9 @@ from typing import Any
 import torch
 import transformers
 from hydra import compose, initialize_config_dir
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.models import Shape, make
+from benchmarks.printing import console, say, table
 from mergelab.main import CONF, _typed
 from mergelab.preflight.resources import available_processors, human
 from mergelab.quiet import quiet
@@ -40,8 +38,6 @@ METHODS = {"task_arithmetic": 15, "dare_ties": 30, "ties": 30}
 """And how many times the disk path's time a candidate of ours may be worth, at least."""
 
 QWEN2 = Shape(vocab=151936, tied=True)
-
-say = Console(stderr=True, highlight=False).print
 
 
 def main() -> None:
@@ -60,9 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the models here and use them again")
     options = parser.parse_args()
     shape = Shape(layers=options.layers, vocab=options.vocab, tied=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for head in ("method", "once s", "each s", "CPU s", "with its share s", "disk s", "ratio", "wanted"):
-        table.add_column(head, justify="left" if head == "method" else "right")
+    shown = table("method", "once s", "each s", "CPU s", "with its share s", "disk s", "ratio", "wanted")
     with tempfile.TemporaryDirectory(prefix="mergelab-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +64,10 @@ def main() -> None:
         warm = _run("task_arithmetic", models)
         Bench(warm).merge(warm)  # what is imported and compiled for it is not what is measured
         for method in options.methods.split(","):
-            table.add_row(*_row(method, models, Path(temporary), options))
-    console = Console(highlight=False, width=None if os.isatty(1) else 120)
-    console.print(table)
-    console.print(
+            shown.add_row(*_row(method, models, Path(temporary), options))
+    terminal = console(120)
+    terminal.print(shown)
+    terminal.print(
         f"Qwen2 of {shape.parameters() / 1e6:.0f}M parameters, bfloat16, tied; a base and {shape.experts} "
         f"experts of {human(2 * shape.parameters())}, in the page cache\n"
         f"{available_processors()} cores; mergekit {version('mergekit')}, torch {version('torch')}; medians "

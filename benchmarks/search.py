@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import console, say, table
 from mergelab.evaluation import Score
 from mergelab.report import scores
 from mergelab.search import session
@@ -39,8 +38,6 @@ OVERHEAD = 50.0
 """Milliseconds that the controller may cost a candidate."""
 PARENTS = ("base", "math", "physics", "code", "japanese")
 
-say = Console(stderr=True, highlight=False).print
-
 
 def main() -> None:
     """Parse, measure, print."""
@@ -51,20 +48,13 @@ def main() -> None:
     parser.add_argument("--layer-seeds", type=int, default=5, help="of part 2; default %(default)s")
     parser.add_argument("--layer-budget", type=int, help="candidates of part 2; default that of cma_layers")
     options = parser.parse_args()
-    console = Console(highlight=False, width=None if os.isatty(1) else 110)
+    terminal = console(110)
     with tempfile.TemporaryDirectory(prefix="mergelab-") as folder:
         if options.seeds:
-            _preset(Path(folder), options.seeds, console)
+            _preset(Path(folder), options.seeds, terminal)
         if options.layer_seeds:
-            _layers(Path(folder), options.layer_seeds, options.layer_budget, console)
-        _overhead(Path(folder), console)
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left")
-    return table
+            _layers(Path(folder), options.layer_seeds, options.layer_budget, terminal)
+        _overhead(Path(folder), terminal)
 
 
 def _sweep(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
@@ -88,21 +78,21 @@ def _mean(result: dict[str, Any], row: str) -> float:
     return float(value)
 
 
-def _preset(folder: Path, seeds: int, console: Console) -> None:
-    table = _table("seed", "winner", "preset", "gain", "best parent", "beats all", f"gain >= {GAIN}", "s")
+def _preset(folder: Path, seeds: int, terminal: Console) -> None:
+    shown = table("seed", "winner", "preset", "gain", "best parent", "beats all", f"gain >= {GAIN}", "s")
     for seed in range(seeds):
         r = _sweep(folder, f"cma{seed}", "search=cma", f"search.seed={seed}", f"seed={seed}")
         winner, preset = _mean(r, "winner"), _mean(r, "preset")
         parent = max(_mean(r, p) for p in PARENTS)
         said = ["yes" if x else "NO" for x in (winner > parent, winner - preset >= GAIN)]
-        table.add_row(str(seed), f"{winner:.3f}", f"{preset:.3f}", f"{winner - preset:+.3f}", f"{parent:.3f}",
+        shown.add_row(str(seed), f"{winner:.3f}", f"{preset:.3f}", f"{winner - preset:+.3f}", f"{parent:.3f}",
                       *said, f"{r['seconds']:.0f}")  # fmt: skip
         say(f"seed {seed}: {winner - preset:+.3f}", style="dim")
-    console.print(table)
-    console.print("search=cma, default budget, validation split\n")
+    terminal.print(shown)
+    terminal.print("search=cma, default budget, validation split\n")
 
 
-def _layers(folder: Path, seeds: int, budget: int | None, console: Console) -> None:
+def _layers(folder: Path, seeds: int, budget: int | None, terminal: Console) -> None:
     more = [f"search.budget={budget}"] if budget else []
     found: dict[str, list[tuple[float, float]]] = {"CMA": [], "RandomSearch": []}
     shape = ""
@@ -114,15 +104,15 @@ def _layers(folder: Path, seeds: int, budget: int | None, console: Console) -> N
             shape = f"{r['search']['dimension']} dimensions, {r['search']['budget']} candidates"
             say(f"{optimizer} {seed}: {values[-1][0]:.3f} {values[-1][1]:.3f}", style="dim")
     for split, name in enumerate(("search", "validation")):
-        table = _table(f"{name} split", *map(str, range(seeds)), "mean")
+        shown = table(f"{name} split", *map(str, range(seeds)), "mean")
         for optimizer, values in found.items():
             numbers = [v[split] for v in values]
-            table.add_row(optimizer, *(f"{n:.3f}" for n in numbers), f"{statistics.mean(numbers):.3f}")
-        console.print(table)
-    console.print(f"space of search=cma_layers, {shape}; the winner's mean by seed\n")
+            shown.add_row(optimizer, *(f"{n:.3f}" for n in numbers), f"{statistics.mean(numbers):.3f}")
+        terminal.print(shown)
+    terminal.print(f"space of search=cma_layers, {shape}; the winner's mean by seed\n")
 
 
-def _overhead(folder: Path, console: Console) -> None:
+def _overhead(folder: Path, terminal: Console) -> None:
     """Run a sweep in this process whose candidates cost nothing."""
     from mergelab.main import main as command
 
@@ -146,7 +136,7 @@ def _overhead(folder: Path, console: Console) -> None:
         sys.argv = argv
         for name, original in kept.items():
             setattr(session, name, original)
-    console.print(
+    terminal.print(
         f"controller: {1000 * seconds[0]:.1f} ms a candidate (wanted: under {OVERHEAD:g}), 500 candidates "
         "that cost nothing: asked, written to the disk, told and shown"
     )
