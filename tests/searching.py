@@ -7,10 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from composing import composed
 
 from mergelab.evaluation import Measure, Score
-from mergelab.main import CONF, _typed
 from mergelab.preflight import methods
 from mergelab.schema import Run
 from mergelab.search import space
@@ -22,12 +21,6 @@ from mergelab.search.workers import Order
 MEASURES = [Measure("math", "tiny_math_search", None), Measure("code", "tiny_code_search", None)]
 
 
-def run_of(*overrides: str) -> Run:
-    """A composed run."""
-    with initialize_config_dir(str(CONF)):
-        return _typed(compose("config", overrides=list(overrides)))
-
-
 def scores(math: float, code: float) -> dict[str, Any]:
     """The scores of a candidate."""
     return {name: asdict(Score(value, 0.01, 100, "exact_match", True, f"tiny_{name}_search"))
@@ -36,7 +29,7 @@ def scores(math: float, code: float) -> dict[str, Any]:
 
 def setup_of(*overrides: str, population: int = 4, **search: Any) -> Setup:
     """A search over the composed run."""
-    run = run_of("search=cma", *overrides)
+    run = composed("search=cma", *overrides)
     run = replace(run, search=replace(run.search, **{"budget": 12, **search}))
     takes = methods.takes(methods.declarations()[run.method.name])
     genes = space.genes(run.search.space, run, takes)
@@ -82,6 +75,18 @@ class Pretended:
     def numbers(self) -> list[int]:
         """The numbers of all orders but the preset's."""
         return [o.number for o in self.asked if o.number >= 0]
+
+
+def cut_off(after: int) -> Callable[[Order], Any]:
+    """Answers so many orders, and is then interrupted."""
+    left = after
+
+    def answer(order: Order) -> Any:
+        nonlocal left
+        left -= 1
+        return KeyboardInterrupt() if left < 0 else smooth(order.run)
+
+    return answer
 
 
 def evolved(folder: Path, setup: Setup, workers: Pretended) -> Journal:

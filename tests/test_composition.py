@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import composed
 from omegaconf import OmegaConf
 
-from mergelab.main import CONF, _typed
+from mergelab.main import CONF
 from mergelab.report.help import GROUPS
 from mergelab.schema import Run
 
@@ -23,11 +23,6 @@ OPTIONS = [
 ]
 
 HEAVY = ("torch", "transformers", "mergekit", "wandb", "lm_eval", "nevergrad", "datasets", "peft")
-
-
-def composed(*overrides: str) -> Run:
-    with initialize_config_dir(str(CONF)):
-        return _typed(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from composing import EXPERTS
 from weights import change, mergekit_yaml, same_bits
 
 from mergelab.main import CONF
@@ -22,8 +23,6 @@ METHODS = {
     for p in sorted((CONF / "method").glob("*.yaml"))
     if p.stem not in ("mergekit", "moe")
 }
-EXPERTS = {"slerp": 2, "nuslerp": 2, "nearswap": 2, "arcee_fusion": 2, "passthrough": 1}
-"""How many a method takes; three for any other."""
 
 VARIED: dict[str, list[Any]] = {
     "weight": [0.4, [0.2, 0.9], [{"filter": "mlp", "value": [0.1, 0.7]}, {"value": 0.3}]],

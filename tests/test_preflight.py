@@ -10,22 +10,16 @@ from typing import Any
 import pytest
 import yaml
 from broken_models import Models
+from composing import composed
 from conftest import Command, Outcome
-from hydra import compose, initialize_config_dir
 
-from mergelab.main import CONF, _typed
+from mergelab.main import CONF
 from mergelab.preflight import checkpoint, resources
 from mergelab.preflight.findings import MAY_PASS, error, note, settle, warning
-from mergelab.schema import Run
 
 
 def names(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-
-
-def composed(*overrides: str) -> Run:
-    with initialize_config_dir(str(CONF)):
-        return _typed(compose("config", overrides=list(overrides)))
 
 
 SETS = {e: set(composed(f"experts={e}").experts) for e in names("experts")}

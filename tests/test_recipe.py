@@ -8,21 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from composing import composed
 
 from mergelab import recipe
 from mergelab.errors import InputError, InputErrors
-from mergelab.main import CONF, _typed
+from mergelab.main import CONF
 from mergelab.preflight import layout, methods
 from mergelab.preflight.parameters import Settings
-from mergelab.schema import Run
 
 KNOWN = methods.declarations()
-
-
-def composed(*overrides: str) -> Run:
-    with initialize_config_dir(str(CONF)):
-        return _typed(compose("config", overrides=list(overrides)))
 
 
 def built(*overrides: str) -> dict[str, Any]:

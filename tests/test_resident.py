@@ -9,33 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from composing import EXPERTS, composed
 from conftest import Command
-from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
 from mergelab.errors import StepError
-from mergelab.main import CONF, _typed
 from mergelab.merging import kernels, resident
 from mergelab.merging.kernels import compiled
 from mergelab.merging.kernels.group import Buffers, Group
 from mergelab.merging.kernels.sparsify import ALL, _shrink
-from mergelab.schema import Run
 from mergelab.search.bench import Bench
 
 Make = Callable[..., Path]
 
-FEW = {"slerp": 2, "nuslerp": 2, "nearswap": 2, "arcee_fusion": 2, "passthrough": 1}
 SETTINGS = {
     "della": ["method.parameters.epsilon=0.1"], "della_linear": ["method.parameters.epsilon=0.1"],
     "sce": ["method.parameters.select_topk=0.5"], "slerp": ["method.parameters.t=0.3"],
     "nearswap": ["method.parameters.t=0.01"],
 }  # fmt: skip
 ROLES = ("math", "physics", "code")
-
-
-def run_of(overrides: list[str]) -> Run:
-    with initialize_config_dir(str(CONF)):
-        return _typed(compose("config", overrides=overrides))
 
 
 def bits(model: Any) -> dict[str, torch.Tensor]:
@@ -81,7 +73,7 @@ def _tune(folder: Path, seed: int) -> None:
 
 
 def overrides_for(method: str, folders: Mapping[str, Path], *more: str) -> list[str]:
-    names = ROLES[: FEW.get(method, 3)]
+    names = ROLES[: EXPERTS.get(method, 3)]
     return [
         f"model.base.path={folders['base']}", *(f"experts.{n}.path={folders[n]}" for n in names),
         *(f"~experts.{n}" for n in ("math", "physics", "code", "japanese") if n not in names),
@@ -99,7 +91,7 @@ def test_every_method_has_the_bits_of_the_disk(
     disk = bits(AutoModelForCausalLM.from_pretrained(outcome.folder / "model", dtype="auto"))
     for first in (0, 1 << 60):
         monkeypatch.setattr(resident, "COMPILED_FROM", first)
-        model, _ = Bench(run_of(arguments)).merge(run_of(arguments))
+        model, _ = Bench(composed(*arguments)).merge(composed(*arguments))
         assert not same(bits(model), disk)
 
 
@@ -117,7 +109,7 @@ def test_gradients_filters_and_other_settings(
     outcome = mergelab(*arguments)
     assert outcome.status == 0, outcome.err
     disk = bits(AutoModelForCausalLM.from_pretrained(outcome.folder / "model", dtype="auto"))
-    model, _ = Bench(run_of(arguments)).merge(run_of(arguments))
+    model, _ = Bench(composed(*arguments)).merge(composed(*arguments))
     assert not same(bits(model), disk)
 
 
@@ -126,7 +118,7 @@ def test_a_candidate_does_not_depend_on_those_before_it(
     method: str, folders: dict[str, Path], loops: bool
 ) -> None:
     takes_density = method not in ("sce", "linear")
-    run = run_of(overrides_for(method, folders))
+    run = composed(*overrides_for(method, folders))
     bench = Bench(run)
 
     def candidate(weight: float, density: float) -> dict[str, torch.Tensor]:
@@ -148,7 +140,7 @@ def test_a_candidate_does_not_depend_on_those_before_it(
 def test_models_that_do_not_fit_are_streamed_and_nothing_is_kept(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, loops: bool
 ) -> None:
-    run = run_of(overrides_for("ties", folders))
+    run = composed(*overrides_for("ties", folders))
     roomy = bits(Bench(run).merge(run)[0])
     monkeypatch.setattr(resident, "_room", lambda hardware: 0)
     bench = Bench(run)
@@ -159,7 +151,7 @@ def test_models_that_do_not_fit_are_streamed_and_nothing_is_kept(
 def test_a_model_of_other_tensors_than_its_files_is_refused(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_of(overrides_for("linear", folders))
+    run = composed(*overrides_for("linear", folders))
     live = resident._live
 
     def other(*arguments: Any) -> Any:

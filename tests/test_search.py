@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
+from composing import composed
 from conftest import Command, Outcome
-from searching import run_of
 from weights import generates, same_bits
 
 from mergelab.main import CONF
@@ -203,7 +203,7 @@ def test_two_on_one_folder_the_second_refuses(family: Any, tmp_path: Path) -> No
 )
 def test_every_option_passes_its_checks(option: str, family: Any, tmp_path: Path) -> None:
     def compose(groups: Any) -> Any:
-        return run_of(f"search={option}", *(f"{k}={v}" for k, v in groups.items()))
+        return composed(f"search={option}", *(f"{k}={v}" for k, v in groups.items()))
 
     setup, plan = session.prepare(session.Request(compose, {}, {}, [], tmp_path, True))
     assert setup.genes

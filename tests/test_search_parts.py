@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searching import MEASURES, Pretended, evolved, genomes, run_of, scores, setup_of, smooth
+from composing import composed
+from searching import MEASURES, Pretended, cut_off, evolved, genomes, scores, setup_of, smooth
 
 from mergelab.errors import InputError, StepError
 from mergelab.preflight import methods
@@ -23,7 +24,7 @@ from mergelab.search.workers import Order
 
 
 def keys(method: str, ranges: dict[str, Any], *overrides: str) -> list[str]:
-    run = run_of(f"method={method}", "experts=math_code", *overrides)
+    run = composed(f"method={method}", "experts=math_code", *overrides)
     return [g.key for g in space.genes(ranges, run, methods.takes(methods.declarations()[method]))]
 
 
@@ -55,24 +56,24 @@ def test_a_named_key_that_the_method_does_not_take_is_an_error() -> None:
     ],
 )
 def test_parts_of_a_setting_become_gradients_and_filters(key: str, value: float, applied: Any) -> None:
-    run = run_of("experts=math_code", "experts.math.weight=0.5")
+    run = composed("experts=math_code", "experts.math.weight=0.5")
     changed = space.apply(run, {f"experts.math.{key}": value})
     assert changed.experts["math"].weight == applied
     assert run.experts["math"].weight == 0.5
 
 
 def test_a_genome_as_arguments_composes_to_the_same_run() -> None:
-    run = run_of("experts=math_code", "experts.code.density=[0.3,0.7]")
+    run = composed("experts=math_code", "experts.code.density=[0.3,0.7]")
     genome = {"experts.math.weight.mlp.0": 0.25, "experts.math.weight.mlp.1": 0.75,
               "experts.code.density.1": 0.9, "method.parameters.lambda": 1.2}  # fmt: skip
     changed = space.apply(run, genome)
     typed = space.overrides(changed, genome)
-    again = run_of("experts=math_code", *typed)
+    again = composed("experts=math_code", *typed)
     assert (again.experts, again.method.parameters) == (changed.experts, changed.method.parameters)
 
 
 def test_a_search_starts_where_the_composed_run_is_and_says_where_it_cannot() -> None:
-    run = run_of("experts=math_code", "experts.math.weight=[0.2,0.6]", "experts.code.weight=1.7")
+    run = composed("experts=math_code", "experts.math.weight=[0.2,0.6]", "experts.code.weight=1.7")
     gene = grammar.read("experts.math.weight", "interval(0,1)")
     assert space.start(run, gene) == pytest.approx(0.4)
     outside = grammar.read("experts.code.weight", "interval(0,1)")
@@ -138,7 +139,7 @@ def test_cma_starts_around_the_preset_and_steps_by_sigma() -> None:
 
 
 def test_one_dimension_is_enough() -> None:
-    run = run_of("search=cma_lambda", "experts=math_code")
+    run = composed("search=cma_lambda", "experts=math_code")
     gene = grammar.read("method.parameters.lambda", "interval(0.2, 2)")
     made = optimizer.Optimizer(run.search, [gene], {gene.key: 1.0}, 8)
     for _ in range(12):
@@ -228,15 +229,8 @@ def test_cut_off_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, last_first
     whole = evolved(tmp_path / "whole", setup, Pretended()).path.read_bytes()
     for cut in range(1, 13):
         folder = tmp_path / f"cut{cut}{last_first}"
-        left = cut
-
-        def answer(order: Order) -> Any:
-            nonlocal left
-            left -= 1
-            return KeyboardInterrupt() if left < 0 else smooth(order.run)
-
         with pytest.raises(KeyboardInterrupt):
-            evolved(folder, setup, Pretended(answer, last_first))
+            evolved(folder, setup, Pretended(cut_off(cut), last_first))
         rest = Pretended(last_first=last_first)
         journal = evolved(folder, setup, rest)
         assert journal.path.read_bytes() == whole
@@ -344,15 +338,8 @@ def test_only_the_promising_are_measured_on_all_prompts(tmp_path: Path) -> None:
     whole = journal.path.read_bytes()
     for cut in (2, 5, 7, 14):
         folder = tmp_path / f"cut{cut}"
-        left = cut
-
-        def answer(order: Order) -> Any:
-            nonlocal left
-            left -= 1
-            return KeyboardInterrupt() if left < 0 else smooth(order.run)
-
         with pytest.raises(KeyboardInterrupt):
-            evolved(folder, setup, Pretended(answer))
+            evolved(folder, setup, Pretended(cut_off(cut)))
         assert evolved(folder, setup, Pretended()).path.read_bytes() == whole
 
 
