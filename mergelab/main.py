@@ -31,6 +31,9 @@ from mergelab import __version__, composing
 from mergelab.errors import INTERRUPTED, InputError, MergelabError, did_you_mean
 from mergelab.schema import Run
 from mergelab.search.sweeper import Evolution
+from mergelab.slurm import on_node
+from mergelab.slurm.launcher import NAME as SLURM
+from mergelab.slurm.launcher import TASK, Durable, same_cluster
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -89,9 +92,19 @@ def _evolution_end(error: BaseException) -> BaseException:
     return error
 
 
-Evolution.typed = staticmethod(_evolution_run)
-Evolution.end = staticmethod(_evolution_end)
-Plugins.instance().register(Evolution)
+def _on_node(launcher: Durable, overrides: list[str], number: int, state: Any, alone: bool) -> dict[str, Any]:
+    """One run of a command, in a Slurm task; returns its fitness."""
+    os.environ |= {TASK: "alone" if alone else "many", "SUBMITIT_EXECUTOR": "slurm"}
+    launcher.task_function = _task.__wrapped__
+    done = launcher(overrides, "hydra.sweep.dir", number, str(number), state)
+    return {"fitness": done.return_value}  # raises what ended the run
+
+
+Evolution.typed = Durable.typed = staticmethod(_evolution_run)
+Evolution.end = Durable.end = staticmethod(_evolution_end)
+Durable.on_node = staticmethod(_on_node)
+for plugin in (Evolution, Durable):
+    Plugins.instance().register(plugin)
 
 
 class Hooks:
@@ -102,9 +115,16 @@ class Hooks:
         from mergelab.workspace import refuse_finished
 
         try:
+            if config.job.name == "monitor":
+                from mergelab.report.monitor import watch
+
+                watch(_typed(_without_hydra(config)).monitor)
+                raise _Finished(0)
             refuse_finished(Path(config.hydra.run.dir))
             if config.search.name != "none":
                 raise InputError(f"search={config.search.name} is for many runs: add -m")
+            if config.hardware.slurm is not None and not set(config.job.steps) <= {"plan", "inspect"}:
+                raise InputError(f"hardware={config.hydra.runtime.choices.hardware} is a cluster: add -m")
         except InputError as e:
             raise _Finished(_tell(e)) from None
 
@@ -114,9 +134,24 @@ class Hooks:
             return  # another sweeper makes its runs up as it goes
         from mergelab.report import terminal
 
-        messages: list[str] = []
+        slurm = config.hydra.runtime.choices.get("hydra/launcher") == SLURM
+        runs, messages = [], []
         for number, (typed, cfg) in enumerate(_grid(config)):
+            try:
+                runs.append(_typed(cfg))
+            except InputError as e:
+                messages.append(f"run {number} ({' '.join(typed)}): {e}")
+        try:
+            if slurm and not messages:
+                _check_cluster(config, runs)
+            elif any(r.hardware.slurm for r in runs):
+                raise InputError("hardware: a cluster cannot be one of several choices; name it alone")
+        except InputError as e:
+            messages.append(str(e))
+        for number, (typed, cfg) in enumerate([] if messages else _grid(config)):
             folder = Path(config.hydra.sweep.dir).resolve() / str(number)
+            if slurm and (folder / "result.json").exists():
+                continue  # it is gone on with, or was done
             for message in _problems(cfg, folder, typed):
                 messages.append(f"run {number} ({' '.join(typed)}): {message}")
         if messages:
@@ -128,6 +163,10 @@ class Hooks:
         """Compare all runs of the sweep's folder; an evolution has told its own story."""
         if str(config.hydra.sweeper._target_).endswith(Evolution.__name__):
             return
+        if config.hydra.runtime.choices.get("hydra/launcher") == SLURM and (
+            config.hardware.detach or not (Path(config.hydra.sweep.dir) / "1").exists()
+        ):
+            return  # nothing has ended yet; or one run, which has shown its result
         from mergelab.report.comparison import compare_runs
 
         compare_runs(Path(config.hydra.sweep.dir))
@@ -136,6 +175,28 @@ class Hooks:
         if name.startswith("on_"):
             return lambda **_: None
         raise AttributeError(name)
+
+
+def _check_cluster(config: DictConfig, runs: list[Run]) -> None:
+    """What a cluster has to say before anything is submitted; and the folder in which these very runs
+    were begun by an earlier command, if they were."""
+    from mergelab.slurm import batches, resumed
+
+    same_cluster(runs)
+    hardware = runs[0].hardware
+    if hardware.slurm is None:
+        raise InputError("hydra/launcher: it submits to Slurm, and hardware names no cluster: hardware=slurm")
+    batches.check(hardware.slurm, 1, array=len(runs) > 1)
+    chosen = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+    with open_dict(config):
+        config.hydra.sweep.dir = str(resumed.place(runs, Path(config.hydra.sweep.dir), chosen))
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    out = config.copy()
+    with open_dict(out):
+        del out["hydra"]
+    return out
 
 
 def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
@@ -148,10 +209,7 @@ def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
     (grid,) = BasicSweeper.split_arguments(parsed, None)
     for typed in grid:
-        cfg = loader.load_sweep_config(config, list(typed))
-        with open_dict(cfg):
-            del cfg["hydra"]
-        yield typed, cfg
+        yield typed, _without_hydra(loader.load_sweep_config(config, list(typed)))
 
 
 def _problems(cfg: DictConfig, folder: Path, typed: list[str]) -> list[str]:
@@ -203,7 +261,9 @@ def _run(cfg: DictConfig) -> float | None:
     workspace = Workspace(folder, _model_folder(run, folder))
     chosen = h.runtime.choices
     parts = [str(chosen[g]) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
-    terminal.brief = h.mode == RunMode.MULTIRUN
+    if TASK in os.environ:  # on the node that has been asked for
+        run = on_node(run)
+    terminal.brief = h.mode == RunMode.MULTIRUN and os.environ.get(TASK) != "alone"
     terminal.heading("mergelab  " + " · ".join(parts), short_path(folder))
     _stay_offline(run)
     from mergelab.steps import run_job
@@ -307,6 +367,16 @@ def _show_help(arguments: list[str]) -> None:
     defaults = OmegaConf.load(CONF / "config.yaml").defaults
     chosen = {str(k): str(v) for d in defaults if isinstance(d, DictConfig) for k, v in d.items()}
     page.show([*_config_dirs(arguments), CONF], chosen)
+
+
+def monitor() -> None:
+    """`mergelab-monitor [FOLDER] [--once] [monitor.KEY=VALUE ...]`: the command with job=monitor."""
+    words = {"--once": "monitor.once=true"}
+    given = [
+        words.get(a, a if "=" in a or a.startswith("-") else f"monitor.folder='{a}'") for a in sys.argv[1:]
+    ]
+    sys.argv[1:] = ["job=monitor", *given]
+    main()
 
 
 def main() -> None:

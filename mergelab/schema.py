@@ -115,6 +115,40 @@ class Method:
 
 
 @dataclass
+class Slurm:
+    """What a task asks of a Slurm cluster. (-m)"""
+
+    partition: Optional[str] = None
+    """Null: the cluster's default."""
+    account: Optional[str] = None
+    qos: Optional[str] = None
+    constraint: Optional[str] = None
+    """Features that a node must have, such as `a100`."""
+    time: Optional[str] = None
+    """The time limit of a task, as Slurm writes it: `90` (minutes), `12:00:00`, `2-00:00:00`. Null: the
+    partition's."""
+    memory: Optional[str] = None
+    """Main memory of a task, such as `200GB`; `0` is all of a node's. Null: the partition's default."""
+    cpus: int = 1
+    """Processors of a task; with `hardware.workers` above 1, of each of its processes."""
+    gpus: int = 0
+    """GPUs of a task."""
+    gpu_type: Optional[str] = None
+    """The kind of GPU, as the cluster names it in gres: `a100`."""
+    exclusive: bool = False
+    """The whole node, whatever else is asked for."""
+    parallel: Optional[int] = None
+    """Tasks of an array that may run at once. Null: as many as fit."""
+    setup: List[str] = field(default_factory=list)
+    """Lines of bash before our own on the node: `module load cuda`, `source ~/venv/bin/activate`."""
+    options: Dict[str, Any] = field(default_factory=dict)
+    """Any other option of sbatch by its long name, `{exclude: n13, mail-type: END}`; true for one
+    without a value."""
+    warning: int = 90
+    """Seconds before the time limit at which a task is told, so that it ends by itself."""
+
+
+@dataclass
 class Hardware:
     """Where it runs."""
 
@@ -136,9 +170,20 @@ class Hardware:
     inputs in work. As much is asked of the disk ahead. (engine fast)"""
     workers: int = 1
     """Candidates of a search that are made and measured at once. 1: in this process; more: each in a
-    process of its own that keeps what it has loaded, on GPUs one after another of `devices`."""
+    process of its own that keeps what it has loaded, on GPUs one after another of `devices`. On Slurm:
+    processes of each task, which share out its candidates."""
     shard_size: str = "5GB"
     """The largest size of a weight file."""
+    slurm: Optional[Slurm] = None
+    """What a task asks of a Slurm cluster, where one does the work; null: this machine does. (-m)"""
+    candidates_per_task: int = 1
+    """Candidates of a search that one Slurm task measures one after another, so that the experts are
+    read once for all of them. (slurm)"""
+    detach: bool = False
+    """Submit and return; the same command again, or job=monitor, picks it up. (slurm)"""
+    scratch: Optional[str] = None
+    """A folder on the nodes' own disks, such as `/scratch` or `$TMPDIR`: experts are read from a copy
+    there, the merged model is written there first. Removed when the task ends. (slurm)"""
     low_memory: bool = False
     """Keep intermediate tensors on the device, and read straight to it. (engine mergekit)"""
 
@@ -203,6 +248,8 @@ class Tracking:
     """`online`, `offline`, or `auto`: online where there is a key and the server answers."""
     timeout: float = 5.0
     """Seconds to wait for the server before going offline."""
+    sync: bool = False
+    """When all is done, upload what nodes without internet have recorded offline. (slurm)"""
 
 
 # ---------------------------------------------------------------- settings of single steps
@@ -216,6 +263,20 @@ class Check:
     """job=check: a finished model's folder; null checks the composed inputs."""
     prompt: Optional[str] = None
     """What a finished model is asked to continue. Null: a few of its own tokens."""
+
+
+@dataclass
+class Monitor:
+    """Settings of job=monitor."""
+
+    folder: Optional[str] = None
+    """What to look at: a run, a sweep, or any folder above them. Null: outputs/ and multirun/ here."""
+    once: bool = False
+    """Print what there is and return. Always so where the output is no terminal."""
+    interval: float = 2.0
+    """Seconds between two looks."""
+    hours: float = 24.0
+    """What ended longer ago is not shown, unless its folder was named."""
 
 
 @dataclass
@@ -272,6 +333,12 @@ class Search:
     fidelity: Fidelity = field(default_factory=Fidelity)
     objectives: List[str] = field(default_factory=list)
     """Two or more measures to be traded off against each other; empty: the fitness alone."""
+    controller: str = "here"
+    """Where the sweep is steered from: `here`, this process; `job`, a small Slurm job of its own, which
+    is followed by the next before its time is over."""
+    controller_job: Slurm = field(default_factory=lambda: Slurm(time="24:00:00", memory="4GB"))
+    """controller=job: what that job asks for. Partition, account, qos and setup are those of
+    `hardware.slurm` where it does not say otherwise."""
     against: Optional[str] = None
     """The folder of another search's result, such as a random one's, to be shown beside this one."""
 
@@ -294,6 +361,7 @@ class Run:
     search: Search = field(default_factory=Search)
     check: Check = field(default_factory=Check)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    monitor: Monitor = field(default_factory=Monitor)
     seed: int = 0
     """Of everything random: the masks of DARE and DELLA, few-shot choices."""
     output: Optional[str] = None

@@ -194,6 +194,14 @@ def _no_tokenizer(s: Source, own: Facts, *, lends: bool, measured: bool) -> Find
     return warning("no-tokenizer", s.place, f"{message}, so it cannot be compared with the others'")
 
 
+def _task_memory(run: Run) -> int | None:
+    """Bytes that a Slurm task asks for, 0 where it takes what it gets; None without Slurm."""
+    if run.hardware.slurm is None:
+        return None
+    asked = run.hardware.slurm.memory
+    return 0 if asked is None else resources.parse_size(str(asked), "")[0]
+
+
 def _estimate(
     run: Run,
     recipe: Mapping[str, Any],
@@ -239,4 +247,5 @@ def _estimate(
         beside=sum(f.stat().st_size for f in files if f.is_file())
         + sum(sizes[s.name] for s in used if s.adapter),
         exact=len(facts) == len(asked.sources),
+        ram_free=_task_memory(run),
     )

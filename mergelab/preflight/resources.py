@@ -38,7 +38,8 @@ class Estimate:
     ram: int
     vram: int
     disk_free: int
-    ram_free: int
+    ram_free: int | None
+    """Of this machine, or what a Slurm task asks for; None where that is not known."""
     evaluation_ram: int
     exact: bool
     """False where it comes from the architecture's known shapes and not from the files."""
@@ -75,6 +76,7 @@ def estimate(
     there: int,
     beside: int,
     exact: bool,
+    ram_free: int | None = None,
 ) -> Estimate:
     """Upper estimates, from the elements of each output tensor.
 
@@ -93,6 +95,7 @@ def estimate(
         bound: bytes that our own engine may hold, None where mergekit's merges.
         there: bytes of the output that an interrupted merge has written already.
         beside: bytes on the output's disk besides its weights.
+        ram_free: bytes of memory where it will run, 0 if nobody knows; None: it is this machine.
     """
     import psutil
 
@@ -116,7 +119,7 @@ def estimate(
         ram=max(ram, int(START) + (0 if on_device else whole)),
         vram=vram,
         disk_free=shutil.disk_usage(existing(output)).free,
-        ram_free=psutil.virtual_memory().available,
+        ram_free=psutil.virtual_memory().available if ram_free is None else ram_free or None,
         evaluation_ram=whole,
         exact=exact,
     )
@@ -125,8 +128,11 @@ def estimate(
 def available_processors() -> int:
     """Those that this process may use, which a batch system limits."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")  # not every cluster binds its tasks to them
+    return min(count, int(asked)) if asked.isdigit() and int(asked) else count
 
 
 def existing(path: Path) -> Path:
@@ -145,7 +151,7 @@ def check(e: Estimate, output: Path, lacking: Severity) -> Iterator[Finding]:
             f"{output} needs {human(needed)}, and {human(e.disk_free)} are free",
             "Free some, or set output=DIR on another disk.",
         )
-    if e.ram > e.ram_free:
+    if e.ram_free is not None and e.ram > e.ram_free:
         yield warning(
             "memory",
             "hardware",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mergelab.preflight.inputs import reads_file
 from mergelab.preflight.sources import Source
 from mergelab.preflight.structure import MERGEABLE
 from mergelab.recipe import PER_MODEL
-from mergelab.schema import Run
+from mergelab.schema import Hardware, Run
 
 CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
 
@@ -43,7 +44,9 @@ def check(run: Run, overrides: Iterable[str], lacking: Severity) -> Iterator[Fin
     for key, value in (("hardware.shard_size", h.shard_size), ("hardware.memory", h.memory)):
         yield from resources.parse_size(value, key)[1]
     yield from engines.check(run)
-    yield from resources.check_device(h.device, h.devices, lacking)
+    if h.slurm is None:
+        yield from resources.check_device(h.device, h.devices, lacking)
+    yield from _check_cluster(run)
     if run.model.tokenizer not in (None, "base", "union"):
         yield error("setting", "model.tokenizer", f"'{run.model.tokenizer}' is none of null, base, union")
     yield from check_template(run.model.chat_template, "model.chat_template")
@@ -56,6 +59,36 @@ def check(run: Run, overrides: Iterable[str], lacking: Severity) -> Iterator[Fin
                 yield error("setting", key, message, f"There are {', '.join(MAY_PASS)}.")
     yield from _no_effect(run, overrides)
     yield from _check_finished(run)
+
+
+def _check_cluster(run: Run) -> Iterator[Finding]:
+    """The settings of a Slurm cluster, and those that mean nothing without one."""
+    h, default = run.hardware, Hardware()
+    if h.slurm is None:
+        for key in ("candidates_per_task", "detach"):
+            if getattr(h, key) != getattr(default, key):
+                message = "it has no effect, for no Slurm cluster is asked for"
+                yield error("no-effect", f"hardware.{key}", message, "Set hardware=slurm.")
+        return
+    s = h.slurm
+    bounds = (
+        ("candidates_per_task", h.candidates_per_task, 1), ("slurm.cpus", s.cpus, 1), ("slurm.gpus", s.gpus, 0),
+        ("slurm.warning", s.warning, 0), ("slurm.parallel", 1 if s.parallel is None else s.parallel, 1),
+    )  # fmt: skip
+    for key, value, least in bounds:
+        if value < least:
+            yield error("setting", f"hardware.{key}", f"{value} is out of range; at least {least}")
+    if h.device != "cpu" and s.gpus < 1 and "gres" not in s.options:
+        message = f"{s.gpus}, but hardware.device={h.device} needs one"
+        yield error("setting", "hardware.slurm.gpus", message, "Set hardware.slurm.gpus=1.")
+    if h.device == "cpu" and s.gpus > 0:
+        message = f"{s.gpus}, but hardware.device=cpu uses none"
+        yield error("no-effect", "hardware.slurm.gpus", message, "Set hardware.device=cuda, or 0 GPUs.")
+    if s.memory not in (None, "0"):
+        yield from resources.parse_size(str(s.memory), "hardware.slurm.memory")[1]
+    if s.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", str(s.time)):
+        message = f"'{s.time}' is no time as Slurm writes it"
+        yield error("type", "hardware.slurm.time", message, "Write 90 (minutes), 12:00:00 or 2-00:00:00.")
 
 
 def check_template(template: str | None, place: str) -> Iterator[Finding]:

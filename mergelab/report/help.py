@@ -26,6 +26,8 @@ EXAMPLES = (
     ("python -m mergelab method=ties experts=stem experts.math.weight=0.7", "other parts, one value"),
     ("python -m mergelab -m method=linear,ties,dare_ties", "three runs and a comparison"),
     ("python -m mergelab -m search=cma", "evolve the weights and densities of the merge itself"),
+    ("python -m mergelab -m search=cma hardware=slurm", "the same on a Slurm cluster"),
+    ("python -m mergelab job=monitor", "what runs, here and on the cluster"),
     ("python -m mergelab model=qwen32b method=dare_ties job=plan", "what would run, and what it needs"),
     ("python -m mergelab method=mergekit method.path=my.yaml", "a mergekit YAML of yours"),
 )

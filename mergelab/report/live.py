@@ -37,6 +37,13 @@ class Shown:
         self._start = time.monotonic()
         self._now: list[Mapping[str, Any]] = []
         self.live: Live | None = None
+        self._note = ""
+
+    def note(self, text: str) -> None:
+        """How things stand where the candidates are measured."""
+        self._note = text
+        if self.live is not None:
+            self.live.update(self.view())
 
     def tell(self, event: str, line: Mapping[str, Any]) -> None:
         """Hear of a line of the journal."""
@@ -78,6 +85,8 @@ class Shown:
             ProgressBar(self.budget, self.done, width=30), f"{self.done} of {self.budget}", self._pace()
         )
         parts: list[Any] = [t, bar]
+        if self._note:
+            parts.append(Text(self._note, style="dim"))
         if self.best is not None:
             parts.append(Text(f"best {self.best['fitness']:.3f}  {words(self.best['genome'])}", style="dim"))
         return Group(*parts)

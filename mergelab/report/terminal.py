@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -19,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from mergelab import pulse
 
 console = Console(highlight=False, markup=False)
 errors = Console(stderr=True, highlight=False, markup=False)
@@ -82,6 +85,18 @@ def step(name: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
+def waiting() -> Iterator[Callable[[str], None]]:
+    """A line on what is waited for, with the time that it has taken. Yields a function that sets it;
+    silent without a terminal."""
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal, refresh_per_second=4,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda text: bar.update(task, description=text, visible=bool(text))
+
+
+@contextmanager
 def progress(nbytes: bool = False) -> Iterator[Callback]:
     """One bar for long work. Yields a callback (what, done, total); silent without a terminal.
 
@@ -105,6 +120,7 @@ def progress(nbytes: bool = False) -> Iterator[Callback]:
                 current = what
                 bar.reset(task)
             bar.update(task, description=what, completed=done, total=total or None, visible=True)
+            pulse.note(what, done, total, unit="bytes" if nbytes else "")
 
         yield callback
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mergelab import evaluation
@@ -121,7 +121,9 @@ class _Measured:
         """The composed run as it is, once."""
         if not self.journal.of("preset"):
             run = self.setup.run
-            ((_, outcome),) = tried(self.workers, self.early, "preset", [Order(-1, run, self.setup.measures)])
+            ((_, outcome),) = tried(
+                self.workers, self.early, [Order(-1, run, self.setup.measures, kind="preset")]
+            )
             if outcome.scores is None:
                 raise StepError(f"the composed run itself cannot be measured: {outcome.reason}")
             self._write("preset", genome=self.setup.starts, **self._parts(outcome))
@@ -161,7 +163,7 @@ class _Measured:
         if share < 1 and new:
             chosen, out, screens = self._screened(generation, new, known)
         orders = [Order(n, self.setup.compose(g), self.setup.measures) for n, g in chosen.items()]
-        for order, outcome in tried(self.workers, self.early, "candidate", orders):
+        for order, outcome in tried(self.workers, self.early, orders):
             number = order.number
             extra = {"screen": screens[number]} if number in screens else {}
             out.append((number, self._candidate(generation, number, chosen[number], outcome, **extra)))
@@ -176,9 +178,9 @@ class _Measured:
         """
         f = self.setup.run.search.fidelity
         before = {x["number"]: x for x in self.journal.of("screen") if x["generation"] == generation}
-        orders = [Order(n, self.setup.compose(g), self.setup.measures, f.share)
+        orders = [Order(n, self.setup.compose(g), self.setup.measures, f.share, "screen")
                   for n, g in new.items() if n not in before]  # fmt: skip
-        for order, outcome in tried(self.workers, self.early, "screen", orders):
+        for order, outcome in tried(self.workers, self.early, orders):
             number = order.number
             parts = self._parts(outcome)
             before[number] = self._write(
@@ -245,32 +247,29 @@ class _Measured:
         return self.journal.write(event, **data)
 
 
-def tried(
-    workers: Workers, early: Early, kind: str, orders: Sequence[Order]
-) -> Iterator[tuple[Order, Outcome]]:
+def tried(workers: Workers, early: Early, orders: Sequence[Order]) -> Iterator[tuple[Order, Outcome]]:
     """The outcome of each order, in their order; what fails is tried once more, when all others are
     done. What comes before its turn waits on the disk, and what waits there is not done again.
 
     Args:
         early: where it waits.
-        kind: of measuring, for the names of the files.
     """
     ready: dict[int, Outcome] = {}
     for place, order in enumerate(orders):
-        if kept := early.found(f"{kind}{order.number}"):
+        if kept := early.found(order.name):
             ready[place] = Outcome(**kept)
     turn = 0
     for place, outcome in _worked(workers, orders, [p for p in range(len(orders)) if p not in ready]):
         ready[place] = outcome
         if place != turn:
-            early.keep(f"{kind}{orders[place].number}", asdict(outcome))
+            early.keep(orders[place].name, asdict(outcome))
         while turn in ready:
             yield orders[turn], ready.pop(turn)
             turn += 1
     while turn in ready:
         yield orders[turn], ready.pop(turn)
         turn += 1
-    early.clear(f"{kind}{order.number}" for order in orders)
+    early.clear(order.name for order in orders)
 
 
 def _worked(
@@ -282,9 +281,9 @@ def _worked(
             failed.append(places[i])
         else:
             yield places[i], outcome
-    for place in sorted(failed):
-        ((_, outcome),) = workers.work([orders[place]])
-        yield place, outcome
+    failed.sort()
+    for i, outcome in workers.work([replace(orders[p], attempt=2) for p in failed]) if failed else ():
+        yield failed[i], outcome
 
 
 def fitness(scores: Scores, measures: Sequence[Measure]) -> float:

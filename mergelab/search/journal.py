@@ -6,20 +6,21 @@ There are no times in it: two sweeps that come to the same have the same bytes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mergelab import lines
 from mergelab.errors import InputError
+from mergelab.lines import Lines
 from mergelab.workspace import read_memo, write_json
 
 NAME = "journal.jsonl"
 SCHEMA = 1
 
 
-class Journal:
+class Journal(Lines):
     """The journal of a sweep's folder. One process writes it; anyone may read.
 
     Args:
@@ -29,47 +30,13 @@ class Journal:
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / NAME
-        self.lines = read(self.path)
-        self._repair()
+        read(folder / NAME)
+        super().__init__(folder / NAME)
 
     @property
     def begin(self) -> dict[str, Any] | None:
         """The first line, which says what the sweep is."""
         return self.lines[0] if self.lines else None
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """All lines of one kind."""
-        return [line for line in self.lines if line["event"] == event]
-
-    def write(self, event: str, **data: Any) -> dict[str, Any]:
-        """Append a line, and see it onto the disk."""
-        line = {"event": event, **data}
-        new = not self.path.exists()
-        with self.path.open("ab") as f:
-            f.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-            f.flush()
-            os.fsync(f.fileno())
-        if new:
-            _sync_folder(self.path.parent)
-        self.lines.append(line)
-        return line
-
-    def _repair(self) -> None:
-        """Cut off a last line that a kill has torn."""
-        if not self.path.exists():
-            return
-        content = self.path.read_bytes()
-        whole = sum(len(line) for line in _whole(content))
-        if b"\n" in content[whole:-1]:
-            number = content[:whole].count(b"\n") + 1
-            raise InputError(
-                f"{self.path}: line {number} is damaged, and others follow it\nMend or remove it."
-            )
-        if whole < len(content):
-            with self.path.open("r+b") as f:
-                f.truncate(whole)
-                os.fsync(f.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -78,28 +45,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: where it is none.
     """
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in _whole(path.read_bytes())]
-    if lines and (lines[0].get("event") != "begin" or lines[0].get("schema") != SCHEMA):
+    found = lines.read(path)
+    if found and (found[0].get("event") != "begin" or found[0].get("schema") != SCHEMA):
         raise InputError(
             f"{path} is not a journal of this version\nChoose another folder: hydra.sweep.dir=DIR"
         )
-    return lines
-
-
-def _whole(content: bytes) -> list[bytes]:
-    """The lines that are whole; what follows the first that is not was written after it, and is not."""
-    out = []
-    for line in content.splitlines(keepends=True):
-        try:
-            known = line.endswith(b"\n") and isinstance(json.loads(line), dict)
-        except ValueError:
-            known = False
-        if not known:
-            break
-        out.append(line)
-    return out
+    return found
 
 
 class Early:
@@ -123,14 +74,6 @@ class Early:
             (self._folder / f"{name}.json").unlink(missing_ok=True)
         with suppress(OSError):  # it is not there, or others are in it
             self._folder.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,14 +4,16 @@ settle the winner."""
 from __future__ import annotations
 
 import logging
+import os
 import shlex
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergelab import __version__, evaluation, identity, zoo
+from mergelab import __version__, evaluation, identity, pulse, syncing, zoo
 from mergelab.errors import InputError, InputErrors, StepError, did_you_mean
 from mergelab.evaluation.identity import definition
 from mergelab.preflight import Plan, methods
@@ -19,16 +21,20 @@ from mergelab.preflight.findings import MAY_PASS, stop_on_errors
 from mergelab.preflight.resources import human
 from mergelab.report import live, terminal
 from mergelab.schema import Run
-from mergelab.search import bench, grammar, optimizer, space
+from mergelab.search import bench, grammar, optimizer, space, steered
 from mergelab.search.controller import Setup, evolve
 from mergelab.search.journal import Journal, differences
+from mergelab.search.on_slurm import OnSlurm
 from mergelab.search.recording import Recorder
-from mergelab.search.settle import settle
+from mergelab.search.settle import settle, show
 from mergelab.search.space import Genome
-from mergelab.search.workers import workers
+from mergelab.search.workers import Workers, workers
+from mergelab.slurm import batches
 from mergelab.steps import plan as step
 from mergelab.steps import planning
 from mergelab.workspace import Workspace, read_json, read_memo, short_path, write_json
+
+log = logging.getLogger(__name__)
 
 VERSIONS = ("torch", "transformers", "lm_eval", "nevergrad", "cma", "numpy")
 """The packages on which fitness and genomes depend."""
@@ -53,6 +59,8 @@ class Request:
     folder: Path
     chosen: bool
     """Whether the folder was named; else the sweep of this command that was interrupted goes on."""
+    arguments: Sequence[str] = ()
+    """The command line as it was typed."""
 
 
 def run(request: Request) -> float | None:
@@ -76,24 +84,48 @@ def run(request: Request) -> float | None:
         _log_to(folder / "mergelab.log")
         terminal.say(short_path(folder), "dim")
         _tell(setup, plan, journal)
-        return _evolve(setup, plan, journal, workspace, request)
+        if not steered.wanted(setup.run):
+            known = len(journal.lines)
+            with steered.succession(setup.run, folder, request.arguments, known), pulse.beating(folder):
+                return _evolve(setup, plan, journal, workspace, request)
+    return _leave_to_a_job(setup, workspace, request)
+
+
+def _leave_to_a_job(setup: Setup, workspace: Workspace, request: Request) -> float | None:
+    """Have the sweep steered by a job, and look on."""
+    steered.start(setup.run, workspace.folder, request.arguments)
+    if setup.run.hardware.detach:
+        terminal.say("  python -m mergelab job=monitor   shows it", "dim")
+        terminal.say("  the same command without hardware.detach looks on and shows the result", "dim")
+        return None
+    result = steered.follow(setup.run, workspace.folder, setup.budget, setup.population)
+    show(workspace, result)
+    syncing.finish(workspace.folder, setup.run.tracking)
+    return None if result.get("winner") is None else float(result["winner"]["fitness"])
 
 
 def _evolve(
     setup: Setup, plan: Plan, journal: Journal, workspace: Workspace, request: Request
 ) -> float | None:
-    crew = workers(setup.run)
+    slurm = OnSlurm(setup.run, workspace.folder) if setup.run.hardware.slurm else None
+    crew: Workers = slurm or workers(setup.run)
     done = len(journal.of("candidate"))
+    _leave_tasks_on_hangup(slurm)
     recorder = Recorder(setup.run, workspace.folder, setup.budget)
     try:
         with live.table(setup.budget, setup.population, done) as shown:
+            if slurm is not None:
+                slurm.show = shown.note
 
             def watch(event: str, line: Mapping[str, Any]) -> None:
                 shown.tell(event, line)
+                pulse.note("candidates", shown.done, setup.budget)
                 if event == "generation":
                     workspace.event("generation", generation=line["generation"], of=setup.generations)
 
             evolve(setup, journal, crew, watch)
+        if slurm is not None:
+            slurm.show = None
         fitness = settle(setup, plan, journal, workspace, crew, _command(request))
         recorder.finish(0)
     except StepError as e:
@@ -109,6 +141,19 @@ def _evolve(
         recorder.leave()
         crew.close(at_once=True)
     return fitness
+
+
+def _leave_tasks_on_hangup(slurm: OnSlurm | None) -> None:
+    """A closed terminal ends this process and not the cluster's work, which the same command adopts."""
+    if slurm is None:
+        return
+
+    def left(*_: object) -> None:
+        log.info("the terminal was closed; what Slurm runs goes on")
+        logging.shutdown()
+        os._exit(128 + signal.SIGHUP)
+
+    signal.signal(signal.SIGHUP, left)
 
 
 # ---------------------------------------------------------------- before anything is measured
@@ -223,6 +268,15 @@ def _check_settings(run: Run, looking: bool) -> None:
                      "Compose the merge: method=ties experts=balanced")  # fmt: skip
     if "merge" not in run.job.steps and not looking:
         wrong.append(f"search: job={run.job.name} merges nothing, so there is nothing to evolve")
+    h = run.hardware
+    if s.controller not in ("here", "job"):
+        wrong.append(f"search.controller: '{s.controller}' is none of here, job")
+    if s.controller == "job" and h.slurm is None:
+        wrong.append("search.controller: a job needs a Slurm cluster; set hardware=slurm")
+    if h.slurm is not None and h.detach and s.controller == "here":
+        wrong.append("hardware.detach: a search needs somebody to steer it; set search.controller=job")
+    if h.slurm is not None and not looking and not wrong:
+        batches.check(h.slurm, h.workers, array=True)
     if s.against and not (Path(s.against).expanduser() / "result.json").is_file():
         wrong.append(f"search.against: {s.against} holds no result.json")
     if wrong:
@@ -261,7 +315,7 @@ def _preflight(run: Run, request: Request, looking: bool) -> Plan:
 
 def _check_memory(run: Run, plan: Plan) -> None:
     e = plan.estimate
-    if e is None or run.hardware.device != "cpu":
+    if e is None or e.ram_free is None or run.hardware.device != "cpu":
         return
     needed = _live_bytes(plan) * run.hardware.workers
     if needed > e.ram_free:
@@ -420,16 +474,19 @@ def _tell(setup: Setup, plan: Plan, journal: Journal) -> None:
             "dim",
         )
     total = sum(f.nbytes for f in plan.facts.values())
-    where = (
-        "in this process" if setup.run.hardware.workers == 1 else f"in {setup.run.hardware.workers} processes"
-    )
+    where = _where(setup)
     terminal.say(
         f"· {len(setup.genes)} genes, {setup.generations} generations of {setup.population} by "
         f"{s.optimizer}, {where}; {human(total)} of models",
         "dim",
     )
     e = plan.estimate
-    if e is not None and setup.run.hardware.device == "cpu" and total + _live_bytes(plan) > e.ram_free:
+    if (
+        e is not None
+        and e.ram_free
+        and setup.run.hardware.device == "cpu"
+        and total + _live_bytes(plan) > e.ram_free
+    ):
         terminal.finding(
             "warning",
             f"{human(total)} of models do not fit into the {human(e.ram_free)} of memory that are free: they "
@@ -438,6 +495,14 @@ def _tell(setup: Setup, plan: Plan, journal: Journal) -> None:
     done = len(journal.of("candidate"))
     if done:
         terminal.say(f"· goes on: {min(done, setup.budget)} candidates are in the journal", "dim")
+
+
+def _where(setup: Setup) -> str:
+    h = setup.run.hardware
+    if h.slurm is not None:
+        tasks = -(-setup.population // h.candidates_per_task)
+        return f"on Slurm, {tasks} tasks an array"
+    return "in this process" if h.workers == 1 else f"in {h.workers} processes"
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -19,7 +19,6 @@ from mergelab.search.controller import Setup, best, fitness, front, tried
 from mergelab.search.journal import Early, Journal
 from mergelab.search.space import Genome
 from mergelab.search.workers import Order, Workers
-from mergelab.steps import run_job
 from mergelab.steps.evaluate import MERGED
 from mergelab.workspace import Workspace, read_json, short_path, write_json
 
@@ -50,8 +49,7 @@ def settle(
     with terminal.step("validate") as done:
         validated = _validate(setup, journal, crew, finalists)
         done(f"{len(finalists)} models on the validation split")
-    crew.close()
-    on_disk = _finish(setup, journal, workspace, winner, command)
+    on_disk = _finish(setup, journal, workspace, crew, winner, command)
     metrics = _metrics(setup, on_disk, finalists, validated, winner, plan)
     shares = {m.name: m.share for m in evaluation.measures(setup.run, "validation")}
     result = _result(setup, journal, workspace, metrics, shares, winner, leading, command)
@@ -61,7 +59,7 @@ def settle(
 
         write_report(workspace.folder, journal.lines, result)
         done("report/index.html")
-    _show(workspace, result)
+    show(workspace, result)
     if winner is not None and result["on_disk"] != result["winner"]["fitness"]:
         raise StepError(
             f"the winner's fitness is {winner['fitness']:.4f} in memory and {result['on_disk']:.4f} when "
@@ -87,8 +85,8 @@ def _validate(
     known = {line["name"]: line["scores"] for line in journal.of("validated")}
     measures = evaluation.measures(setup.run, "validation")
     left = {line.get("number", -1): line for line in lines if row_name(line) not in known}
-    orders = [Order(number, _candidate(setup, line), measures) for number, line in left.items()]
-    for order, outcome in tried(crew, Early(journal.path.parent), "validate", orders):
+    orders = [Order(n, _candidate(setup, line), measures, kind="validate") for n, line in left.items()]
+    for order, outcome in tried(crew, Early(journal.path.parent), orders):
         name = row_name(left[order.number])
         if outcome.scores is None:
             raise StepError(f"{name} cannot be measured on the validation split: {outcome.reason}")
@@ -104,7 +102,12 @@ def _candidate(setup: Setup, line: Mapping[str, Any]) -> Run:
 
 
 def _finish(
-    setup: Setup, journal: Journal, workspace: Workspace, winner: Mapping[str, Any] | None, command: str
+    setup: Setup,
+    journal: Journal,
+    workspace: Workspace,
+    crew: Workers,
+    winner: Mapping[str, Any] | None,
+    command: str,
 ) -> dict[str, Any]:
     """Merge the winner through the ordinary path, and measure it and its parents; the metrics."""
     genome = winner["genome"] if winner else None
@@ -134,7 +137,7 @@ def _finish(
     write_json(workspace.result, {"status": "settling"})
     workspace.begin({"command": command, "overrides": space.overrides(run, genome or {}), "seed": run.seed,
                      "choices": {}})  # fmt: skip
-    run_job(run, workspace)
+    crew.finish(run, workspace)
     metrics: dict[str, Any] = read_json(workspace.result).get("metrics", {})
     journal.write("merged", genome=genome, metrics=metrics)
     return metrics
@@ -311,8 +314,8 @@ def fidelity(setup: Setup, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     return out
 
 
-def _show(workspace: Workspace, result: Mapping[str, Any]) -> None:
-    """The table, the genome, the verdict."""
+def show(workspace: Workspace, result: Mapping[str, Any]) -> None:
+    """Print the table, the genome, the verdict."""
     heads, body = scores.rows(result["metrics"], "validation", result["shares"])
     terminal.console.print()
     if body:

@@ -6,6 +6,7 @@ sweep starts: Hydra loads this class at every command.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Evolution(Sweeper):
 
         assert self.config is not None and self.hydra_context is not None
         launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
-        if launcher not in (None, "basic"):
+        if launcher not in (None, "basic", "mergelab_slurm"):
             raise InputError(
                 f"hydra/launcher={launcher}: a search starts its workers itself\n"
                 "Several at once on this machine: hardware.workers=4"
@@ -67,6 +68,7 @@ class Evolution(Sweeper):
                 groups={k: str(v) for k, v in self.config.hydra.runtime.choices.items() if "/" not in k},
                 overrides=list(arguments),
                 folder=Path(self.config.hydra.sweep.dir),
+                arguments=sys.argv[1:],
                 chosen=any(o.startswith("hydra.sweep.dir=") for o in self.config.hydra.overrides.hydra),
             )
         )

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from mergelab.evaluation import Measure
 from mergelab.schema import Run
 from mergelab.search.bench import Bench, Outcome, Scores, attempt, finite
+from mergelab.steps import run_job
+from mergelab.workspace import Workspace
 
 GRACE = 120.0
 """Seconds that a new worker may take on top of a candidate's time, to load what it keeps."""
@@ -28,9 +30,18 @@ class Order:
     """A candidate to be made and measured."""
 
     number: int
+    """-1 is the preset."""
     run: Run
     measures: Sequence[Measure]
     share: float = 1.0
+    kind: str = "candidate"
+    """`candidate`, `screen` (on few prompts), `validate` or `preset`."""
+    attempt: int = 1
+
+    @property
+    def name(self) -> str:
+        """Unique in the sweep."""
+        return f"{self.kind}{self.number}"
 
 
 class Workers(Protocol):
@@ -38,6 +49,13 @@ class Workers(Protocol):
 
     def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
         """The outcome of each, as they come, by the place in `orders`."""
+
+    def finish(self, run: Run, workspace: Workspace) -> None:
+        """Run the steps of a job, that of the winner.
+
+        Raises:
+            StepError: when it did not come to its end.
+        """
 
     def close(self, at_once: bool = False) -> None:
         """Let go of everything; `at_once` gives up what is being worked on."""
@@ -54,6 +72,11 @@ class Here:
         """The outcome of each, in their order."""
         for place, order in enumerate(orders):
             yield place, attempt(lambda order=order: _measured(self._benches, order), self._timeout)  # type: ignore[misc]
+
+    def finish(self, run: Run, workspace: Workspace) -> None:
+        """Here, too."""
+        self._benches.clear()
+        run_job(run, workspace)
 
     def close(self, at_once: bool = False) -> None:
         """Let go of the models."""
@@ -120,6 +143,11 @@ class Processes:
             stopped.set()
             threads.shutdown(wait=False)
 
+    def finish(self, run: Run, workspace: Workspace) -> None:
+        """In this process, when the others have made room."""
+        self.close()
+        run_job(run, workspace)
+
     def close(self, at_once: bool = False) -> None:
         """End the processes."""
         for pool in self._pools:
@@ -171,7 +199,7 @@ class _Pool:
                 self._executor = ProcessPoolExecutor(
                     1, initializer=_begin, initargs=(os.getpid(), dict(_environment())), timeout=None
                 )
-            future: Future[Outcome] = self._executor.submit(_serve, order, self._device, timeout)
+            future: Future[Outcome] = self._executor.submit(serve, order, self._device, timeout)
         return future
 
     def end(self, at_once: bool = True) -> None:
@@ -216,7 +244,12 @@ def _begin(parent: int, environment: Mapping[str, str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _serve(order: Order, device: int, timeout: float | None) -> Outcome:
+def serve(order: Order, device: int, timeout: float | None) -> Outcome:
+    """What came of an order in this process, which keeps what it has loaded for the next.
+
+    Args:
+        device: counted from the run's own, where that is a GPU.
+    """
     kind, _, first = order.run.hardware.device.partition(":")
     if kind != "cpu":
         hardware = replace(order.run.hardware, device=f"{kind}:{int(first or 0) + device}")
@@ -225,7 +258,7 @@ def _serve(order: Order, device: int, timeout: float | None) -> Outcome:
 
 
 def workers(run: Run) -> Workers:
-    """Those that a run's hardware asks for."""
+    """Those that a run's hardware asks for on this machine."""
     h = run.hardware
     if h.workers == 1:
         return Here(run.search.timeout)

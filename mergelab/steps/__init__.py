@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib import import_module
 
+from mergelab import pulse
 from mergelab.errors import InputError, MergelabError, StepError, did_you_mean
 from mergelab.report import scores as scores_table
 from mergelab.report import terminal
@@ -38,6 +39,7 @@ def run_job(run: Run, workspace: Workspace) -> None:
         workspace.record({"status": "invalid", "error": {"step": None, "reason": reason}})
         raise InputError(f"job.steps: {reason}")
     with ExitStack() as stack:
+        stack.enter_context(pulse.beating(workspace.folder, gpu=run.hardware.device != "cpu"))
         tracker = None
         for name in run.job.steps:
             if tracker is None and name not in LOOKING:
@@ -68,6 +70,7 @@ def _name(run: Run) -> str:
 
 def _run_step(name: str, run: Run, workspace: Workspace) -> None:
     workspace.event("step", step=name, state="started")
+    pulse.step(name)
     start = time.monotonic()
     try:
         with terminal.step(name) as done:

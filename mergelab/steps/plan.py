@@ -105,7 +105,10 @@ def estimate_rows(e: Estimate) -> list[list[str]]:
         ["read", f"{about}{human(e.read)}"],
         ["write", f"{about}{human(e.write)}"],
         ["disk free", human(e.disk_free)],
-        ["memory at peak", f"about {human(e.ram)} of {human(e.ram_free)} available"],
+        [
+            "memory at peak",
+            f"about {human(e.ram)}" + (f" of {human(e.ram_free)} available" if e.ram_free else ""),
+        ],
     ]
     if e.disk_there:
         rows.append(["written already", f"{human(e.disk_there)}, by a merge that was interrupted"])

@@ -1,0 +1,10 @@
+"""Work on a Slurm cluster: batches of tasks that outlive whoever submitted them."""
+
+from dataclasses import replace
+
+from mergelab.schema import Run
+
+
+def on_node(run: Run) -> Run:
+    """A run as its task sees it: the node is here, and nobody is asked for another."""
+    return replace(run, hardware=replace(run.hardware, slurm=None, candidates_per_task=1, detach=False))

@@ -1,0 +1,407 @@
+"""Batches of work on a Slurm cluster: submitted once, watched, collected, whatever happens meanwhile.
+
+The state is on the disk (`ledger`, and a small file for each result), so that the process that submits
+may die at any moment: the next one adopts what runs, collects what has finished and submits the rest.
+Results are noticed by their files; that a task was lost, by `squeue` (or, when that has forgotten it, by
+the accounting), asked every few seconds whatever the age of the run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergelab.errors import InputError
+from mergelab.schema import Slurm
+from mergelab.slurm import commands, script
+from mergelab.slurm.commands import Away, Limited, Refused, Task
+from mergelab.slurm.ledger import Key, Ledger, begun, result
+from mergelab.workspace import read_memo, short_path, write_json
+
+GLANCE = 0.1
+"""Seconds between two looks for results."""
+LOOK = 4.0
+"""Seconds between two questions to Slurm."""
+SETTLING = 4.0
+"""Seconds that a result may come after Slurm has called its task ended: shared disks are slow."""
+AGAIN = 10.0
+"""Seconds until Slurm is asked again to take what it has refused for now."""
+INNOCENT = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"}
+"""Ends for which the work is not to blame."""
+MOST = 5
+"""How often an item is submitted before its losses are its own."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A piece of work."""
+
+    name: str
+    """Unique in the sweep, and the same when the sweep goes on."""
+    work: Callable[[], Any]
+    """What is called on the node; it and what it holds are pickled. Returns what JSON can say."""
+    folder: Path
+    """Where its log and events go."""
+    attempt: int = 1
+
+    @property
+    def key(self) -> Key:
+        """By which it is found again."""
+        return self.name, self.attempt
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an item came to."""
+
+    value: Any = None
+    reason: str | None = None
+    """Why there is no value."""
+    lost: bool = False
+    """Whether its task ended under it, and not it by itself."""
+
+
+class Batches:
+    """Submits work and waits for it.
+
+    Args:
+        sweep: the folder in which everything is written down.
+        name: of the jobs, for a sweep that has none yet.
+        settings: what a task asks for.
+        ranks: processes of a task, which share out its items.
+        per_task: items of a task.
+        scratch: the nodes' own disk.
+        tell: hears of what the user should know: a lost task, a batch that was submitted.
+    """
+
+    def __init__(
+        self,
+        sweep: Path,
+        name: str,
+        settings: Slurm,
+        *,
+        ranks: int = 1,
+        per_task: int = 1,
+        scratch: str | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.ledger = Ledger(sweep.resolve(), name)
+        self._settings, self._ranks, self._per_task, self._scratch = settings, ranks, per_task, scratch
+        self.tell = tell
+        self.show: Callable[[str], None] = lambda text: None
+        """Hears of how things stand, in a line, when that changes."""
+        self._shown = ""
+        self._seen: dict[tuple[str, int], Task] = {}
+        self._over_since: dict[tuple[str, int], float] = {}
+        self._largest: int | None = None
+        self._next_try = 0.0
+        self._trouble = ""
+
+    # ---------------------------------------------------------------- the work
+
+    def run(self, items: Sequence[Item], array: bool = True) -> Iterator[tuple[int, Done]]:
+        """What each item came to, as it comes, by its place.
+
+        Args:
+            array: whether they are the tasks of one job array; else a job each.
+        Raises:
+            Refused: when Slurm will never take them.
+        """
+        waiting = dict(enumerate(items))
+        last = -LOOK
+        while True:
+            for place, item in list(waiting.items()):
+                if (done := self._collected(item)) is not None:
+                    del waiting[place]
+                    yield place, done
+            if not waiting:
+                self.show("")
+                return
+            if time.monotonic() - last >= LOOK and self._needs_look(waiting.values()):
+                self._look(waiting.values())
+                last = time.monotonic()
+                continue
+            self._submit([i for i in waiting.values() if i.key not in self.ledger.claims], array)
+            self._tell_state(waiting.values())
+            time.sleep(GLANCE)
+
+    def submit(self, items: Sequence[Item], array: bool = True) -> bool:
+        """Submit what is not, without waiting for it; whether all of it is Slurm's now."""
+        if self._needs_look(items):
+            self._look(items)
+        self._submit([i for i in items if i.key not in self.ledger.claims], array)
+        return all(i.key in self.ledger.claims for i in items)
+
+    def cancel(self) -> list[str]:
+        """End everything that is not done, and say what; what Slurm cannot be asked now stays."""
+        wanted = {b: self.ledger.jobs[b] for b, _ in self.ledger.live()}
+        finished = {b for b in wanted if not self._unfinished(b)}
+        jobs = {b: job for b, job in wanted.items() if b not in finished}
+        commands.cancel(jobs.values())
+        for batch in jobs:
+            self.ledger.cancelled(batch)
+        return list(jobs.values())
+
+    def _unfinished(self, batch: str) -> bool:
+        place = self.ledger.place(batch)
+        return any(not result(place, k).exists() for items in self.ledger.tasks[batch] for k in items)
+
+    def _collected(self, item: Item) -> Done | None:
+        claim = self.ledger.claims.get(item.key)
+        if claim is None:
+            return None
+        found = read_memo(result(self.ledger.place(claim.batch), item.key))
+        return Done(found.get("value"), found.get("reason"), bool(found.get("lost"))) if found else None
+
+    # ---------------------------------------------------------------- submitting
+
+    def _submit(self, items: Sequence[Item], array: bool) -> None:
+        if not items or time.monotonic() < self._next_try or self.ledger.open():
+            return
+        groups = [items[i : i + self._per_task] for i in range(0, len(items), self._per_task)]
+        try:
+            if not array:
+                for group in groups:
+                    self._one([group], array=False)
+                return
+            if self._largest is None:
+                self._largest = commands.array_limit()
+            while groups:
+                size = min(len(groups), self._largest)
+                try:
+                    self._one(groups[:size], array=True)
+                except Limited:
+                    if size == 1:
+                        raise
+                    self._largest = size // 2
+                    continue
+                groups = groups[size:]
+            self._trouble = ""
+        except (Away, Limited) as e:
+            self._trouble = str(e)
+            self._largest = None
+            self._next_try = time.monotonic() + AGAIN
+
+    def _one(self, groups: Sequence[Sequence[Item]], array: bool) -> None:
+        import cloudpickle
+
+        folders = {i.name: i.folder.name for g in groups for i in g}
+        batch = self.ledger.intend([[i.key for i in g] for g in groups], array, folders)
+        place = self.ledger.place(batch)
+        for name in ("results", "begun"):
+            (place / name).mkdir(parents=True, exist_ok=True)
+        for i, group in enumerate(groups):
+            (place / f"task{i}.pkl").write_bytes(cloudpickle.dumps(list(group)))
+        ranks = min(self._ranks, max(len(g) for g in groups))
+        path = write_script(
+            place, self._settings, self.ledger.name, [sys.executable, "-u", "-m", "mergelab.slurm.task", str(place)],
+            tasks=len(groups) if array else None, ranks=ranks, scratch=self._scratch,
+        )  # fmt: skip
+        try:
+            job = commands.submit(path)
+        except (Limited, Refused) as e:
+            self.ledger.taken_back(batch, str(e))
+            raise
+        self.ledger.submitted(batch, job)
+        names = f"array {job}, {len(groups)} tasks" if array else f"job {job}"
+        self.tell(f"submitted {names}")
+
+    # ---------------------------------------------------------------- watching
+
+    def _needs_look(self, items: Any) -> bool:
+        """Whether there is anything to ask Slurm about: not before the first submission."""
+        return bool(self.ledger.open()) or any(i.key in self.ledger.claims for i in items)
+
+    def _look(self, items: Any) -> None:
+        """Ask Slurm how the tasks are, and draw the conclusions."""
+        try:
+            seen = commands.queue(self.ledger.name)
+            self._recover(seen)
+            claims = [self.ledger.claims[i.key] for i in items if i.key in self.ledger.claims]
+            asked = {(c.batch, c.task) for c in claims}
+            self._seen = self._tasks(asked, seen)
+        except Away as e:
+            self._trouble = f"Slurm does not answer ({e}); what runs goes on"
+            return
+        if not self._trouble.startswith("sbatch"):
+            self._trouble = ""
+        stray = [t.job for t in seen if t.note in self.ledger.void and not t.over]
+        if stray:
+            commands.cancel(set(stray))
+        now = time.monotonic()
+        for at in asked:
+            task = self._seen.get(at)
+            if task is not None and not task.over:
+                self._over_since.pop(at, None)
+            elif now - self._over_since.setdefault(at, now) >= SETTLING:
+                self._ended(*at, task)
+
+    def _tasks(self, asked: set[tuple[str, int]], seen: Sequence[Task]) -> dict[tuple[str, int], Task]:
+        by_number = {(t.job, t.index): t for t in seen}
+        missing = {self.ledger.jobs[b] for b, i in asked if (self.ledger.jobs[b], i) not in by_number}
+        for t in commands.accounted(sorted(missing)):
+            by_number.setdefault((t.job, t.index), t)
+        return {(b, i): by_number[self.ledger.jobs[b], i] for b, i in asked
+                if (self.ledger.jobs[b], i) in by_number}  # fmt: skip
+
+    def _recover(self, seen: Sequence[Task]) -> None:
+        """Find out what became of a batch whose submitter was killed, or got no answer."""
+        for batch in self.ledger.open():
+            job = next((t.job for t in seen if t.note == batch), None)
+            if job is None:
+                found = commands.accounted_by_name(self.ledger.name)
+                job = next((t.job for t in found if t.note == batch), None)
+            if job is not None:
+                self.ledger.submitted(batch, job)
+            else:
+                self.ledger.taken_back(batch, "Slurm does not know it")
+
+    def _ended(self, batch: str, index: int, task: Task | None) -> None:
+        """A task has ended: what it has not done is lost, or to be submitted again."""
+        place = self.ledger.place(batch)
+        mine = self.ledger.tasks[batch][index]
+        left = [k for k in mine if self.ledger.claims.get(k, None) is not None
+                and self.ledger.claims[k].batch == batch and not result(place, k).exists()]  # fmt: skip
+        if not left:
+            self.ledger.over(batch, index, task.state if task else "UNKNOWN", "", [])
+            return
+        number = f"{self.ledger.jobs[batch]}_{index}"
+        where = f"{task.node}, " if task and task.node not in ("", "None assigned") else ""
+        words = self._with_exit(task, batch).words() if task else "Slurm no longer knows it"
+        reason = f"{words} ({where}Slurm task {number})"
+        innocent = task is not None and task.state in INNOCENT
+        started = [k for k in left if begun(place, k).exists()]
+        any_begun = any(begun(place, k).exists() for k in mine)
+        lost = [k for k in left
+                if self.ledger.times.get(k, 1) >= MOST or not innocent and (k in started or not any_begun)]  # fmt: skip
+        tail = last_lines(place, self.ledger.jobs[batch], index)
+        for key in lost:
+            told = reason + (f"; its last words: {tail}" if tail else "")
+            write_json(result(place, key), {"reason": told, "lost": True})
+        free = [k for k in left if k not in lost]
+        self.ledger.over(batch, index, task.state if task else "UNKNOWN", reason, free)
+        self._over_since.pop((batch, index), None)
+        what = ", ".join(k[0] for k in (lost or free))
+        self.tell(f"{what}: {reason}" + ("" if lost else "; submitted again") + (f"\n{tail}" if tail else ""))
+
+    def _with_exit(self, task: Task, batch: str) -> Task:
+        """The task with its exit code, which only the accounting has."""
+        if task.exit or task.state != "FAILED":
+            return task
+        try:
+            found = commands.accounted([task.job])
+        except Away:
+            return task
+        return next((t for t in found if t.index == task.index and t.over), task)
+
+    def _tell_state(self, items: Any) -> None:
+        counts: dict[str, int] = {}
+        reasons: dict[str, int] = {}
+        jobs: dict[str, None] = {}
+        for at in dict.fromkeys((c.batch, c.task) for i in items if (c := self.ledger.claims.get(i.key))):
+            task = self._seen.get(at)
+            state = task.state.lower() if task else "submitted"
+            jobs[self.ledger.jobs[at[0]]] = None
+            counts[state] = counts.get(state, 0) + 1
+            if task is not None and task.state == "PENDING" and task.reason not in ("", "None"):
+                reasons[task.reason] = reasons.get(task.reason, 0) + 1
+        parts = [f"{n} {s}" + (f" ({', '.join(reasons)})" if s == "pending" and reasons else "")
+                 for s, n in counts.items()]  # fmt: skip
+        text = f"Slurm {', '.join(jobs)}: {', '.join(parts)}" if parts else ""
+        text = "; ".join(t for t in (text, self._trouble) if t)
+        if text != self._shown:
+            self._shown = text
+            self.show(text)
+
+
+def write_script(
+    place: Path, settings: Slurm, name: str, command: Sequence[str], *,
+    tasks: int | None = None, ranks: int = 1, scratch: str | None = None, requeue: bool = True,
+    more: dict[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Write a batch's script into its folder; returns its path."""
+    asked = script.options(
+        settings, name=name, folder=place, cwd=Path.cwd(), ranks=ranks, tasks=tasks, requeue=requeue
+    )
+    after = ""
+    if scratch:  # python cleans up by itself unless it is killed
+        after = f'rm -rf {_shell_path(scratch)}/mergelab-task-"$SLURM_JOB_ID"'
+    text = script.text(asked | (more or {}), command, setup=settings.setup, ranks=ranks,
+                       cpus=settings.cpus, after=after)  # fmt: skip
+    path = place / "job.sh"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _shell_path(path: str) -> str:
+    """A path in double quotes, so that its $VARIABLES are the node's."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`") + '"'
+
+
+def last_lines(place: Path, job: str, index: int, most: int = 3) -> str:
+    """What a task said last on its error output, else on its output, on one line."""
+    for end in (".err", ".out"):
+        for file in (place / f"{job}_{index}{end}", place / f"{job}{end}"):
+            try:
+                size = file.stat().st_size
+                with file.open("rb") as f:
+                    f.seek(max(0, size - 4000))
+                    said = f.read().decode(errors="replace").splitlines()
+            except OSError:
+                continue
+            if said := [x.strip() for x in said if x.strip()]:
+                return " | ".join(said[-most:])[-400:]
+    return ""
+
+
+def check(settings: Slurm, ranks: int, array: bool) -> None:
+    """Ask the cluster whether it would take such a task.
+
+    Raises:
+        InputError: with its answer, or where there is no Slurm.
+    """
+    if (lacks := commands.missing()) is not None:
+        raise InputError(
+            f"hardware: it names a Slurm cluster, and there is no {lacks} on this machine\n"
+            "Start it on a login node, or choose hardware=cpu, gpu or gpus."
+        )
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as aside:
+        place = Path(aside) / "test"
+        place.mkdir()
+        path = write_script(
+            place, settings, "mergelab-test", ["true"], tasks=2 if array else None, ranks=ranks
+        )
+        try:
+            commands.submit(path, test=True)
+        except Refused as e:
+            raise InputError(f"hardware.slurm: {e}\nIt is what sbatch says to {_asked(settings)}.") from None
+        except (Away, Limited):
+            pass  # it will be asked again when it matters, and waited for
+
+
+def _asked(s: Slurm) -> str:
+    told = {k: getattr(s, k) for k in ("partition", "account", "qos", "constraint", "time", "memory", "gpus")}
+    return ", ".join([f"{k}={v}" for k, v in told.items() if v] + [f"cpus={s.cpus}"])
+
+
+def log_of(place: Path, job: str, index: int) -> Path:
+    """A task's output."""
+    array = place / f"{job}_{index}.out"
+    return array if array.exists() else place / f"{job}.out"
+
+
+def shown(path: Path) -> str:
+    """A path for the terminal."""
+    return short_path(path)
+
+
+def user() -> str:
+    """The user's name, for names on disks that all share."""
+    return os.environ.get("USER") or str(os.getuid())

@@ -1,0 +1,252 @@
+"""Slurm's own commands, and what they say. The only module that runs them.
+
+What they print is read in Slurm's stable, documented formats (`squeue -o`, `sacct -P`, `scontrol show`);
+errors are told apart by their texts, which have no codes. See https://slurm.schedmd.com/sbatch.html,
+squeue.html, sacct.html.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergelab.errors import MergelabError
+
+PATIENCE = 60.0
+"""Seconds that a command may take. Slurm's own patience with its controller is about 30."""
+
+ENDED = {
+    "BOOT_FAIL": "the node failed to boot",
+    "CANCELLED": "cancelled",
+    "COMPLETED": "ended",
+    "DEADLINE": "past its deadline",
+    "FAILED": "failed",
+    "NODE_FAIL": "the node failed",
+    "OUT_OF_MEMORY": "out of memory",
+    "PREEMPTED": "preempted",
+    "REVOKED": "revoked",
+    "TIMEOUT": "out of time",
+}
+"""The states from which a task does not come back by itself, in words."""
+
+
+class Away(MergelabError):
+    """Slurm does not answer now. It may all the same have done what was asked."""
+
+
+class Limited(MergelabError):
+    """Slurm takes no more jobs of this size, or of this user, now."""
+
+
+class Refused(MergelabError):
+    """Slurm will never take this job."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a job, as Slurm sees it."""
+
+    job: str
+    """The number of the job or array."""
+    index: int
+    """In its array; 0 of a plain job."""
+    state: str
+    """Slurm's long form: PENDING, RUNNING, FAILED ..."""
+    reason: str = ""
+    """Why it waits, or how it ended."""
+    node: str = ""
+    exit: str = ""
+    """STATUS:SIGNAL, where it is known."""
+    note: str = ""
+    """What the job was submitted with as its comment."""
+    name: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended and Slurm will not start it again."""
+        return self.state in ENDED
+
+    def words(self) -> str:
+        """How it ended: `out of time`, `killed by signal 9`, `cancelled`."""
+        status, _, number = self.exit.partition(":")
+        if self.state == "FAILED" and (killed := _signal(status, number)):
+            return f"killed by {killed}"
+        told = ENDED.get(self.state, self.state.lower())
+        if self.state == "FAILED" and status not in ("", "0"):
+            told += f" with exit status {status}"
+        return told
+
+
+def _signal(status: str, number: str) -> str:
+    """The signal of an exit code: the second number, or that which a shell adds to 128."""
+    n = int(number) if number.isdigit() else 0
+    if not n and status.isdigit() and int(status) > 128:
+        n = int(status) - 128
+    try:
+        return signal.Signals(n).name if n else ""
+    except ValueError:
+        return f"signal {n}"
+
+
+def missing() -> str | None:
+    """The first of Slurm's commands that is not here, or None."""
+    return next((c for c in ("sbatch", "squeue", "scancel") if shutil.which(c) is None), None)
+
+
+def _die_with_parent() -> None:
+    """Let a command end with us: what is killed in the middle of submitting must not submit later."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _call(*command: str) -> str:
+    """What a command prints.
+
+    Raises:
+        Away, Limited, Refused: by what it says when it fails.
+    """
+    # Formats that a user has set for their own eyes, and the options of a job that we are in.
+    ours = ("SQUEUE_", "SACCT_", "SBATCH_", "SLURM_", "SRUN_")
+    kept = ("SLURM_CONF", "SLURM_JWT")
+    env = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(ours)} | {"LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=env,
+            stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Away(f"{command[0]}: no answer for {PATIENCE:g} s") from None
+    except OSError as e:
+        raise Refused(f"{command[0]}: {e.strerror}") from None
+    if done.returncode == 0:
+        return done.stdout
+    raise sorted_out(command[0], done.stderr or done.stdout)
+
+
+AWAY = (
+    "unable to contact slurm controller", "socket timed out", "connection refused", "connect failure",
+    "connection reset", "communication connection failure", "zero bytes were transmitted",
+    "protocol authentication error", "munge", "slurmctld", "slurm temporarily unable", "not responding",
+    "connection timed out", "transport endpoint", "slurmdbd", "database connection",
+)  # fmt: skip
+LIMITED = (
+    "limit", "invalid job array specification", "resource temporarily unavailable", "policy",
+    "too many", "maxsubmit",
+)  # fmt: skip
+FINAL = ("time limit", "requested time", "node count", "memory specification", "not available")
+
+
+def sorted_out(command: str, said: str) -> Away | Limited | Refused:
+    """The kind of error that a command's words stand for."""
+    lines = [re.sub(r"^\w+: (error|fatal): ", "", x).strip() for x in said.splitlines() if x.strip()]
+    text = "; ".join(dict.fromkeys(lines)) or "failed without a word"
+    low = text.lower()
+    if any(w in low for w in AWAY):
+        return Away(f"{command}: {text}")
+    if any(w in low for w in LIMITED) and not any(w in low for w in FINAL):
+        return Limited(f"{command}: {text}")
+    return Refused(f"{command}: {text}")
+
+
+def submit(script: Path, *, test: bool = False) -> str:
+    """Submit a batch script; returns the job's number.
+
+    Args:
+        test: only ask whether the cluster would take it.
+    Raises:
+        Away, Limited, Refused: see there.
+    """
+    out = _call("sbatch", "--parsable", *(["--test-only"] if test else []), str(script))
+    return out.strip().splitlines()[-1].partition(";")[0] if out.strip() else ""
+
+
+def cancel(tasks: Iterable[str]) -> None:
+    """End jobs, arrays or tasks: `57`, `57_3`.
+
+    Raises:
+        Away: when Slurm does not answer.
+    """
+    if wanted := list(tasks):
+        _call("scancel", "--quiet", *wanted)
+
+
+def queue(name: str | None = None) -> list[Task]:
+    """The user's tasks, those that ended a few minutes ago included.
+
+    Args:
+        name: of the jobs; None: all.
+    Raises:
+        Away: when Slurm does not answer.
+    """
+    shape = "%i|%T|%r|%N|%k|%j"
+    out = _call("squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}",
+                *([f"--name={name}"] if name else []), "--format", shape)  # fmt: skip
+    found = []
+    for line in out.splitlines():
+        number, state, reason, node, note, named = (x.strip() for x in line.split("|", 5))
+        job, _, index = number.partition("_")
+        if index.isdigit() or not index:
+            told = "" if note in ("(null)", "N/A") else note
+            found.append(Task(job, int(index or 0), state, reason, node, "", told, named))
+    return found
+
+
+def accounted(jobs: Sequence[str]) -> list[Task]:
+    """What the accounting knows of jobs that squeue has forgotten; nothing where there is none.
+
+    Raises:
+        Away: when the accounting does not answer.
+    """
+    return _sacct("--jobs", ",".join(jobs)) if jobs else []
+
+
+def accounted_by_name(name: str) -> list[Task]:
+    """What the accounting knows of all jobs of a name, of the last month.
+
+    Raises:
+        Away: when the accounting does not answer.
+    """
+    return _sacct("--name", name, "--starttime", "now-31days")
+
+
+def _sacct(*which: str) -> list[Task]:
+    if shutil.which("sacct") is None:
+        return []
+    try:
+        out = _call("sacct", "--allocations", "--noheader", "--parsable2", "--array", *which,
+                    "--format", "JobID,State,ExitCode,NodeList,SubmitLine")  # fmt: skip
+    except (Refused, Limited):  # "Slurm accounting storage is disabled"
+        return []
+    found = []
+    for line in out.splitlines():
+        number, state, code, node, submitted = line.split("|", 4)
+        job, _, index = number.partition("_")
+        if index.isdigit() or not index:
+            note = Path(submitted.split()[-1]).parent.name if submitted.split() else ""
+            found.append(Task(job, int(index or 0), state.split()[0], "", node, code, note))
+    return found
+
+
+def requeue(job: str) -> None:
+    """Have a job start again from its beginning."""
+    _call("scontrol", "requeue", job)
+
+
+def array_limit() -> int:
+    """The most tasks of an array: one less than Slurm's MaxArraySize, which bounds the index.
+
+    Raises:
+        Away: when Slurm does not answer.
+    """
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(found[1]) - 1) if found else 1000

@@ -1,0 +1,197 @@
+"""The Hydra launcher of `hardware=slurm...`: the runs of an ordinary `-m` as one job array.
+
+A subclass of the submitit plugin's Slurm launcher, which composes and runs a job on the node as that one
+does, and submits, watches and collects by `batches`. A search has workers of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+from omegaconf import DictConfig, open_dict
+
+from mergelab import identity, syncing
+from mergelab.errors import InputError, StepError
+from mergelab.schema import Run
+from mergelab.slurm import batches, ledger, resumed
+from mergelab.slurm.batches import Batches, Done, Item
+
+NAME = "mergelab_slurm"
+TASK = "MERGELAB_TASK"
+"""Set in a task: `alone` for the only run of a command, else `many`. There the node is `here`."""
+
+
+class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
+    """Runs the runs of a sweep as Slurm tasks, and survives what happens to them and to itself."""
+
+    typed: Callable[[DictConfig], Run]
+    """From what Hydra composed to a Run; set by the entrypoint."""
+    on_node: Callable[..., dict[str, Any]]
+    """What a task calls: with the launcher, a run's overrides, its number, Hydra's own state and whether
+    it is the only one. Set by the entrypoint, and a function of its module."""
+    end: Callable[[BaseException], BaseException]
+    """From what ended it early to what is raised; set by the entrypoint, which tells it."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run each; returns what came of it, failures included."""
+        try:
+            return self._launch([list(o) for o in job_overrides], initial_job_idx)
+        except (Exception, KeyboardInterrupt) as e:
+            ended = type(self).end(e)
+            if ended is e:
+                raise
+            raise ended from None
+
+    def _launch(self, job_overrides: list[list[str]], first: int) -> Sequence[JobReturn]:
+        from mergelab.report import terminal
+
+        assert self.config is not None
+        sweep = Path(str(self.config.hydra.sweep.dir)).resolve()
+        sweep.mkdir(parents=True, exist_ok=True)
+        configs = [self._composed(o, first + i) for i, o in enumerate(job_overrides)]
+        runs = [type(self).typed(_without_hydra(c)) for c in configs]
+        h = runs[0].hardware
+        assert h.slurm is not None
+        self.of = Batches(
+            sweep, ledger.job_name(sweep), h.slurm, scratch=h.scratch, tell=lambda text: terminal.say(f"· {text}", "dim")
+        )  # fmt: skip
+        alone = len(runs) == 1 and first == 0
+        items = []
+        for i, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True)):
+            number = first + i
+            about = identity.digest([overrides, asdict(replace(runs[i], hardware=replace(h, detach=False)))])
+            state = Singleton.get_state()
+            work = partial(type(self).on_node, self, overrides, number, state, alone)
+            items.append(Item(f"run{number}-{about[:8]}", work, sweep / str(config.hydra.sweep.subdir)))
+        terminal.say(
+            f"mergelab  {len(items)} runs on Slurm" if not alone else "mergelab  a run on Slurm", "bold"
+        )
+        terminal.say(batches.shown(sweep), "dim")
+        if h.detach:
+            self._submit_all(items, alone)
+            raise Detached
+        results = self._collect(items, alone)
+        syncing.gather(sweep)
+        syncing.finish(sweep, runs[0].tracking)
+        resumed.collected(runs)
+        return [self._returned(config, o, done) for config, o, done in
+                zip(configs, job_overrides, results, strict=True)]  # fmt: skip
+
+    def _collect(self, items: list[Item], alone: bool) -> list[Done]:
+        """What came of each; what was lost, and did not fail by itself, is tried once more."""
+        from mergelab.report import terminal
+
+        results: dict[int, Done] = {}
+        try:
+            for attempt in (1, 2):
+                left = [i for i in range(len(items)) if i not in results]
+                again = [replace(items[i], attempt=attempt) for i in left]
+                with terminal.waiting() as show:
+                    self.of.show = show
+                    for place, done in self.of.run(again, array=not alone) if again else ():
+                        if done.reason is None or not done.lost or attempt == 2:
+                            results[left[place]] = done
+                            _tell(items[left[place]], done, alone)
+        except KeyboardInterrupt:
+            jobs = self.of.cancel()
+            raise KeyboardInterrupt(
+                "interrupted" + (f"; cancelled Slurm job {', '.join(jobs)}" if jobs else "")
+                + "\nThe same command again submits what has not finished."
+            ) from None  # fmt: skip
+        if alone:
+            self._show_output(items[0])
+        return [results[i] for i in range(len(items))]
+
+    def _show_output(self, item: Item) -> None:
+        """What the run has printed on its node."""
+        from mergelab.report import terminal
+
+        for attempt in (2, 1):
+            claim = self.of.ledger.claims.get((item.name, attempt))
+            if claim is not None:
+                path = batches.log_of(
+                    self.of.ledger.place(claim.batch), self.of.ledger.jobs[claim.batch], claim.task
+                )
+                text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+                terminal.console.print(text.rstrip(), soft_wrap=True)
+                return
+
+    def _submit_all(self, items: list[Item], alone: bool) -> None:
+        import time
+
+        from mergelab.report import terminal
+
+        with terminal.waiting() as show:
+            while not self.of.submit(items, array=not alone):
+                show("Slurm takes no more jobs now; waiting to submit the rest")
+                time.sleep(batches.LOOK)
+        terminal.say("  python -m mergelab job=monitor   shows them", "dim")
+        terminal.say("  the same command without hardware.detach waits for them and shows the result", "dim")
+
+    def _composed(self, overrides: list[str], number: int) -> DictConfig:
+        assert self.hydra_context is not None and self.config is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config.hydra.job):
+            config.hydra.job.num = number
+            config.hydra.job.id = f"{number}"
+        return config
+
+    def _returned(self, config: DictConfig, overrides: list[str], done: Done) -> JobReturn:
+        out = JobReturn(overrides=filter_overrides(overrides), hydra_cfg=config, cfg=_without_hydra(config))
+        out.status = JobStatus.COMPLETED if done.reason is None else JobStatus.FAILED
+        out.return_value = done.value["fitness"] if done.reason is None else StepError(done.reason)
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("task_function", "of")}
+
+
+class Detached(SystemExit):
+    """The end of a command that does not wait."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    out: DictConfig = config.copy()
+    with open_dict(out):
+        del out["hydra"]
+    return out
+
+
+def _tell(item: Item, done: Done, alone: bool) -> None:
+    from mergelab.report import terminal
+
+    number = item.folder.name
+    if done.reason is not None:
+        terminal.failure(f"run {number}: {done.reason}\n{batches.shown(item.folder)}/mergelab.log")
+    elif not alone:
+        fitness = done.value["fitness"]
+        terminal.say(f"✓ run {number}" + ("" if fitness is None else f"   {fitness:.3f}"))
+
+
+@dataclass
+class _Conf:
+    _target_: str = "mergelab.slurm.launcher.Durable"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name=NAME, node=_Conf, provider="mergelab")
+
+
+def same_cluster(runs: Sequence[Run]) -> None:
+    """Raise InputError where runs of one command ask for different tasks: an array has one kind."""
+    asked = {repr((r.hardware.slurm, r.hardware.scratch, r.hardware.detach)) for r in runs}
+    if len(asked) > 1:
+        raise InputError(
+            "hardware: the runs of one command ask for different Slurm tasks, and an array has one kind\n"
+            "Start them as several commands, with hardware.detach=true."
+        )

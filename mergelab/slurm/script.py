@@ -1,0 +1,108 @@
+"""The batch script of a job, as text. Pure. Options: https://slurm.schedmd.com/sbatch.html"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergelab.schema import Slurm
+
+WORK = """\
+{srun}{command} &
+child=$!
+trap 'kill -USR2 $child 2>/dev/null' USR2
+trap 'kill -TERM $child 2>/dev/null' TERM
+while :; do
+  wait $child; status=$?
+  kill -0 $child 2>/dev/null || break
+done
+{after}exit $status
+"""
+"""A signal ends `wait`, not the child: the shell hands it on and goes on waiting."""
+
+
+def options(
+    settings: Slurm,
+    *,
+    name: str,
+    folder: Path,
+    cwd: Path,
+    ranks: int = 1,
+    tasks: int | None = None,
+    requeue: bool = True,
+) -> dict[str, Any]:
+    """What is asked of sbatch, by the options' long names.
+
+    Args:
+        settings: of the task.
+        name: of the job.
+        folder: of the batch; its own name is the job's comment, by which it is found again.
+        cwd: where the work starts.
+        ranks: processes of a task.
+        tasks: of an array; None for a plain job.
+        requeue: whether Slurm may start it again after a lost node or a preemption.
+    """
+    s = settings
+    out: dict[str, Any] = {
+        "job-name": name,
+        "comment": folder.name,
+        "chdir": str(cwd),
+        "output": str(folder / ("%j.out" if tasks is None else "%A_%a.out")),
+        "error": str(folder / ("%j.err" if tasks is None else "%A_%a.err")),
+        "open-mode": "append",
+        "signal": f"B:USR2@{s.warning}",
+        "requeue" if requeue else "no-requeue": True,
+        "nodes": 1,
+        "ntasks-per-node": ranks,
+        "cpus-per-task": s.cpus,
+        "partition": s.partition,
+        "account": s.account,
+        "qos": s.qos,
+        "constraint": s.constraint,
+        "time": s.time,
+        "mem": memory(s.memory),
+        "exclusive": s.exclusive or None,
+    }
+    if s.gpus:
+        out["gres"] = f"gpu:{s.gpu_type}:{s.gpus}" if s.gpu_type else f"gpu:{s.gpus}"
+    if tasks is not None:
+        out["array"] = f"0-{tasks - 1}" + (f"%{s.parallel}" if s.parallel else "")
+    own = {str(k).replace("_", "-"): v for k, v in s.options.items()}
+    return {k: v for k, v in (out | own).items() if v is not None and v is not False}
+
+
+def memory(text: str | None) -> str | None:
+    """Slurm's form of `200GB`: its units are one letter, and powers of 1024, so that G is more than GB."""
+    if text is None:
+        return None
+    return text.strip().upper().removesuffix("B").replace(" ", "")
+
+
+def text(
+    asked: Mapping[str, Any],
+    command: Sequence[str],
+    *,
+    setup: Sequence[str] = (),
+    ranks: int = 1,
+    cpus: int = 1,
+    after: str = "",
+) -> str:
+    """The script.
+
+    Args:
+        asked: `options`.
+        command: what runs in each task, or in each rank of it.
+        setup: the user's own lines before it.
+        after: a line of our own when it has ended, whatever came of it.
+    """
+    head = [f"#SBATCH --{k}" if v is True else f"#SBATCH --{k}={_quoted(v)}" for k, v in asked.items()]
+    srun = f"srun --ntasks={ranks} --cpus-per-task={cpus} --kill-on-bad-exit=0 " if ranks > 1 else ""
+    work = WORK.format(srun=srun, command=shlex.join(command), after=f"{after}\n" if after else "")
+    return "\n".join(["#!/bin/bash", *head, "", *setup, *([""] if setup else []), work])
+
+
+def _quoted(value: Any) -> str:
+    """sbatch reads quotes as a shell does, and % stands for itself in no quotes."""
+    return shlex.quote(str(value))

@@ -1,0 +1,152 @@
+"""What a Slurm task runs: the items of its batch that are its own, one after another, in one process.
+
+    python -m mergelab.slurm.task FOLDER
+
+Each item's result is a file of its own the moment it is there, so that whatever happens to the task next
+costs the item in work alone. A task that Slurm starts again goes on behind what it had done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mergelab import pulse
+from mergelab.errors import MergelabError
+from mergelab.slurm.ledger import begun, result
+from mergelab.workspace import write_json
+
+log = logging.getLogger("mergelab.slurm")
+
+
+_time = {"over": False, "working": False}
+"""Whether Slurm has warned us, and whether an item is in work, which then ends."""
+
+
+class OutOfTime(BaseException):
+    """Slurm has said that the time is nearly over. Not an Exception: what catches those of a candidate
+    must not take it for one."""
+
+
+def main() -> None:
+    """Do the items; the exit status is 0 if each of them has a result."""
+    place = Path(sys.argv[1])
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))
+    rank, ranks = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
+    if (place / "void").exists():  # nobody waits for it any more
+        return
+    _limit_threads()
+    _listen()
+    items = pickle.loads((place / f"task{index}.pkl").read_bytes())
+    for item in items[rank::ranks]:
+        if not result(place, item.key).exists():
+            if _time["over"]:
+                sys.exit(1)  # the rest is submitted again, with time of its own
+            begun(place, item.key).touch()
+            _do(place, item)
+
+
+def _limit_threads() -> None:
+    """Use the processors that were asked for, where Slurm itself does not see to it."""
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+        os.environ.setdefault("OMP_NUM_THREADS", cpus)
+
+
+def _listen() -> None:
+    def warned(*_: object) -> None:
+        _time["over"] = True
+        if _time["working"]:
+            raise OutOfTime
+
+    def ended(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)  # with all that cleans up after itself
+
+    signal.signal(signal.SIGUSR2, warned)
+    signal.signal(signal.SIGTERM, ended)
+
+
+def _do(place: Path, item: Any) -> None:
+    """One item, and its result on the disk."""
+    item.folder.mkdir(parents=True, exist_ok=True)
+    _link(place, item.folder)
+    _event(item.folder, "started", attempt=item.attempt)
+    told: dict[str, Any] = {}
+    gpu = "CUDA_VISIBLE_DEVICES" in os.environ
+    try:
+        with _logged(item.folder / "mergelab.log"), pulse.beating(item.folder, gpu):
+            try:
+                _time["working"] = True
+                told = {"value": item.work()}
+            finally:
+                _time["working"] = False
+    except OutOfTime:
+        told = {"reason": f"out of time: Slurm's limit{_limit()} was near", "lost": True}
+    except MergelabError as e:
+        told = {"reason": " ".join(str(e).split())}
+    except Exception as e:
+        log.exception("%s failed", item.name)
+        told = {"reason": f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]}
+    write_json(result(place, item.key), told)
+    if "reason" in told:
+        _event(item.folder, "failed", reason=told["reason"])
+        print(f"{item.name}: {told['reason']}", file=sys.stderr, flush=True)
+    else:
+        _event(item.folder, "done")
+
+
+def _limit() -> str:
+    try:
+        seconds = int(os.environ["SLURM_JOB_END_TIME"]) - int(os.environ["SLURM_JOB_START_TIME"])
+    except (KeyError, ValueError):
+        return ""
+    return f" of {seconds / 60:.0f} min"
+
+
+def _name() -> str:
+    e = os.environ
+    array = e.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{e.get('SLURM_ARRAY_TASK_ID')}" if array else e.get("SLURM_JOB_ID", "0")
+
+
+def _link(place: Path, folder: Path) -> None:
+    """Put Slurm's own output of this task beside the item's log."""
+    for end in ("out", "err"):
+        link = folder / f"slurm-{_name()}.{end}"
+        with suppress(OSError):  # it is there already, or links are not possible here
+            link.symlink_to(os.path.relpath(place / f"{_name()}.{end}", folder))
+
+
+def _event(folder: Path, state: str, **data: Any) -> None:
+    e = os.environ
+    line = {"time": round(time.time(), 3), "event": "task", "state": state, "job": _name(),
+            "node": e.get("SLURMD_NODENAME"), "restarts": int(e.get("SLURM_RESTART_COUNT", 0)), **data}  # fmt: skip
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as f:
+        f.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """What is logged meanwhile goes to a file of its own."""
+    root = logging.getLogger()
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+if __name__ == "__main__":
+    main()
