@@ -252,13 +252,14 @@ def _task(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig) -> float | None:
+    from mergelab.merging import scratch
     from mergelab.report import terminal
     from mergelab.workspace import Workspace, read_json, short_path
 
     h = HydraConfig.get()
     run = _typed(cfg)
     folder = Path(h.runtime.output_dir)
-    workspace = Workspace(folder, _model_folder(run, folder))
+    workspace = Workspace(folder, _model_folder(run, folder), scratch.folder())
     chosen = h.runtime.choices
     parts = [str(chosen[g]) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
     if TASK in os.environ:  # on the node that has been asked for

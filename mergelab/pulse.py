@@ -85,9 +85,9 @@ def _write(folder: Path, gpu: bool) -> None:
 
         with _lock:
             told = dict(_state)
-        told |= {"time": round(time.time(), 3), "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-                 "pid": os.getpid(),
-                 "job": _job(), "rss": psutil.Process().memory_info().rss}  # fmt: skip
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        told |= {"time": round(time.time(), 3), "host": host, "pid": os.getpid(), "job": _job()}
+        told["rss"] = psutil.Process().memory_info().rss
         if gpu:
             told["gpus"] = _gpus()
         aside = folder / f".{NAME}.{os.getpid()}"
@@ -116,6 +116,7 @@ def _gpus() -> list[dict[str, Any]]:
     for line in out.splitlines():
         index, used, total, busy = (x.strip() for x in line.split(","))
         if seen is None or index in seen.split(","):
-            found.append({"index": int(index), "used": int(used) << 20, "total": int(total) << 20,
-                          "busy": float(busy) / 100 if busy.replace(".", "").isdigit() else None})  # fmt: skip
+            use = float(busy) / 100 if busy.replace(".", "").isdigit() else None
+            memory = {"used": int(used) << 20, "total": int(total) << 20}
+            found.append({"index": int(index), **memory, "busy": use})
     return found

@@ -94,6 +94,8 @@ class Workspace:
     folder: Path
     model: Path
     """Where the merged model appears, once it is whole and has been checked."""
+    scratch: Path | None = None
+    """A folder of a faster disk in which it is written first."""
 
     @property
     def recipe(self) -> Path:
@@ -113,7 +115,7 @@ class Workspace:
     @property
     def partial(self) -> Path:
         """Where a model is written before it has been checked."""
-        return self.model.with_name(f".{self.model.name}.partial")
+        return (self.scratch or self.model.parent) / f".{self.model.name}.partial"
 
     def event(self, kind: str, **data: Any) -> None:
         """Append one line to events.jsonl: what happened, and when (seconds since 1970)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -69,7 +70,13 @@ def ledger(folder: Path, names: list[str], *more: dict[str, Any]) -> None:
     write_lines(
         folder / "slurm" / "jobs.jsonl",
         {"event": "begin", "name": "mergelab-ab12cd34ef"},
-        {"event": "submitting", "batch": "b0001", "array": True, "tasks": [[[n, 1]] for n in names]},
+        {
+            "event": "submitting",
+            "batch": "b0001",
+            "array": True,
+            "tasks": [[[n, 1]] for n in names],
+            "folders": {n: re.sub(r"^[a-z]+(?=[0-9])|-.*", "", n) for n in names},
+        },
         {"event": "submitted", "batch": "b0001", "job": "57"},
         *more,
     )

@@ -60,7 +60,8 @@ def folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> It
 def end(partial: Path, home: Path, e: BaseException) -> None:
     """An exception has ended a run: keep what it has merged if that can go on and anything of it is
     finished, remove it otherwise. Somebody who interrupts is told."""
-    if not isinstance(e, (Stopped, KeyboardInterrupt)) or not started(partial):
+    outside = isinstance(e, Stopped) or not isinstance(e, Exception)  # Ctrl-C, or a cluster's signal
+    if not outside or not started(partial):
         drop(partial, home)
         return
     _release(partial)

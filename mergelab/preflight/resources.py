@@ -127,10 +127,8 @@ def estimate(
 
 def available_processors() -> int:
     """Those that this process may use, which a batch system limits."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
+    bound = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
     asked = os.environ.get("SLURM_CPUS_PER_TASK", "")  # not every cluster binds its tasks to them
     return min(count, int(asked)) if asked.isdigit() and int(asked) else count
 

@@ -65,14 +65,15 @@ def _check_cluster(run: Run) -> Iterator[Finding]:
     """The settings of a Slurm cluster, and those that mean nothing without one."""
     h, default = run.hardware, Hardware()
     if h.slurm is None:
-        for key in ("candidates_per_task", "detach"):
+        for key in ("candidates_per_task", "detach", "scratch"):
             if getattr(h, key) != getattr(default, key):
                 message = "it has no effect, for no Slurm cluster is asked for"
                 yield error("no-effect", f"hardware.{key}", message, "Set hardware=slurm.")
         return
     s = h.slurm
     bounds = (
-        ("candidates_per_task", h.candidates_per_task, 1), ("slurm.cpus", s.cpus, 1), ("slurm.gpus", s.gpus, 0),
+        ("candidates_per_task", h.candidates_per_task, 1),
+        ("slurm.cpus", s.cpus, 1), ("slurm.gpus", s.gpus, 0),
         ("slurm.warning", s.warning, 0), ("slurm.parallel", 1 if s.parallel is None else s.parallel, 1),
     )  # fmt: skip
     for key, value, least in bounds:

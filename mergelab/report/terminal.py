@@ -39,6 +39,14 @@ def say(text: str, style: str = "") -> None:
     console.print(Text(text, style=style))
 
 
+def aside(text: str) -> None:
+    """Something to know; further lines belong to the first."""
+    first, *rest = text.splitlines()
+    say(f"· {first}", "dim")
+    for line in rest:
+        say(f"  {line}", "dim")
+
+
 def heading(title: str, subtitle: str) -> None:
     """What runs, and where it is recorded."""
     console.print(Text.assemble((title, "bold"), "\n", (subtitle, "dim")))

@@ -99,13 +99,15 @@ class Bench:
         Raises:
             StepError, InputErrors: where it cannot be merged.
         """
-        from mergelab.merging import engine
+        from mergelab.merging import engine, scratch
         from mergelab.merging.resident import Resident
 
         if self._asked is None:
             self._asked = inputs.find(run, lambda role: planning.family(run).checkpoint(role))
             self._facts = {
-                s.name: checkpoint.read(s.folder, s.place) for s in self._asked.sources if s.folder
+                s.name: checkpoint.read(scratch.copy_of(s.folder), s.place)
+                for s in self._asked.sources
+                if s.folder
             }
             self._by_reference = {s.reference: self._facts[s.name] for s in self._asked.sources}
         shape = self._facts[self._asked.sources[0].name]

@@ -12,6 +12,7 @@ from typing import Any
 
 from mergelab import identity
 from mergelab.errors import MergelabError, StepError
+from mergelab.merging import scratch
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.search.bench import Outcome
@@ -25,33 +26,38 @@ POPULATION = ("candidate", "screen")
 """Kinds of orders that come as a population."""
 
 
+Measuring = Callable[[Order, float | None], dict[str, Any]]
+"""From an order and a candidate's time limit to its Outcome as a mapping."""
+
+
 class OnSlurm:
     """Has candidates measured by Slurm tasks.
 
     Args:
         run: the composed run.
         folder: the sweep's.
+        measure: what a task does with an order.
     """
 
-    def __init__(self, run: Run, folder: Path):
+    def __init__(self, run: Run, folder: Path, measure: Measuring | None = None):
         h = run.hardware
         assert h.slurm is not None
         self._folder, self._timeout = folder, run.search.timeout
+        self._measure: Measuring = measure or measured
         self._batches = Batches(
             folder, ledger.job_name(folder), h.slurm,
-            ranks=h.workers, per_task=h.candidates_per_task, scratch=h.scratch, tell=self._tell,
+            ranks=h.workers, per_task=h.candidates_per_task, scratch=h.scratch, tell=terminal.aside,
         )  # fmt: skip
         self._spent = spent(self._batches)
         self.show: Callable[[str], None] | None = None
         """Where a live view shows how things stand; else a line of our own does."""
-        self.say: Callable[[str], None] = lambda text: terminal.say(f"· {text}", "dim")
 
     def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
         """The outcome of each, as they come."""
         items = [
             Item(
                 order.name,
-                partial(measured, _local(order), self._timeout),
+                partial(self._measure, _local(order), self._timeout),
                 self._folder / _place(order),
                 self._spent.get(order.name, 0) + order.attempt,
             )
@@ -70,7 +76,7 @@ class OnSlurm:
         here = on_node(run)
         name = f"winner-{identity.digest([asdict(here), str(workspace.model)])[:8]}"
         for attempt in (1, 2):
-            item = Item(name, partial(run_job, here, workspace), workspace.folder / "winner",
+            item = Item(name, partial(finished, here, workspace), workspace.folder / "winner",
                         self._spent.get(name, 0) + attempt)  # fmt: skip
             ((_, done),) = self._run([item], array=False)
             if done.reason is None:
@@ -87,14 +93,11 @@ class OnSlurm:
         try:
             jobs = self._batches.cancel()
         except MergelabError as e:
-            self.say(f"Slurm does not answer, so that its jobs go on ({e})\n"
+            terminal.aside(f"Slurm does not answer, so that its jobs go on ({e})\n"
                      f"to end them: scancel --name={self._batches.ledger.name}")  # fmt: skip
             return
         if jobs:
-            self.say(f"cancelled Slurm job {', '.join(jobs)}")
-
-    def _tell(self, text: str) -> None:
-        self.say(text)
+            terminal.aside(f"cancelled Slurm job {', '.join(jobs)}")
 
 
 def spent(of: Batches) -> dict[str, int]:
@@ -122,6 +125,11 @@ def _place(order: Order) -> str:
 def _local(order: Order) -> Order:
     """An order as the task sees it, for which the node is here."""
     return replace(order, run=on_node(order.run))
+
+
+def finished(run: Run, workspace: Workspace) -> None:
+    """Run the steps of a job, in a task."""
+    run_job(run, replace(workspace, scratch=scratch.folder()))
 
 
 def measured(order: Order, timeout: float | None) -> dict[str, Any]:

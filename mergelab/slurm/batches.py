@@ -8,7 +8,7 @@ the accounting), asked every few seconds whatever the age of the run.
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from mergelab.schema import Slurm
 from mergelab.slurm import commands, script
 from mergelab.slurm.commands import Away, Limited, Refused, Task
 from mergelab.slurm.ledger import Key, Ledger, begun, result
-from mergelab.workspace import read_memo, short_path, write_json
+from mergelab.workspace import read_memo, write_json
 
 GLANCE = 0.1
 """Seconds between two looks for results."""
@@ -31,6 +31,7 @@ SETTLING = 4.0
 """Seconds that a result may come after Slurm has called its task ended: shared disks are slow."""
 AGAIN = 10.0
 """Seconds until Slurm is asked again to take what it has refused for now."""
+TASK = (sys.executable, "-u", "-m", "mergelab.slurm.task")
 INNOCENT = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"}
 """Ends for which the work is not to blame."""
 MOST = 5
@@ -199,7 +200,8 @@ class Batches:
             (place / f"task{i}.pkl").write_bytes(cloudpickle.dumps(list(group)))
         ranks = min(self._ranks, max(len(g) for g in groups))
         path = write_script(
-            place, self._settings, self.ledger.name, [sys.executable, "-u", "-m", "mergelab.slurm.task", str(place)],
+            place, self._settings, self.ledger.name,
+            [*TASK, str(place), *([self._scratch] if self._scratch else [])],
             tasks=len(groups) if array else None, ranks=ranks, scratch=self._scratch,
         )  # fmt: skip
         try:
@@ -277,8 +279,8 @@ class Batches:
         innocent = task is not None and task.state in INNOCENT
         started = [k for k in left if begun(place, k).exists()]
         any_begun = any(begun(place, k).exists() for k in mine)
-        lost = [k for k in left
-                if self.ledger.times.get(k, 1) >= MOST or not innocent and (k in started or not any_begun)]  # fmt: skip
+        guilty = [] if innocent else started if any_begun else left
+        lost = [k for k in left if k in guilty or self.ledger.times.get(k, 1) >= MOST]
         tail = last_lines(place, self.ledger.jobs[batch], index)
         for key in lost:
             told = reason + (f"; its last words: {tail}" if tail else "")
@@ -329,18 +331,14 @@ def write_script(
         settings, name=name, folder=place, cwd=Path.cwd(), ranks=ranks, tasks=tasks, requeue=requeue
     )
     after = ""
-    if scratch:  # python cleans up by itself unless it is killed
-        after = f'rm -rf {_shell_path(scratch)}/mergelab-task-"$SLURM_JOB_ID"'
+    if scratch:  # the task cleans up by itself unless it is killed
+        clean = shlex.join([sys.executable, "-m", "mergelab.merging.scratch", scratch])
+        after = f"[ $status -eq 0 ] || {clean}"
     text = script.text(asked | (more or {}), command, setup=settings.setup, ranks=ranks,
                        cpus=settings.cpus, after=after)  # fmt: skip
     path = place / "job.sh"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def _shell_path(path: str) -> str:
-    """A path in double quotes, so that its $VARIABLES are the node's."""
-    return '"' + path.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`") + '"'
 
 
 def last_lines(place: Path, job: str, index: int, most: int = 3) -> str:
@@ -395,13 +393,3 @@ def log_of(place: Path, job: str, index: int) -> Path:
     """A task's output."""
     array = place / f"{job}_{index}.out"
     return array if array.exists() else place / f"{job}.out"
-
-
-def shown(path: Path) -> str:
-    """A path for the terminal."""
-    return short_path(path)
-
-
-def user() -> str:
-    """The user's name, for names on disks that all share."""
-    return os.environ.get("USER") or str(os.getuid())

@@ -148,7 +148,7 @@ FINAL = ("time limit", "requested time", "node count", "memory specification", "
 
 def sorted_out(command: str, said: str) -> Away | Limited | Refused:
     """The kind of error that a command's words stand for."""
-    lines = [re.sub(r"^\w+: (error|fatal): ", "", x).strip() for x in said.splitlines() if x.strip()]
+    lines = [re.sub(r"^(\w+: (error|fatal)|allocation failure): ", "", x).strip() for x in said.splitlines() if x.strip()]
     text = "; ".join(dict.fromkeys(lines)) or "failed without a word"
     low = text.lower()
     if any(w in low for w in AWAY):
@@ -223,17 +223,19 @@ def _sacct(*which: str) -> list[Task]:
     if shutil.which("sacct") is None:
         return []
     try:
-        out = _call("sacct", "--allocations", "--noheader", "--parsable2", "--array", *which,
+        out = _call("sacct", "--allocations", "--noheader", "--parsable2", *which,
                     "--format", "JobID,State,ExitCode,NodeList,SubmitLine")  # fmt: skip
-    except (Refused, Limited):  # "Slurm accounting storage is disabled"
-        return []
+    except Refused as e:
+        if "disabled" in str(e):  # "Slurm accounting storage is disabled"
+            return []
+        raise Away(str(e)) from None
     found = []
     for line in out.splitlines():
         number, state, code, node, submitted = line.split("|", 4)
-        job, _, index = number.partition("_")
-        if index.isdigit() or not index:
-            note = Path(submitted.split()[-1]).parent.name if submitted.split() else ""
-            found.append(Task(job, int(index or 0), state.split()[0], "", node, code, note))
+        job, _, index = number.partition("_")  # of an array that waits it is [0-7]
+        note = Path(submitted.split()[-1]).parent.name if submitted.split() else ""
+        first = int(index) if index.isdigit() else 0
+        found.append(Task(job, first, state.split()[0], "", node, code, note))
     return found
 
 

@@ -23,6 +23,7 @@ from mergelab.errors import InputError, StepError
 from mergelab.schema import Run
 from mergelab.slurm import batches, ledger, resumed
 from mergelab.slurm.batches import Batches, Done, Item
+from mergelab.workspace import short_path
 
 NAME = "mergelab_slurm"
 TASK = "MERGELAB_TASK"
@@ -60,9 +61,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         runs = [type(self).typed(_without_hydra(c)) for c in configs]
         h = runs[0].hardware
         assert h.slurm is not None
-        self.of = Batches(
-            sweep, ledger.job_name(sweep), h.slurm, scratch=h.scratch, tell=lambda text: terminal.say(f"· {text}", "dim")
-        )  # fmt: skip
+        self.of = Batches(sweep, ledger.job_name(sweep), h.slurm, scratch=h.scratch, tell=terminal.aside)
         alone = len(runs) == 1 and first == 0
         items = []
         for i, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True)):
@@ -74,7 +73,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         terminal.say(
             f"mergelab  {len(items)} runs on Slurm" if not alone else "mergelab  a run on Slurm", "bold"
         )
-        terminal.say(batches.shown(sweep), "dim")
+        terminal.say(short_path(sweep), "dim")
         if h.detach:
             self._submit_all(items, alone)
             raise Detached
@@ -138,7 +137,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
 
     def _composed(self, overrides: list[str], number: int) -> DictConfig:
         assert self.hydra_context is not None and self.config is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config.hydra.job):
             config.hydra.job.num = number
             config.hydra.job.id = f"{number}"
@@ -173,7 +172,7 @@ def _tell(item: Item, done: Done, alone: bool) -> None:
 
     number = item.folder.name
     if done.reason is not None:
-        terminal.failure(f"run {number}: {done.reason}\n{batches.shown(item.folder)}/mergelab.log")
+        terminal.failure(f"run {number}: {done.reason}\n{short_path(item.folder)}/mergelab.log")
     elif not alone:
         fitness = done.value["fitness"]
         terminal.say(f"✓ run {number}" + ("" if fitness is None else f"   {fitness:.3f}"))

@@ -1,6 +1,6 @@
 """What a Slurm task runs: the items of its batch that are its own, one after another, in one process.
 
-    python -m mergelab.slurm.task FOLDER
+    python -m mergelab.slurm.task FOLDER [SCRATCH]
 
 Each item's result is a file of its own the moment it is there, so that whatever happens to the task next
 costs the item in work alone. A task that Slurm starts again goes on behind what it had done.
@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,26 @@ def main() -> None:
     _limit_threads()
     _listen()
     items = pickle.loads((place / f"task{index}.pkl").read_bytes())
-    for item in items[rank::ranks]:
-        if not result(place, item.key).exists():
-            if _time["over"]:
-                sys.exit(1)  # the rest is submitted again, with time of its own
-            begun(place, item.key).touch()
-            _do(place, item)
+    try:
+        with _scratch(rank):
+            for item in items[rank::ranks]:
+                if not result(place, item.key).exists():
+                    if _time["over"]:
+                        sys.exit(1)  # the rest is submitted again, with time of its own
+                    begun(place, item.key).touch()
+                    _do(place, item)
+    except MergelabError as e:  # of the scratch folder
+        sys.exit(str(e))
+
+
+def _scratch(rank: int) -> AbstractContextManager[None]:
+    """The node's own disk, where the task was given a folder of it."""
+    path = sys.argv[2] if len(sys.argv) > 2 else None
+    if path is None:
+        return nullcontext()
+    from mergelab.merging import scratch
+
+    return scratch.opened(path, f"{os.environ.get('SLURM_JOB_ID', os.getpid())}-{rank}")
 
 
 def _limit_threads() -> None:
@@ -127,8 +141,12 @@ def _link(place: Path, folder: Path) -> None:
 
 def _event(folder: Path, state: str, **data: Any) -> None:
     e = os.environ
-    line = {"time": round(time.time(), 3), "event": "task", "state": state, "job": _name(),
-            "node": e.get("SLURMD_NODENAME"), "restarts": int(e.get("SLURM_RESTART_COUNT", 0)), **data}  # fmt: skip
+    about = {
+        "job": _name(),
+        "node": e.get("SLURMD_NODENAME"),
+        "restarts": int(e.get("SLURM_RESTART_COUNT", 0)),
+    }
+    line = {"time": round(time.time(), 3), "event": "task", "state": state, **about, **data}
     with (folder / "events.jsonl").open("a", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
 

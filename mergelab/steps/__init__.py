@@ -24,8 +24,9 @@ LOOKING = ("preflight", "plan", "inspect")
 NEEDS = {"merge": "preflight", "check": "merge", "evaluate": "preflight", "report": "preflight"}
 """For a step the one whose files it reads."""
 
-STATES: dict[type[BaseException], str] = {InputError: "invalid", KeyboardInterrupt: "interrupted"}
-"""What result.json says of a run that an exception ended; of any other: `failed`."""
+STATES: dict[type[BaseException], str] = {InputError: "invalid"}
+"""What result.json says of a run that an exception ended: of one from outside, such as Ctrl-C,
+`interrupted`, of any other `failed`."""
 
 
 def run_job(run: Run, workspace: Workspace) -> None:
@@ -81,7 +82,8 @@ def _run_step(name: str, run: Run, workspace: Workspace) -> None:
             kind = InputError if name in LOOKING else StepError
             told = kind(f"{name}: {e.strerror or e}: {e.filename or workspace.folder}")
         reason = str(told) if isinstance(told, MergelabError) else type(told).__name__
-        state = next((s for kind, s in STATES.items() if isinstance(told, kind)), "failed")
+        other = "failed" if isinstance(told, Exception) else "interrupted"
+        state = next((s for kind, s in STATES.items() if isinstance(told, kind)), other)
         with suppress(OSError):  # the disk may be what has failed
             workspace.event("step", step=name, state=state, reason=reason)
             workspace.record({"status": state, "error": {"step": name, "reason": reason}})

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from mergelab import zoo
-from mergelab.merging import fast
+from mergelab.merging import fast, scratch
 from mergelab.preflight.resources import human
 from mergelab.report import terminal
 from mergelab.schema import Run
@@ -48,7 +48,7 @@ def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
 def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str, Any]) -> str:
     from mergelab.merging import engine, rates, unfinished
 
-    models = {m["reference"]: (m["name"], Path(m["folder"])) for m in plan["models"]}
+    models = {m["reference"]: (m["name"], scratch.copy_of(Path(m["folder"]))) for m in plan["models"]}
     donor = next(Path(m["folder"]) for m in plan["models"] if m["name"] == plan["donor"])
     merge = engine.prepare(run, recipe, models)
     with (

@@ -1,0 +1,86 @@
+"""A search on a cluster, with candidates that cost nothing:
+
+    python driver.py FOLDER SETUP.pkl [hardware key=value ...]
+
+Everything but the measuring is what a user's search has: controller, journal, workers, batches, tasks.
+STOP_AT=intended or STOP_AT=submitted kills it at its second submission, before or after sbatch.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import candidates
+import yaml
+
+from mergelab.report import terminal
+from mergelab.schema import Hardware, Slurm
+from mergelab.search.controller import Setup, TooManyFailures, evolve
+from mergelab.search.journal import Journal
+from mergelab.search.on_slurm import OnSlurm
+from mergelab.slurm import commands
+
+
+def stop_at(where: str) -> None:
+    """Kill this process around its second submission."""
+    count, submit = 0, commands.submit
+
+    def submitting(script: Path, *, test: bool = False) -> str:
+        nonlocal count
+        count += 1
+        if count == 2 and where == "intended":
+            os.kill(os.getpid(), signal.SIGKILL)
+        job = submit(script, test=test)
+        if count == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return job
+
+    commands.submit = submitting
+
+
+def hardware(settings: list[str]) -> Hardware:
+    """That of hardware=slurm, with these settings, `slurm.KEY` among them."""
+    given = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in settings)}
+    task = {k.removeprefix("slurm."): v for k, v in given.items() if k.startswith("slurm.")}
+    rest = {k: v for k, v in given.items() if not k.startswith("slurm.")}
+    return Hardware(**rest, slurm=Slurm(**{"memory": "200MB", **task}))
+
+
+def search(folder: Path, setup: Setup, crew: Any) -> None:
+    """Begin or go on with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder)
+    if journal.begin is None:
+        about = {"name": "cma", "optimizer": "CMA", "population": setup.population, "space": {}}
+        journal.write("begin", schema=1, search=about)
+    evolve(setup, journal, crew, lambda event, line: None)
+
+
+def main() -> None:
+    """The command."""
+    folder, setup = Path(sys.argv[1]).resolve(), pickle.loads(Path(sys.argv[2]).read_bytes())
+    if where := os.environ.get("STOP_AT"):
+        stop_at(where)
+    setup = replace(setup, run=replace(setup.run, hardware=hardware(sys.argv[3:])))
+    crew = OnSlurm(setup.run, folder, measure=partial(candidates.measure, str(folder)))
+    try:
+        search(folder, setup, crew)
+    except TooManyFailures as e:
+        print(e)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        crew.close(at_once=True)
+    terminal.say("the search is done")
+
+
+if __name__ == "__main__":
+    main()
