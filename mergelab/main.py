@@ -148,7 +148,7 @@ class Hooks:
                 raise InputError("hardware: a cluster cannot be one of several choices; name it alone")
         except InputError as e:
             messages.append(str(e))
-        for number, (typed, cfg) in enumerate([] if messages else _grid(config)):
+        for number, (typed, cfg) in enumerate(_grid(config) if runs else []):
             folder = Path(config.hydra.sweep.dir).resolve() / str(number)
             if slurm and (folder / "result.json").exists():
                 continue  # it is gone on with, or was done

@@ -47,15 +47,19 @@ def step(name: str) -> None:
 
 @contextmanager
 def beating(folder: Path, gpu: bool = False) -> Iterator[None]:
-    """Write `folder/pulse.json` until the body ends. Inside another one, the inner folder has the pulse.
+    """Write `folder/pulse.json` until the body ends. Inside another one it is that one that goes on: a
+    process has one pulse.
 
     Args:
         gpu: whether to tell the use of GPUs, too.
     """
     with _lock:
-        before = dict(_state)
-        _state.clear()
-        _state.update(started=round(time.time(), 3))
+        nested = bool(_state.get("started"))
+        if not nested:
+            _state.update(started=round(time.time(), 3))
+    if nested:
+        yield
+        return
     stop = threading.Event()
 
     def beat() -> None:
@@ -75,7 +79,6 @@ def beating(folder: Path, gpu: bool = False) -> Iterator[None]:
             (folder / NAME).unlink()
         with _lock:
             _state.clear()
-            _state.update(before)
 
 
 def _write(folder: Path, gpu: bool) -> None:

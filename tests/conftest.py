@@ -20,7 +20,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share the proce
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-LONG = ("test_search_killed.py", "test_search.py", "test_search_tracking.py", "test_resident.py")
+PACKAGES = (Path(__file__).parent / "slurm" / "packages.txt").read_text(encoding="utf-8").strip()
+"""What the tests' own cluster is made of, on Debian and Ubuntu."""
+
+LONG = (
+    "test_faults.py",
+    "test_sweeps.py",
+    "test_search_killed.py",
+    "test_chaos.py",
+    "test_search.py",
+    "test_search_tracking.py",
+    "test_resident.py",
+)
 """Files that take minutes; they begin first, so that no worker is left with one at the end."""
 
 
@@ -28,6 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first."""
     places = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what it takes to run the tests that were skipped for want of Slurm."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "Slurm cluster" in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests need Slurm's programs and were skipped. To get them:"
+        )
+        terminalreporter.write_line(f"  sudo apt-get install -y --no-install-recommends {PACKAGES}")
 
 
 @pytest.fixture(scope="session", autouse=True)

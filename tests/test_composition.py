@@ -124,6 +124,13 @@ LAYERS = {
     "errors": set(),
     "schema": set(),
     "workspace": {"errors"},
+    "pulse": set(),
+    "lines": {"errors"},
+    "slurm": {
+        "errors", "schema", "workspace", "identity", "lines", "pulse", "report", "merging", "zoo", "syncing",
+        "hydra",
+    },
+    "syncing": {"report", "schema", "workspace"},
     "recipe": {"errors", "schema"},
     "identity": {"workspace"},
     "quiet": set(),
@@ -132,14 +139,14 @@ LAYERS = {
     "evaluation": {"errors", "schema", "identity", "quiet", "workspace"},
     "zoo": {"errors"},
     "tracking": {"errors", "schema", "workspace"},
-    "report": {"errors", "schema", "workspace"},
+    "report": {"errors", "schema", "workspace", "pulse", "slurm"},
     "steps": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "workspace",
+        "report", "workspace", "pulse",
     },
     "search": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "workspace", "steps", "quiet", "hydra",
+        "report", "workspace", "steps", "quiet", "hydra", "lines", "pulse", "slurm", "syncing",
     },
 }  # fmt: skip
 
@@ -176,4 +183,4 @@ def test_the_arrows_between_the_parts() -> None:
 def test_only_main_the_sweeper_and_its_grammar_know_hydra() -> None:
     package = Path(__file__).parents[1] / "mergelab"
     users = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if "hydra" in imports_of(f)}
-    assert users == {"main.py", "search/sweeper.py", "search/grammar.py"}
+    assert users == {"main.py", "search/sweeper.py", "search/grammar.py", "slurm/launcher.py"}

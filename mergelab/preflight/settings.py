@@ -69,6 +69,9 @@ def _check_cluster(run: Run) -> Iterator[Finding]:
             if getattr(h, key) != getattr(default, key):
                 message = "it has no effect, for no Slurm cluster is asked for"
                 yield error("no-effect", f"hardware.{key}", message, "Set hardware=slurm.")
+        if run.tracking.sync:
+            message = "it has no effect, for what this machine records it uploads by itself"
+            yield error("no-effect", "tracking.sync", message, "Leave it out.")
         return
     s = h.slurm
     bounds = (

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mergelab import evaluation
+from mergelab import evaluation, pulse
 from mergelab.errors import InputError, InputErrors, MergelabError, StepError
 from mergelab.evaluation import Evaluator, Measure
 from mergelab.preflight import assembly, checkpoint, demands, engines, inputs, methods
@@ -79,7 +79,7 @@ class Bench:
             StepError, InputErrors: where it cannot be merged or measured.
         """
         model, tokenizer = self.merge(run)
-        scores = self._evaluator(share).score(model, tokenizer, measures)
+        scores = self._evaluator(share).score(model, tokenizer, measures, progress=_told)
         return {name: asdict(score) for name, score in scores.items()}
 
     def _evaluator(self, share: float) -> Evaluator:
@@ -136,6 +136,10 @@ class Bench:
             dtype=engine.arithmetic(recipe, shape.dtype),
         )
         return model, self._resident.tokenizer
+
+
+def _told(what: str, done: int, total: int) -> None:
+    pulse.note(f"evaluate {what}", done, total)
 
 
 def attempt(work: Callable[[], Scores], timeout: float | None) -> Outcome:

@@ -128,6 +128,8 @@ def _evolve(
             slurm.show = None
         fitness = settle(setup, plan, journal, workspace, crew, _command(request))
         recorder.finish(0)
+        if setup.run.tracking.sync:
+            syncing.finish(workspace.folder, setup.run.tracking)
     except StepError as e:
         recorder.finish(e.exit_status)
         raise
@@ -221,6 +223,7 @@ def _show_plan(request: Request) -> None:
         ["optimizer", f"{s.optimizer}, seed {s.seed}, first steps {s.sigma:g} of each range"],
         ["candidates", f"{setup.budget}: {setup.generations} generations of {setup.population}"],
         ["workers", str(setup.run.hardware.workers)],
+        *_cluster_rows(setup, plan),
         ["fitness", ", ".join(f"{m.name} ({m.task})" for m in setup.measures)],
         *([["objectives", ", ".join(s.objectives)]] if s.objectives else []),
     ])  # fmt: skip
@@ -495,6 +498,24 @@ def _tell(setup: Setup, plan: Plan, journal: Journal) -> None:
     done = len(journal.of("candidate"))
     if done:
         terminal.say(f"· goes on: {min(done, setup.budget)} candidates are in the journal", "dim")
+
+
+def _cluster_rows(setup: Setup, plan: Plan) -> list[list[str]]:
+    """What a cluster is asked for, and what it saves that a task measures several candidates."""
+    h = setup.run.hardware
+    if h.slurm is None:
+        return []
+    tasks = -(-setup.population // h.candidates_per_task)
+    size = sum(f.nbytes for f in plan.facts.values()) or (plan.estimate.read if plan.estimate else 0)
+    rows = [
+        ["Slurm", f"{setup.generations} arrays of {tasks} tasks, {h.candidates_per_task} candidates a task"]
+    ]
+    read = f"{human(size)} of models are read {tasks} times a generation"
+    if h.candidates_per_task > 1:
+        read += f" instead of {setup.population}, so {human(size * (setup.population - tasks))} less"
+    elif setup.population > 1:
+        read += "; hardware.candidates_per_task=2 would halve that"
+    return [*rows, ["", read]]
 
 
 def _where(setup: Setup) -> str:

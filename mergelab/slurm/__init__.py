@@ -8,4 +8,5 @@ from mergelab.schema import Run
 def on_node(run: Run) -> Run:
     """A run as its task sees it: the node is here, and nobody is asked for another."""
     alone = {"slurm": None, "candidates_per_task": 1, "detach": False, "scratch": None}
-    return replace(run, hardware=replace(run.hardware, **alone))  # type: ignore[arg-type]
+    hardware = replace(run.hardware, **alone)  # type: ignore[arg-type]
+    return replace(run, hardware=hardware, tracking=replace(run.tracking, sync=False))

@@ -8,11 +8,12 @@ the accounting), asked every few seconds whatever the age of the run.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ SETTLING = 4.0
 """Seconds that a result may come after Slurm has called its task ended: shared disks are slow."""
 AGAIN = 10.0
 """Seconds until Slurm is asked again to take what it has refused for now."""
+RECENT = 60.0
+"""Seconds for which squeue surely remembers a job; Slurm's MinJobAge is 300 by default."""
 TASK = (sys.executable, "-u", "-m", "mergelab.slurm.task")
 INNOCENT = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"}
 """Ends for which the work is not to blame."""
+MEMORY = re.compile(r"exceeded (job )?memory|oom.?kill|out of memory|MemoryError", re.IGNORECASE)
 MOST = 5
 """How often an item is submitted before its losses are its own."""
 
@@ -102,6 +106,8 @@ class Batches:
         self._largest: int | None = None
         self._next_try = 0.0
         self._trouble = ""
+        self._intended: dict[str, float] = {}
+        """When this process has intended a batch."""
 
     # ---------------------------------------------------------------- the work
 
@@ -150,7 +156,11 @@ class Batches:
 
     def _unfinished(self, batch: str) -> bool:
         place = self.ledger.place(batch)
-        return any(not result(place, k).exists() for items in self.ledger.tasks[batch] for k in items)
+        mine = [k for items in self.ledger.tasks[batch] for k in items if self._claims(batch, k)]
+        return any(not result(place, k).exists() for k in mine)
+
+    def _claims(self, batch: str, key: Key) -> bool:
+        return key in self.ledger.claims and self.ledger.claims[key].batch == batch
 
     def _collected(self, item: Item) -> Done | None:
         claim = self.ledger.claims.get(item.key)
@@ -193,6 +203,7 @@ class Batches:
 
         folders = {i.name: i.folder.name for g in groups for i in g}
         batch = self.ledger.intend([[i.key for i in g] for g in groups], array, folders)
+        self._intended[batch] = time.monotonic()
         place = self.ledger.place(batch)
         for name in ("results", "begun"):
             (place / name).mkdir(parents=True, exist_ok=True)
@@ -238,24 +249,37 @@ class Batches:
         now = time.monotonic()
         for at in asked:
             task = self._seen.get(at)
-            if task is not None and not task.over:
+            if task is not None and task.stuck:
+                commands.cancel([f"{task.job}_{task.index}" if task.array else task.job])
+                self._ended(*at, replace(task, state="BOOT_FAIL"))
+            elif task is not None and not task.over:
                 self._over_since.pop(at, None)
             elif now - self._over_since.setdefault(at, now) >= SETTLING:
                 self._ended(*at, task)
 
     def _tasks(self, asked: set[tuple[str, int]], seen: Sequence[Task]) -> dict[tuple[str, int], Task]:
-        by_number = {(t.job, t.index): t for t in seen}
-        missing = {self.ledger.jobs[b] for b, i in asked if (self.ledger.jobs[b], i) not in by_number}
-        for t in commands.accounted(sorted(missing)):
-            by_number.setdefault((t.job, t.index), t)
-        return {(b, i): by_number[self.ledger.jobs[b], i] for b, i in asked
-                if (self.ledger.jobs[b], i) in by_number}  # fmt: skip
+        """What is known of each task. squeue alone says which are alive: the accounting may never have
+        heard the end of one whose slurmctld crashed. A crash may also give a number twice, so that the
+        comment has to be right, too."""
+        known = {(t.note, t.job, t.index): t for t in seen}
+        places = {at: (at[0], self.ledger.jobs[at[0]], at[1]) for at in asked}
+        missing = {job for at, (_, job, _) in places.items() if places[at] not in known}
+        try:
+            forgotten = commands.accounted(sorted(missing))
+        except Away:  # nothing can be said of these yet
+            asked -= {at for at, place in places.items() if place not in known}
+            forgotten = []
+        for t in forgotten:
+            if t.over:
+                known.setdefault((t.note, t.job, t.index), t)
+        return {at: known[place] for at, place in places.items() if place in known}
 
     def _recover(self, seen: Sequence[Task]) -> None:
         """Find out what became of a batch whose submitter was killed, or got no answer."""
         for batch in self.ledger.open():
             job = next((t.job for t in seen if t.note == batch), None)
-            if job is None:
+            # squeue remembers for minutes what has ended; for what is older there is the accounting.
+            if job is None and time.monotonic() - self._intended.get(batch, -RECENT) >= RECENT:
                 found = commands.accounted_by_name(self.ledger.name)
                 job = next((t.job for t in found if t.note == batch), None)
             if job is not None:
@@ -267,21 +291,22 @@ class Batches:
         """A task has ended: what it has not done is lost, or to be submitted again."""
         place = self.ledger.place(batch)
         mine = self.ledger.tasks[batch][index]
-        left = [k for k in mine if self.ledger.claims.get(k, None) is not None
-                and self.ledger.claims[k].batch == batch and not result(place, k).exists()]  # fmt: skip
+        left = [k for k in mine if self._claims(batch, k) and not result(place, k).exists()]
         if not left:
             self.ledger.over(batch, index, task.state if task else "UNKNOWN", "", [])
             return
         number = f"{self.ledger.jobs[batch]}_{index}"
         where = f"{task.node}, " if task and task.node not in ("", "None assigned") else ""
-        words = self._with_exit(task, batch).words() if task else "Slurm no longer knows it"
+        words = with_exit(task, place).words() if task else "Slurm no longer knows it"
+        tail = last_lines(place, self.ledger.jobs[batch], index)
+        if MEMORY.search(tail):  # of which not every cluster's states know
+            words = "out of memory"
         reason = f"{words} ({where}Slurm task {number})"
-        innocent = task is not None and task.state in INNOCENT
+        innocent = task is None or task.state in INNOCENT
         started = [k for k in left if begun(place, k).exists()]
         any_begun = any(begun(place, k).exists() for k in mine)
         guilty = [] if innocent else started if any_begun else left
         lost = [k for k in left if k in guilty or self.ledger.times.get(k, 1) >= MOST]
-        tail = last_lines(place, self.ledger.jobs[batch], index)
         for key in lost:
             told = reason + (f"; its last words: {tail}" if tail else "")
             write_json(result(place, key), {"reason": told, "lost": True})
@@ -290,16 +315,6 @@ class Batches:
         self._over_since.pop((batch, index), None)
         what = ", ".join(k[0] for k in (lost or free))
         self.tell(f"{what}: {reason}" + ("" if lost else "; submitted again") + (f"\n{tail}" if tail else ""))
-
-    def _with_exit(self, task: Task, batch: str) -> Task:
-        """The task with its exit code, which only the accounting has."""
-        if task.exit or task.state != "FAILED":
-            return task
-        try:
-            found = commands.accounted([task.job])
-        except Away:
-            return task
-        return next((t for t in found if t.index == task.index and t.over), task)
 
     def _tell_state(self, items: Any) -> None:
         counts: dict[str, int] = {}
@@ -335,10 +350,19 @@ def write_script(
         clean = shlex.join([sys.executable, "-m", "mergelab.merging.scratch", scratch])
         after = f"[ $status -eq 0 ] || {clean}"
     text = script.text(asked | (more or {}), command, setup=settings.setup, ranks=ranks,
-                       cpus=settings.cpus, after=after)  # fmt: skip
+                       cpus=settings.cpus, status=place / "status", after=after)  # fmt: skip
     path = place / "job.sh"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def with_exit(task: Task, place: Path) -> Task:
+    """The task with the exit status that its script has left, where Slurm calls it failed."""
+    try:
+        status = (place / f"status.{task.index}").read_text().strip()
+    except OSError:
+        return task
+    return replace(task, exit=f"{status}:0") if task.state == "FAILED" and status.isdigit() else task
 
 
 def last_lines(place: Path, job: str, index: int, most: int = 3) -> str:
@@ -377,11 +401,23 @@ def check(settings: Slurm, ranks: int, array: bool) -> None:
             place, settings, "mergelab-test", ["true"], tasks=2 if array else None, ranks=ranks
         )
         try:
+            _check_time(settings)
             commands.submit(path, test=True)
         except Refused as e:
             raise InputError(f"hardware.slurm: {e}\nIt is what sbatch says to {_asked(settings)}.") from None
         except (Away, Limited):
             pass  # it will be asked again when it matters, and waited for
+
+
+def _check_time(s: Slurm) -> None:
+    """A task that asks for more time than its partition gives would wait for ever."""
+    if s.time is not None:
+        partition, limit = commands.longest(s.partition)
+        if commands.minutes(str(s.time)) > commands.minutes(limit):
+            raise InputError(
+                f"hardware.slurm.time: {s.time} is more than the {limit} of partition {partition}\n"
+                "Lower it, or name another partition: hardware.slurm.partition=NAME"
+            )
 
 
 def _asked(s: Slurm) -> str:

@@ -70,6 +70,12 @@ class Task:
     note: str = ""
     """What the job was submitted with as its comment."""
     name: str = ""
+    array: bool = False
+
+    @property
+    def stuck(self) -> bool:
+        """Whether Slurm could not launch it and holds it now, for somebody to look into."""
+        return self.state == "PENDING" and "launch failed" in self.reason.lower()
 
     @property
     def over(self) -> bool:
@@ -140,20 +146,26 @@ AWAY = (
     "connection timed out", "transport endpoint", "slurmdbd", "database connection",
 )  # fmt: skip
 LIMITED = (
-    "limit", "invalid job array specification", "resource temporarily unavailable", "policy",
-    "too many", "maxsubmit",
+    "max(submit|job)", "job submit limit", "invalid job array specification",
+    "resource temporarily unavailable",
+    "too many",
 )  # fmt: skip
-FINAL = ("time limit", "requested time", "node count", "memory specification", "not available")
+NEVER = ("wall", "perjob", "pernode", "qosmin", "time limit is invalid")
+"""Of limits those that no waiting lifts: on the time or the size of a single job."""
 
 
 def sorted_out(command: str, said: str) -> Away | Limited | Refused:
     """The kind of error that a command's words stand for."""
-    lines = [re.sub(r"^(\w+: (error|fatal)|allocation failure): ", "", x).strip() for x in said.splitlines() if x.strip()]
+    lines = [
+        re.sub(r"^(\w+: (error|fatal)|allocation failure): ", "", x).strip()
+        for x in said.splitlines()
+        if x.strip()
+    ]
     text = "; ".join(dict.fromkeys(lines)) or "failed without a word"
     low = text.lower()
     if any(w in low for w in AWAY):
         return Away(f"{command}: {text}")
-    if any(w in low for w in LIMITED) and not any(w in low for w in FINAL):
+    if any(re.search(w, low) for w in LIMITED) and not any(w in low for w in NEVER):
         return Limited(f"{command}: {text}")
     return Refused(f"{command}: {text}")
 
@@ -197,7 +209,7 @@ def queue(name: str | None = None) -> list[Task]:
         job, _, index = number.partition("_")
         if index.isdigit() or not index:
             told = "" if note in ("(null)", "N/A") else note
-            found.append(Task(job, int(index or 0), state, reason, node, "", told, named))
+            found.append(Task(job, int(index or 0), state, reason, node, "", told, named, bool(index)))
     return found
 
 
@@ -242,6 +254,34 @@ def _sacct(*which: str) -> list[Task]:
 def requeue(job: str) -> None:
     """Have a job start again from its beginning."""
     _call("scontrol", "requeue", job)
+
+
+def longest(partition: str | None) -> tuple[str, str]:
+    """The partition, the cluster's default where None is named, and its time limit, as Slurm writes it.
+
+    Raises:
+        Away: when Slurm does not answer.
+    """
+    named = [f"--partition={partition}"] if partition else []
+    out = _call("sinfo", "--noheader", "--format", "%P|%l", *named)
+    found = [line.split("|") for line in out.split()]
+    name, limit = next((x for x in found if partition or x[0].endswith("*")), ("", "infinite"))
+    return name.rstrip("*"), limit
+
+
+def minutes(time: str) -> float:
+    """A time as Slurm writes it: `90`, `90:30`, `12:00:00`, `2-12`, `infinite`."""
+    if not time[:1].isdigit():
+        return float("inf")
+    days, _, rest = time.rpartition("-")
+    parts = [int(x) for x in rest.split(":")]
+    if days:
+        hours, mins, secs = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, mins, secs = parts
+    else:
+        hours, (mins, secs) = 0, [*parts, 0][:2]
+    return int(days or 0) * 1440 + hours * 60 + mins + secs / 60
 
 
 def array_limit() -> int:

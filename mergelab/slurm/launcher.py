@@ -19,7 +19,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import DictConfig, open_dict
 
 from mergelab import identity, syncing
-from mergelab.errors import InputError, StepError
+from mergelab.errors import InputError, MergelabError, StepError
 from mergelab.schema import Run
 from mergelab.slurm import batches, ledger, resumed
 from mergelab.slurm.batches import Batches, Done, Item
@@ -55,20 +55,20 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         from mergelab.report import terminal
 
         assert self.config is not None
-        sweep = Path(str(self.config.hydra.sweep.dir)).resolve()
-        sweep.mkdir(parents=True, exist_ok=True)
         configs = [self._composed(o, first + i) for i, o in enumerate(job_overrides)]
         runs = [type(self).typed(_without_hydra(c)) for c in configs]
         h = runs[0].hardware
         assert h.slurm is not None
+        sweep = self._place(runs)
         self.of = Batches(sweep, ledger.job_name(sweep), h.slurm, scratch=h.scratch, tell=terminal.aside)
         alone = len(runs) == 1 and first == 0
         items = []
         for i, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True)):
             number = first + i
-            about = identity.digest([overrides, asdict(replace(runs[i], hardware=replace(h, detach=False)))])
+            about = identity.digest(asdict(replace(runs[i], hardware=replace(h, detach=False))))
             state = Singleton.get_state()
-            work = partial(type(self).on_node, self, overrides, number, state, alone)
+            there = [*overrides, f"hydra.sweep.dir='{sweep}'"]
+            work = partial(type(self).on_node, self, there, number, state, alone)
             items.append(Item(f"run{number}-{about[:8]}", work, sweep / str(config.hydra.sweep.subdir)))
         terminal.say(
             f"mergelab  {len(items)} runs on Slurm" if not alone else "mergelab  a run on Slurm", "bold"
@@ -76,13 +76,27 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         terminal.say(short_path(sweep), "dim")
         if h.detach:
             self._submit_all(items, alone)
-            raise Detached
+            raise Over(0)
         results = self._collect(items, alone)
         syncing.gather(sweep)
         syncing.finish(sweep, runs[0].tracking)
         resumed.collected(runs)
+        if self._is_grid and any(done.reason for done in results):
+            raise Over(StepError.exit_status)
         return [self._returned(config, o, done) for config, o, done in
                 zip(configs, job_overrides, results, strict=True)]  # fmt: skip
+
+    def _place(self, runs: Sequence[Run]) -> Path:
+        """The folder of these runs; what Hydra has made for them goes if they were begun elsewhere."""
+        assert self.config is not None
+        new = Path(str(self.config.hydra.sweep.dir)).resolve()
+        named = any(o.startswith("hydra.sweep.dir=") for o in self.config.hydra.overrides.hydra)
+        place = resumed.place(runs, new, named)
+        if place != new and [p.name for p in new.glob("*")] == ["multirun.yaml"]:
+            (new / "multirun.yaml").unlink()
+            new.rmdir()
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _collect(self, items: list[Item], alone: bool) -> list[Done]:
         """What came of each; what was lost, and did not fail by itself, is tried once more."""
@@ -100,14 +114,20 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
                             results[left[place]] = done
                             _tell(items[left[place]], done, alone)
         except KeyboardInterrupt:
-            jobs = self.of.cancel()
             raise KeyboardInterrupt(
-                "interrupted" + (f"; cancelled Slurm job {', '.join(jobs)}" if jobs else "")
-                + "\nThe same command again submits what has not finished."
-            ) from None  # fmt: skip
+                f"interrupted{self._cancelled()}\nThe same command again submits what has not finished."
+            ) from None
         if alone:
             self._show_output(items[0])
         return [results[i] for i in range(len(items))]
+
+    def _cancelled(self) -> str:
+        """End what runs; in words."""
+        try:
+            jobs = self.of.cancel()
+        except MergelabError as e:
+            return f"; Slurm does not answer, and its jobs go on ({e})"
+        return f"; cancelled Slurm job {', '.join(jobs)}" if jobs else ""
 
     def _show_output(self, item: Item) -> None:
         """What the run has printed on its node."""
@@ -149,15 +169,18 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         out.return_value = done.value["fitness"] if done.reason is None else StepError(done.reason)
         return out
 
+    @property
+    def _is_grid(self) -> bool:
+        """Whether these are all runs of the command; a sweeper that may ask for more hears of failures."""
+        assert self.config is not None
+        return str(self.config.hydra.sweeper._target_).endswith("BasicSweeper")
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("task_function", "of")}
 
 
-class Detached(SystemExit):
-    """The end of a command that does not wait."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
+class Over(SystemExit):
+    """The end of a command that has told everything, or does not wait for it."""
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

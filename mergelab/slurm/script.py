@@ -18,9 +18,11 @@ while :; do
   wait $child; status=$?
   kill -0 $child 2>/dev/null || break
 done
+echo $status > {status}
 {after}exit $status
 """
-"""A signal ends `wait`, not the child: the shell hands it on and goes on waiting."""
+"""A signal ends `wait`, not the child: the shell hands it on and goes on waiting. Slurm's own exit codes do
+not tell 137 (killed) from 9, and without accounting there are none: the true one is left in a file."""
 
 
 def options(
@@ -87,6 +89,7 @@ def text(
     setup: Sequence[str] = (),
     ranks: int = 1,
     cpus: int = 1,
+    status: Path = Path("/dev/null"),
     after: str = "",
 ) -> str:
     """The script.
@@ -95,11 +98,13 @@ def text(
         asked: `options`.
         command: what runs in each task, or in each rank of it.
         setup: the user's own lines before it.
+        status: where the exit status is left, by the task's number.
         after: a line of our own when it has ended, whatever came of it.
     """
     head = [f"#SBATCH --{k}" if v is True else f"#SBATCH --{k}={_quoted(v)}" for k, v in asked.items()]
     srun = f"srun --ntasks={ranks} --cpus-per-task={cpus} --kill-on-bad-exit=0 " if ranks > 1 else ""
-    work = WORK.format(srun=srun, command=shlex.join(command), after=f"{after}\n" if after else "")
+    work = WORK.format(srun=srun, command=shlex.join(command), after=f"{after}\n" if after else "",
+                       status=shlex.quote(str(status)) + '.${SLURM_ARRAY_TASK_ID:-0}')  # fmt: skip
     return "\n".join(["#!/bin/bash", *head, "", *setup, *([""] if setup else []), work])
 
 

@@ -103,7 +103,7 @@ def _do(place: Path, item: Any) -> None:
             finally:
                 _time["working"] = False
     except OutOfTime:
-        told = {"reason": f"out of time: Slurm's limit{_limit()} was near", "lost": True}
+        told = {"reason": "out of time: Slurm's time limit was near", "lost": True}
     except MergelabError as e:
         told = {"reason": " ".join(str(e).split())}
     except Exception as e:
@@ -115,14 +115,6 @@ def _do(place: Path, item: Any) -> None:
         print(f"{item.name}: {told['reason']}", file=sys.stderr, flush=True)
     else:
         _event(item.folder, "done")
-
-
-def _limit() -> str:
-    try:
-        seconds = int(os.environ["SLURM_JOB_END_TIME"]) - int(os.environ["SLURM_JOB_START_TIME"])
-    except (KeyError, ValueError):
-        return ""
-    return f" of {seconds / 60:.0f} min"
 
 
 def _name() -> str:

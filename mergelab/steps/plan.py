@@ -12,7 +12,7 @@ from mergelab.preflight.findings import stop_on_errors
 from mergelab.preflight.resources import Estimate, human
 from mergelab.recipe import dump
 from mergelab.report import terminal
-from mergelab.schema import Run
+from mergelab.schema import Run, Slurm
 from mergelab.steps.planning import make_plan, tell
 from mergelab.workspace import Workspace
 
@@ -52,6 +52,7 @@ def run_rows(run: Run, engine: Engine | None) -> list[list[str]]:
         ["experts", ", ".join(run.experts)],
         ["method", run.method.name],
         ["hardware", f"{h.device}, {dtypes}, files of at most {h.shard_size}"],
+        *([["Slurm task", slurm_text(h.slurm)]] if h.slurm else []),
         ["engine", engine_text(engine)],
         ["evaluation", evaluation_text(run)],
         ["tracking", run.tracking.name],
@@ -66,6 +67,17 @@ def _where(s: Source) -> str:
     if s.folder is None:
         return "not here"
     return "" if str(s.folder) == s.path else str(s.folder)
+
+
+def slurm_text(s: Slurm) -> str:
+    """What a task asks of the cluster."""
+    asked = [
+        f"{s.gpus} GPUs" if s.gpus else "", f"{s.cpus} processors",
+        {None: "", "0": "all memory of a node"}.get(s.memory, f"{s.memory} of memory"),
+        "a whole node" if s.exclusive else "", s.time or "",
+        *(f"{k} {v}" for k in ("partition", "account", "qos", "constraint") if (v := getattr(s, k))),
+    ]  # fmt: skip
+    return ", ".join(x for x in asked if x)
 
 
 def engine_text(engine: Engine | None) -> str:

@@ -33,8 +33,11 @@ def measure(folder: str, order: Order, timeout: float | None) -> dict[str, Any]:
     """What came of an order."""
     calls = Path(folder) / "calls" / order.name
     calls.parent.mkdir(parents=True, exist_ok=True)
+    e = os.environ
+    array = e.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{e['SLURM_ARRAY_TASK_ID']}" if array else e.get("SLURM_JOB_ID")
     with calls.open("a") as f:
-        f.write(f"{os.environ.get('SLURM_JOB_ID')} {os.environ.get('SLURM_PROCID', 0)} {os.environ.get('SLURMD_NODENAME')}\n")
+        f.write(f"{job} {e.get('SLURM_PROCID', 0)} {e.get('SLURMD_NODENAME')}\n")
     time.sleep(float(os.environ.get("PACE", 0)))
     faults = Path(folder) / "faults" / order.name
     if faults.exists():

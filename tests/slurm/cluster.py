@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 TOOL = Path(__file__).with_name("cluster.sh")
-PACKAGES = "slurmctld slurmd slurm-client slurmdbd munge mariadb-server mariadb-client"
-GET_THEM = f"apt-get install -y --no-install-recommends {PACKAGES}"
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "slurmdbd", "mariadbd")
 
 
@@ -40,11 +38,13 @@ class Cluster:
 
     def _tool(self, *arguments: str) -> None:
         knobs = {
-            "SLURM_LAB_NODES": self.nodes, "SLURM_LAB_PORT": self.port, "SLURM_LAB_ACCT": int(self.accounting),
+            "SLURM_LAB_NODES": self.nodes, "SLURM_LAB_PORT": self.port,
+            "SLURM_LAB_ACCT": int(self.accounting),
             "SLURM_LAB_NODE_TIMEOUT": 8, "SLURM_LAB_JOB_AGE": 60, "SLURM_LAB_ARRAY": self.array,
         }  # fmt: skip
         done = subprocess.run(
-            ["bash", str(TOOL), arguments[0], str(self.folder), *arguments[1:]], capture_output=True, text=True,
+            ["bash", str(TOOL), arguments[0], str(self.folder), *arguments[1:]], text=True,
+            capture_output=True,
             check=False, timeout=180, env=os.environ | {k: str(v) for k, v in knobs.items()},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -58,21 +58,28 @@ class Cluster:
         """SIGKILL to `slurmctld`, `slurmdbd`, or a `slurmd-n1` with all that runs on that node."""
         self._tool("kill", daemon)
 
+    def stop(self, daemon: str) -> None:
+        """End a daemon in an orderly way."""
+        self._tool("stop", daemon)
+
     def start(self, daemon: str) -> None:
         """Start a daemon again."""
         self._tool("start", daemon)
 
     def heal(self) -> None:
         """All daemons up, all nodes idle, no jobs, no limits: as a test finds it."""
-        self._tool("up")
+        daemons = ["slurmctld", *(f"slurmd-n{i + 1}" for i in range(self.nodes))]
+        for daemon in (["slurmdbd"] if self.accounting else []) + daemons:
+            self.start(daemon)
+        until(lambda: self.call("sinfo", check=False), "slurmctld answers", 60)
         self.call("scancel", "--user", str(os.getuid()))
+        until(self._idle, "all nodes are idle", 90)
         until(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 60)
-        until(self._idle, "all nodes are idle", 60)
 
     def _idle(self) -> bool:
         states = self.call("sinfo", "-h", "-N", "-o", "%N %T").split("\n")
-        for line in {s for s in states if s.endswith(("down", "down*", "drained", "draining"))}:
-            self.call("scontrol", "update", f"nodename={line.split()[0]}", "state=resume")
+        for line in {s for s in states if s.endswith(("down", "drained", "draining"))}:
+            self.call("scontrol", "update", f"nodename={line.split()[0]}", "state=resume", check=False)
         return bool(states) and all(s.endswith("idle") for s in states if s)
 
     def call(self, *command: str, check: bool = True) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real, throw-away Slurm cluster on 127.0.0.1, for the tests (slurmctld + N slurmd + munge, optional slurmdbd/MariaDB).
 #   cluster.sh up [DIR] | down [DIR] | status [DIR] | env [DIR] | wipe [DIR]
-#   cluster.sh kill DIR NAME | start DIR NAME   a daemon, with SIGKILL: slurmctld, slurmdbd, slurmd-n1 ...
+#   cluster.sh kill|stop|start DIR NAME   one daemon: slurmctld, slurmdbd, slurmd-n1 (kill: and all that runs there)
 # DIR (default $SLURM_LAB_DIR, else ./.slurm) holds every file: config, keys, pids, logs, spool, database.
 # Knobs (read by `up`): SLURM_LAB_NODE_TIMEOUT=120  SLURM_LAB_JOB_AGE=600  SLURM_LAB_ARRAY=1001  SLURM_LAB_NODES=2  SLURM_LAB_CPUS=16  SLURM_LAB_GPUS=8  SLURM_LAB_MEM_MB=65536
 #   SLURM_LAB_ACCT=1|0  SLURM_LAB_PORT=26800   (slurmctld=PORT, slurmdbd=PORT+1, node i=PORT+10+i)
@@ -16,7 +16,7 @@ t0=$(date +%s.%N)
 since() { awk -v a="$t0" -v b="$(date +%s.%N)" 'BEGIN{printf "%.1f", b-a}'; }
 die() { echo "cluster.sh: $*" >&2; exit 1; }
 
-case $cmd in up|down|status|env|wipe|kill|start) ;; *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2;; esac
+case $cmd in up|down|status|env|wipe|kill|stop|start) ;; *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2;; esac
 [ "$cmd" = up ] && mkdir -p "$dir"
 [ -d "$dir" ] || { [ "$cmd" = down ] || [ "$cmd" = wipe ] && exit 0; echo "down (no $dir)"; exit 3; }
 dir=$(cd "$dir" && pwd -P)
@@ -129,7 +129,7 @@ JobAcctGatherParams=OverMemoryKill
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=256
+DefMemPerCPU=3000
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides
@@ -299,6 +299,7 @@ case $cmd in
     echo "wiped";;
   status) status;;
   kill) kill_one "${3:?which daemon}";;
+  stop) stop "${3:?which daemon}";;
   start) start_one "${3:?which daemon}";;
   env) env_lines;;
 esac

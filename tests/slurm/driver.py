@@ -22,7 +22,7 @@ import yaml
 
 from mergelab.report import terminal
 from mergelab.schema import Hardware, Slurm
-from mergelab.search.controller import Setup, TooManyFailures, evolve
+from mergelab.search.controller import Setup, TooManyFailures, Watch, evolve
 from mergelab.search.journal import Journal
 from mergelab.search.on_slurm import OnSlurm
 from mergelab.slurm import commands
@@ -53,14 +53,14 @@ def hardware(settings: list[str]) -> Hardware:
     return Hardware(**rest, slurm=Slurm(**{"memory": "200MB", **task}))
 
 
-def search(folder: Path, setup: Setup, crew: Any) -> None:
+def search(folder: Path, setup: Setup, crew: Any, watch: Watch = lambda event, line: None) -> None:
     """Begin or go on with it."""
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     if journal.begin is None:
         about = {"name": "cma", "optimizer": "CMA", "population": setup.population, "space": {}}
         journal.write("begin", schema=1, search=about)
-    evolve(setup, journal, crew, lambda event, line: None)
+    evolve(setup, journal, crew, watch)
 
 
 def main() -> None:
