@@ -23,7 +23,7 @@ from mergelab.report import live, terminal
 from mergelab.schema import Run
 from mergelab.search import bench, grammar, optimizer, space, steered
 from mergelab.search.controller import Setup, evolve
-from mergelab.search.journal import Journal, differences
+from mergelab.search.journal import NAME, Journal, differences, read
 from mergelab.search.on_slurm import OnSlurm
 from mergelab.search.recording import Recorder
 from mergelab.search.settle import settle, show
@@ -76,23 +76,24 @@ def run(request: Request) -> float | None:
         return None
     setup, plan = prepare(request)
     about = identify(setup, plan)
-    folder, journal = place(request, about)
+    folder = place(request, about)
+    terminal.say(short_path(folder), "dim")
     workspace = Workspace(folder, folder / "model")
+    if steered.wanted(setup.run):
+        _tell(setup, plan, read(folder / NAME))
+        return _leave_to_a_job(setup, workspace, request)
     with workspace.held():
-        journal = Journal(folder)  # again: now nobody else writes it
+        journal = Journal(folder)
         _begin(journal, setup, about, request)
         _log_to(folder / "mergelab.log")
-        terminal.say(short_path(folder), "dim")
-        _tell(setup, plan, journal)
-        if not steered.wanted(setup.run):
-            known = len(journal.lines)
-            with steered.succession(setup.run, folder, request.arguments, known), pulse.beating(folder):
-                return _evolve(setup, plan, journal, workspace, request)
-    return _leave_to_a_job(setup, workspace, request)
+        _tell(setup, plan, journal.lines)
+        known = len(journal.lines)
+        with steered.succession(setup.run, folder, request.arguments, known), pulse.beating(folder):
+            return _evolve(setup, plan, journal, workspace, request)
 
 
 def _leave_to_a_job(setup: Setup, workspace: Workspace, request: Request) -> float | None:
-    """Have the sweep steered by a job, and look on."""
+    """Have the sweep steered by a job, and look on. The job alone writes the journal."""
     steered.start(setup.run, workspace.folder, request.arguments)
     if setup.run.hardware.detach:
         terminal.say("  python -m mergelab job=monitor   shows it", "dim")
@@ -396,8 +397,8 @@ def _stamp(source: Any) -> str:
     return identity.digest([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])[:16]
 
 
-def place(request: Request, about: Mapping[str, Any]) -> tuple[Path, Journal]:
-    """The sweep's folder and its journal: the one that was named, else where this very sweep was begun.
+def place(request: Request, about: Mapping[str, Any]) -> Path:
+    """The sweep's folder: the one that was named, else where this very sweep was begun.
 
     Raises:
         InputError: where the named folder holds another sweep, or something else.
@@ -409,9 +410,8 @@ def place(request: Request, about: Mapping[str, Any]) -> tuple[Path, Journal]:
     if not request.chosen and earlier and (Path(earlier) / "journal.jsonl").exists():
         folder = Path(earlier)
     folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder)
-    if journal.begin is not None:
-        changed = differences(journal.begin["identity"], _plain(about))
+    if lines := read(folder / NAME):  # it may be being written
+        changed = differences(lines[0]["identity"], _plain(about))
         if changed:
             told = "\n".join(changed[:8]) + (f"\nand {len(changed) - 8} more" if len(changed) > 8 else "")
             raise InputError(
@@ -423,7 +423,7 @@ def place(request: Request, about: Mapping[str, Any]) -> tuple[Path, Journal]:
             f"{short_path(folder)} holds a run, not a sweep\nChoose another: hydra.sweep.dir=DIR"
         )
     write_json(memo, {"folder": str(folder)})
-    return folder, journal
+    return folder
 
 
 def _plain(about: Mapping[str, Any]) -> Any:
@@ -467,7 +467,7 @@ def _command(request: Request) -> str:
     return shlex.join(["python", "-m", "mergelab", "-m", *request.overrides])
 
 
-def _tell(setup: Setup, plan: Plan, journal: Journal) -> None:
+def _tell(setup: Setup, plan: Plan, lines: Sequence[Mapping[str, Any]]) -> None:
     """What is about to happen, in two lines."""
     s = setup.run.search
     if setup.budget != s.budget:
@@ -495,7 +495,7 @@ def _tell(setup: Setup, plan: Plan, journal: Journal) -> None:
             f"{human(total)} of models do not fit into the {human(e.ram_free)} of memory that are free: they "
             "are read again for each candidate",
         )
-    done = len(journal.of("candidate"))
+    done = sum(line["event"] == "candidate" for line in lines)
     if done:
         terminal.say(f"· goes on: {min(done, setup.budget)} candidates are in the journal", "dim")
 

@@ -113,7 +113,8 @@ def follow(run: Run, folder: Path, budget: int, population: int) -> Mapping[str,
         KeyboardInterrupt: after saying that the sweep goes on.
     """
     try:
-        with live.table(budget, population, before=0) as shown:
+        there = [x for x in journal.read(folder / journal.NAME) if x["event"] == "candidate"]
+        with live.table(budget, population, before=len(there)) as shown:
             told, looked, gone = 0, 0.0, 0
             while True:
                 lines = journal.read(folder / journal.NAME)
@@ -123,8 +124,8 @@ def follow(run: Run, folder: Path, budget: int, population: int) -> Mapping[str,
                     return result
                 if time.monotonic() - looked >= batches.LOOK:
                     looked = time.monotonic()
-                    there = _there(folder, shown)
-                    gone = 0 if there or there is None else gone + 1
+                    alive = _alive(folder, shown)
+                    gone = 0 if alive or alive is None else gone + 1
                     if gone >= 3:
                         raise StepError(f"the sweep's controller has ended: {_last_words(folder)}")
                 time.sleep(FOLLOW)
@@ -139,7 +140,7 @@ def lines_left(lines: Sequence[Mapping[str, Any]], budget: int) -> bool:
     return len([x for x in lines if x["event"] == "candidate"]) < budget
 
 
-def _there(folder: Path, shown: live.Shown) -> list[Task] | None:
+def _alive(folder: Path, shown: live.Shown) -> list[Task] | None:
     try:
         there = controllers(folder)
     except MergelabError as e:
