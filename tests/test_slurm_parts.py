@@ -679,7 +679,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
     for name in ("submit", "queue", "accounted", "accounted_by_name", "array_limit", "cancel"):
         monkeypatch.setattr(commands, name, getattr(fake, name))
-    for name, seconds in (("GLANCE", 0.002), ("LOOK", 0.01), ("SETTLING", 0.03), ("AGAIN", 0.02)):
+    for name, seconds in (
+        ("GLANCE", 0.002),
+        ("LOOK", 0.01),
+        ("SETTLING", 0.03),
+        ("AGAIN", 0.02),
+        ("RECENT", 0),
+    ):
         monkeypatch.setattr(batches, name, seconds)
     return fake
 
@@ -783,6 +789,15 @@ def test_a_job_that_never_was_is_submitted_again_once_slurm_has_been_asked(
     assert cluster.questions[6] == "sbatch"
     assert of.ledger.void == {"b0001"}
     assert (of.ledger.place("b0001") / "void").exists()
+
+
+def test_the_accounting_is_not_asked_for_what_squeue_would_know(
+    cluster: FakeCluster, batch: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "RECENT", 60)
+    cluster.answers = [(Away("sbatch: Unable to contact slurm controller"), False)]
+    assert len(outcomes(batch(), "ab")) == 2
+    assert "sacct" not in cluster.questions and len(cluster.submitted) == 1
 
 
 def test_another_process_looks_up_what_the_killed_one_had_begun(cluster: FakeCluster, batch: Make) -> None:
@@ -891,13 +906,30 @@ def test_a_lost_task_is_told_with_its_exit_status_and_last_words(cluster: FakeCl
     of.submit(work("a"))
     place = of.ledger.place("b0001")
     (place / "100_0.out").write_text("not this\n")
-    (place / "100_0.err").write_text("one\n\ntwo\nthree\n  CUDA out of memory \n")
+    (place / "100_0.err").write_text("one\n\ntwo\nthree\n  Killed \n")
     (place / "status.0").write_text("137\n")
     cluster.fates = {"a": ["FAILED"]}
     cluster.finish("100")
     reason = outcomes(of, "a")["a"].reason
     assert reason == ("killed by SIGKILL (n1, Slurm task 100_0); its last words: "
-                      "two | three | CUDA out of memory")  # fmt: skip
+                      "two | three | Killed")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "Exceeded job memory limit",
+        "slurmstepd: error: Detected 1 oom_kill event",
+        "torch: CUDA out of memory.",
+    ],
+)
+def test_a_lack_of_memory_is_known_by_the_last_words(cluster: FakeCluster, batch: Make, word: str) -> None:
+    cluster.fates = {"a": ["runs", "FAILED"]}
+    of = batch()
+    of.submit(work("a"))
+    (of.ledger.place("b0001") / "100_0.err").write_text(f"{word}\n")
+    cluster.finish("100")
+    assert str(outcomes(of, "a")["a"].reason).startswith("out of memory (n1")
 
 
 def test_only_the_item_in_work_is_lost_and_its_neighbours_are_submitted_again(
@@ -1195,7 +1227,7 @@ def test_too_little_room_is_told_before_anything_is_copied(
     full(monkeypatch, 1001)
     with (
         scratch.opened(str(disk), "57-0"),
-        pytest.raises(StepError, match=r"hardware\.scratch.*1001 B are fr"),
+        pytest.raises(StepError, match=r"hardware\.scratch: a copy needs 1.0 kB, and"),
     ):
         scratch.copy_of(model)
     full(monkeypatch, 1002)
@@ -1493,17 +1525,19 @@ def test_a_pulse_goes_away_however_the_run_ends(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_within_another_has_a_pulse_of_its_own(tmp_path: Path, beat: Beat) -> None:
+def test_a_run_within_another_is_part_of_its_pulse(tmp_path: Path, beat: Beat) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     with pulse.beating(tmp_path):
-        pulse.note("candidates", 1, 4)
+        began = beat(tmp_path)["started"]
         with pulse.beating(inner):
-            assert "what" not in beat(inner)
             pulse.note("tensors", 3, 7)
-            assert beat(inner)["what"] == "tensors"
-        assert list(inner.iterdir()) == []
-        assert beat(tmp_path)["what"] == "candidates"
+            assert beat(tmp_path)["what"] == "tensors"
+            assert list(inner.iterdir()) == []
+        found = beat(tmp_path)
+        assert (found["what"], found["started"]) == ("tensors", began)
+    with pulse.beating(inner):
+        assert "what" not in beat(inner)
 
 
 @pytest.mark.parametrize(

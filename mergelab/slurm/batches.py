@@ -302,7 +302,9 @@ class Batches:
         if MEMORY.search(tail):  # of which not every cluster's states know
             words = "out of memory"
         reason = f"{words} ({where}Slurm task {number})"
-        innocent = task is None or task.state in INNOCENT
+        # A script that did not come to its end, and not for its memory, was killed with its node.
+        cut_off = task is not None and task.state == "FAILED" and not status_of(place, index)
+        innocent = task is None or task.state in INNOCENT or (cut_off and not MEMORY.search(tail))
         started = [k for k in left if begun(place, k).exists()]
         any_begun = any(begun(place, k).exists() for k in mine)
         guilty = [] if innocent else started if any_begun else left
@@ -358,11 +360,17 @@ def write_script(
 
 def with_exit(task: Task, place: Path) -> Task:
     """The task with the exit status that its script has left, where Slurm calls it failed."""
+    status = status_of(place, task.index)
+    return replace(task, exit=f"{status}:0") if task.state == "FAILED" and status else task
+
+
+def status_of(place: Path, index: int) -> str:
+    """The exit status that a task's script has left; empty where it did not come to that."""
     try:
-        status = (place / f"status.{task.index}").read_text().strip()
+        text = (place / f"status.{index}").read_text().strip()
     except OSError:
-        return task
-    return replace(task, exit=f"{status}:0") if task.state == "FAILED" and status.isdigit() else task
+        return ""
+    return text if text.isdigit() else ""
 
 
 def last_lines(place: Path, job: str, index: int, most: int = 3) -> str:

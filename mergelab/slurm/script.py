@@ -10,6 +10,7 @@ from typing import Any
 from mergelab.schema import Slurm
 
 WORK = """\
+rm -f {status}
 {srun}{command} &
 child=$!
 trap 'kill -USR2 $child 2>/dev/null' USR2
