@@ -116,7 +116,7 @@ class Hooks:
 
         try:
             if config.job.name == "monitor":
-                from mergelab.report.monitor import watch
+                from mergelab.monitor.view import watch
 
                 watch(_typed(_without_hydra(config)).monitor)
                 raise _Finished(0)

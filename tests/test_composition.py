@@ -139,7 +139,8 @@ LAYERS = {
     "evaluation": {"errors", "schema", "identity", "quiet", "workspace"},
     "zoo": {"errors"},
     "tracking": {"errors", "schema", "workspace"},
-    "report": {"errors", "schema", "workspace", "pulse", "slurm"},
+    "report": {"errors", "schema", "workspace", "pulse"},
+    "monitor": {"errors", "schema", "workspace", "pulse", "slurm", "report"},
     "steps": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
         "report", "workspace", "pulse",

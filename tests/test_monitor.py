@@ -17,7 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mergelab.errors import InputError
-from mergelab.report import monitor, sources
+from mergelab.monitor import sources
+from mergelab.monitor import view as monitor
 from mergelab.schema import Monitor
 from mergelab.slurm import commands
 
@@ -158,7 +159,7 @@ def test_a_run_in_the_middle(look: Callable[..., str], tmp_path: Path) -> None:
     below = line_of(text, "merge math")
     for part in ("45%", "11 s left", "n13", "2.1 GB", "GPU 0 71% 34.1 GB"):
         assert part in below
-    assert "1 running, 0 pending, 0 done, 0 failed" in text
+    assert "1 running" in text
 
 
 def test_several_gpus_are_summed(look: Callable[..., str], tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_runs_that_have_ended(look: Callable[..., str], tmp_path: Path) -> None:
     assert line_of(text, "the disk is full").strip() == "merge: the disk is full"
     assert line_of(text, "there are none").endswith("…")
     assert "old" not in text
-    assert "0 running, 0 pending, 1 done, 2 failed, 1 interrupted" in text
+    assert "0 running, 1 done, 2 failed, 1 interrupted" in text
     assert text.index("outputs/bad") < text.index("outputs/good")
     assert "done" in line_of(look(out / "old"), "outputs/old")
     assert "outputs/old" in look(hours=30.0)
@@ -206,7 +207,7 @@ def test_no_sign_of_life(look: Callable[..., str], tmp_path: Path) -> None:
     assert "lost" in line_of(text, "outputs/gone")
     assert "4194305 is gone" in text
     assert "done" in line_of(text, "outputs/looked")
-    assert "0 running, 0 pending, 1 done, 0 failed, 1 lost, 3 no sign" in text
+    assert "0 running, 1 done, 1 lost, 3 no sign" in text
 
 
 def test_a_sweep_in_the_middle(look: Callable[..., str], tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_a_sweep_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch:
     assert "57_5 " not in text  # its result is there
     assert "pending 3rd (Priority)" in line_of(text, "57_7 ")
     assert "and 7 more pending" in text
-    assert "1 running, 0 pending, 0 done, 0 failed" in text
+    assert "1 running" in text
 
 
 def test_many_tasks_run(look: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +376,7 @@ def test_half_written_files(look: Callable[..., str], tmp_path: Path, content: b
             path = tmp_path / "outputs" / "-".join(n[0] for n in names) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content + b"\n" * (name.endswith("l") and len(content) > 3))
-    assert "running, 0 pending" in look()
+    assert "2 running" in look()
 
 
 def test_values_of_any_kind(look: Callable[..., str], tmp_path: Path) -> None:
@@ -431,7 +432,7 @@ def test_what_is_not_a_run_is_passed_by(look: Callable[..., str], tmp_path: Path
         run(out / folder)
     run(out / "a", "done")
     text = look()
-    assert "0 running, 0 pending, 1 done, 0 failed" in text
+    assert "0 running, 1 done" in text
 
 
 def test_it_goes_on_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,4 +468,4 @@ def test_it_goes_on_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "45%" in told
     assert "fitness 0.250" in told
     assert "and 25 more" in told
-    assert "0 running, 0 pending, 41 done, 0 failed" in told
+    assert "0 running, 41 done" in told

@@ -578,7 +578,7 @@ def test_jobs_are_named_after_their_sweeps_folder(tmp_path: Path) -> None:
 
 class FakeCluster:
     """In the place of Slurm's commands. Tasks are done the moment they are submitted, unless `fates` has
-    another end for an item: a state, `runs` (until `finish`) or `forgotten`."""
+    another end for an item: a state, `runs` (until `finish`), `forgotten` or `cut off`."""
 
     def __init__(self) -> None:
         self.submitted: list[tuple[str, list[list[str]]]] = []
@@ -616,12 +616,12 @@ class FakeCluster:
         array = "--array" in (place / "job.sh").read_text()
         for index, items in enumerate(groups):
             self.places[job, index] = place, items
-            state = self._state(place, items)
+            state = self._state(place, index, items)
             if state != "forgotten":
                 self.tasks.append(Task(job, index, state, "", "n1", "", place.name, "", array))
         return job
 
-    def _state(self, place: Path, items: list[Item]) -> str:
+    def _state(self, place: Path, index: int, items: list[Item]) -> str:
         for item in items:
             fate = self.fates.get(item.name, [])
             end = fate.pop(0) if fate else "COMPLETED"
@@ -630,7 +630,10 @@ class FakeCluster:
             if end in ("PENDING", "forgotten"):
                 return end
             ledger.begun(place, item.key).touch()
+            if end == "cut off":  # with its node, before its script came to its end
+                return "FAILED"
             if end != "COMPLETED":
+                (place / f"status.{index}").write_text("1\n")
                 return end
             write_json(ledger.result(place, item.key), {"value": item.work()})
         return "COMPLETED"
@@ -638,7 +641,7 @@ class FakeCluster:
     def finish(self, job: str, index: int = 0) -> None:
         """A task that runs does what it has to, and ends."""
         place, items = self.places[job, index]
-        state = self._state(place, items)
+        state = self._state(place, index, items)
         self.tasks = [
             Task(job, index, state, "", "n1", "", place.name) if (t.job, t.index) == (job, index) else t
             for t in self.tasks
@@ -888,6 +891,14 @@ def test_work_that_lost_its_node_is_submitted_again(cluster: FakeCluster, batch:
     assert any(commands.ENDED[state] in h and "submitted again" in h for h in heard)
 
 
+def test_a_task_whose_script_did_not_come_to_its_end_is_submitted_again(
+    cluster: FakeCluster, batch: Make
+) -> None:
+    cluster.fates = {"b": ["cut off"]}
+    assert outcomes(batch(), "ab")["b"].value == "B"
+    assert cluster.items == [["a", "b"], ["b"]]
+
+
 @pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "CANCELLED"])
 def test_work_that_ends_its_task_is_lost_with_the_reason(
     cluster: FakeCluster, batch: Make, state: str
@@ -896,7 +907,8 @@ def test_work_that_ends_its_task_is_lost_with_the_reason(
     found = outcomes(batch(), "abc")
     assert found["b"].lost and found["b"].value is None
     assert found["b"].reason is not None
-    assert found["b"].reason.startswith(f"{commands.ENDED[state]} (n1, Slurm task 100_1)")
+    status = " with exit status 1" if state == "FAILED" else ""
+    assert found["b"].reason.startswith(f"{commands.ENDED[state]}{status} (n1, Slurm task 100_1)")
     assert found["a"].value == "A" and len(cluster.submitted) == 1
 
 
@@ -907,9 +919,9 @@ def test_a_lost_task_is_told_with_its_exit_status_and_last_words(cluster: FakeCl
     place = of.ledger.place("b0001")
     (place / "100_0.out").write_text("not this\n")
     (place / "100_0.err").write_text("one\n\ntwo\nthree\n  Killed \n")
-    (place / "status.0").write_text("137\n")
     cluster.fates = {"a": ["FAILED"]}
     cluster.finish("100")
+    (place / "status.0").write_text("137\n")
     reason = outcomes(of, "a")["a"].reason
     assert reason == ("killed by SIGKILL (n1, Slurm task 100_0); its last words: "
                       "two | three | Killed")  # fmt: skip
@@ -1227,16 +1239,20 @@ def test_too_little_room_is_told_before_anything_is_copied(
     full(monkeypatch, 1001)
     with (
         scratch.opened(str(disk), "57-0"),
-        pytest.raises(StepError, match=r"hardware\.scratch: a copy needs 1.0 kB, and"),
+        pytest.raises(StepError, match=r"hardware\.scratch: a copy needs 1\.0 kB, and"),
     ):
         scratch.copy_of(model)
+    assert not list(disk.rglob("weights"))
+
+
+def test_just_enough_room_is_enough(disk: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, 1002)
     with scratch.opened(str(disk), "57-0"):
         assert scratch.copy_of(model) != model
 
 
 AGAIN = """
-import shutil, sys
+import shutil, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from mergelab.errors import StepError
@@ -1244,6 +1260,7 @@ from mergelab.merging import scratch
 shutil.disk_usage = lambda path: SimpleNamespace(free=0)
 with scratch.opened(sys.argv[1], "57-0"):
     for _ in range(2):
+        signal.alarm(3)
         try:
             scratch.copy_of(Path(sys.argv[2]))
         except StepError:
@@ -1253,16 +1270,9 @@ with scratch.opened(sys.argv[1], "57-0"):
 
 @bug("scratch.copy_of keeps the lock of a copy that failed: the next candidate of the task waits for ever")
 def test_too_little_room_is_told_to_the_next_candidate_of_the_task_too(disk: Path, model: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", AGAIN, str(disk), str(model)], text=True, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "no room\n"
-    try:
-        out, _ = process.communicate(timeout=3)
-    finally:
-        process.kill()
-    assert out == "no room\n"
+    command = [sys.executable, "-c", AGAIN, str(disk), str(model)]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert (done.stdout, done.returncode) == ("no room\n" * 2, 0)
 
 
 OTHER = """

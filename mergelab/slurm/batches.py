@@ -221,8 +221,10 @@ class Batches:
             self.ledger.taken_back(batch, str(e))
             raise
         self.ledger.submitted(batch, job)
-        names = f"array {job}, {len(groups)} tasks" if array else f"job {job}"
-        self.tell(f"submitted {names}")
+        what = f"array {job}, {len(groups)} tasks"
+        if not array:
+            what = f"job {job}: " + ", ".join(i.name.partition("-")[0] for g in groups for i in g)
+        self.tell(f"submitted {what}")
 
     # ---------------------------------------------------------------- watching
 

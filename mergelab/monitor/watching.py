@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from mergelab import pulse
-from mergelab.report.sources import (
+from mergelab.monitor.sources import (
     LEDGER,
     Files,
     Item,

@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.text import Text
 
 from mergelab.errors import InputError
+from mergelab.monitor.watching import Look, Row, Sweep, Watcher
 from mergelab.report import terminal
 from mergelab.report.live import duration
-from mergelab.report.watching import Look, Row, Sweep, Watcher
 from mergelab.schema import Monitor
 from mergelab.workspace import short_path
 
@@ -26,7 +26,7 @@ TASKS = 10
 """Tasks of a sweep, or waiting runs of a grid, that are shown one by one."""
 STYLES = {"running": "cyan", "done": "green", "pending": "dim", "submitted": "dim", "no sign": "yellow",
           "detached": "yellow", "stopped": "yellow", "interrupted": "yellow"}  # fmt: skip
-ALWAYS = ("running", "pending", "done", "failed")
+FIRST = ("running", "pending", "done", "failed")
 
 
 def watch(settings: Monitor, console: Console = terminal.console) -> None:
@@ -82,8 +82,9 @@ def view(look: Look, roots: Sequence[Path], width: int, height: int | None = Non
 def counts(rows: Sequence[Row]) -> str:
     """`2 running, 0 pending, 5 done, 1 failed`, and what else there is. A sweep counts as one."""
     states = ["failed" if r.state == "invalid" else r.state for r in rows]
-    others = sorted(set(states) - set(ALWAYS))
-    return ", ".join(f"{states.count(s)} {s}" for s in (*ALWAYS, *others))
+    there = {"running", *states}
+    names = [*(s for s in FIRST if s in there), *sorted(there - set(FIRST))]
+    return ", ".join(f"{states.count(s)} {s}" for s in names)
 
 
 def blocks(look: Look, width: int) -> list[list[Text]]:

@@ -1,0 +1,1 @@
+"""job=monitor: what runs, here and on Slurm, read from the runs' own files and from squeue."""
