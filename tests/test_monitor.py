@@ -376,7 +376,7 @@ def test_half_written_files(look: Callable[..., str], tmp_path: Path, content: b
             path = tmp_path / "outputs" / "-".join(n[0] for n in names) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content + b"\n" * (name.endswith("l") and len(content) > 3))
-    assert "2 running" in look()
+    assert "running" in look()
 
 
 def test_values_of_any_kind(look: Callable[..., str], tmp_path: Path) -> None:
