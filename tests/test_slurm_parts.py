@@ -88,6 +88,7 @@ POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's 
         (f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}", Limited),
         (f"{FAILED}Invalid job array specification", Limited),
         (f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", Refused),
+        (f"sbatch: error: QOSMaxCpuPerJobLimit\n{POLICY}", Refused),
         (
             f"sbatch: error: invalid partition specified: nowhere\n{FAILED}Invalid partition name specified",
             Refused,
@@ -910,6 +911,12 @@ def test_work_that_ends_its_task_is_lost_with_the_reason(
     status = " with exit status 1" if state == "FAILED" else ""
     assert found["b"].reason.startswith(f"{commands.ENDED[state]}{status} (n1, Slurm task 100_1)")
     assert found["a"].value == "A" and len(cluster.submitted) == 1
+
+
+def test_what_squeue_has_forgotten_the_accounting_still_knows(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates, cluster.forgetful = {"a": ["TIMEOUT"]}, True
+    assert str(outcomes(batch(), "a")["a"].reason).startswith("out of time (n1")
+    assert len(cluster.submitted) == 1
 
 
 def test_a_lost_task_is_told_with_its_exit_status_and_last_words(cluster: FakeCluster, batch: Make) -> None:
