@@ -125,8 +125,8 @@ class Slurm:
     constraint: Optional[str] = None
     """Features that a node must have, such as `a100`."""
     time: Optional[str] = None
-    """The time limit of a task, as Slurm writes it: `90` (minutes), `12:00:00`, `2-00:00:00`. Null: the
-    partition's."""
+    """The time limit of a task, as Slurm writes it: `90` (minutes), `12:00:00`, `2-00:00:00`; in a file in
+    quotes, or YAML reads a number. Null: the partition's."""
     memory: Optional[str] = None
     """Main memory of a task, such as `200GB`; `0` is all of a node's. Null: the partition's default."""
     cpus: int = 1

@@ -4,6 +4,8 @@ from a machine that has internet, by one command."""
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +37,10 @@ def finish(sweep: Path, settings: Tracking) -> None:
     """Upload what is left if `tracking.sync` asks for it; else print the command that does."""
     if not (records := left(sweep)):
         return
-    command = f"wandb sync {short_path(sweep)}/wandb/{PATTERN}"
+    command = f"wandb sync {shlex.quote(short_path(sweep))}/wandb/{PATTERN}"
     if not settings.sync:
-        terminal.say(f"W&B: {len(records)} runs offline;  {command}  uploads them", "dim")
+        terminal.say(f"W&B: {len(records)} runs are offline. To upload them:", "dim")
+        terminal.command(command)
         return
     with terminal.waiting() as show:
         show(f"W&B: uploading {len(records)} runs")
@@ -55,6 +58,6 @@ def upload(records: list[Path]) -> str:
         check=False, env={**os.environ, "WANDB_MODE": "online"}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    if done.returncode == 0 and not any("error" in line.lower() for line in said):
+    if done.returncode == 0 and not any(re.search(r"wandb: ERROR|\berror:", line, re.I) for line in said):
         return ""
     return said[-1] if said else f"wandb sync ended with {done.returncode}"

@@ -73,6 +73,11 @@ def short_path(path: Path) -> str:
         return str(path)
 
 
+def hydra_value(path: Path) -> str:
+    """A path as a value on Hydra's command line."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
 def umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)

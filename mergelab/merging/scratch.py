@@ -1,7 +1,7 @@
 """The node's own disk: experts are read from a copy there, a merge is written there first.
 
-    <scratch>/mergelab-models/<key>/    a copy of a model, shared by all tasks that use it now
-    <scratch>/mergelab-task-<job>/      what one task writes
+    <scratch>/mergelab-<uid>-models/<key>/    a copy of a model, shared by all tasks that use it now
+    <scratch>/mergelab-<uid>-task-<job>/      what one task writes
 
 Each has a lock file beside it that its users hold. The kernel lets go of the locks of a killed process, so
 that what nobody holds is rubbish, and whoever comes next (or the task's own batch script, by
@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,12 @@ from mergelab.errors import InputError, StepError
 from mergelab.identity import digest
 from mergelab.preflight.resources import human
 
-MODELS, TASK = "mergelab-models", "mergelab-task-"
+
+def ours(what: str) -> str:
+    """A name of this user: others have their own in the same place."""
+    return f"mergelab-{os.getuid()}-{what}"
+
+
 LOCK = ".lock"
 
 _open: dict[str, Path] = {}
@@ -53,7 +60,7 @@ def opened(path: str | None, task: str) -> Iterator[None]:
             f"hardware.scratch: {root} is no folder on {os.uname().nodename} that can be written to"
         )
     clean(root)
-    mine = root / f"{TASK}{task}"
+    mine = root / ours(f"task-{task}")
     lock = _lock(mine, fcntl.LOCK_EX)
     assert lock is not None
     mine.mkdir(exist_ok=True)
@@ -85,18 +92,23 @@ def copy_of(model: Path) -> Path:
         return model
     files = sorted(f for f in model.iterdir() if f.is_file())
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    copy = root / MODELS / digest([str(model.resolve()), stamps])[:24]
+    copy = root / ours("models") / digest([str(model.resolve()), stamps])[:24]
+    copy.parent.mkdir(exist_ok=True)
     while copy not in _held:
-        copy.parent.mkdir(exist_ok=True)
-        lock = _lock(copy, fcntl.LOCK_EX)
+        lock = _lock(copy, fcntl.LOCK_SH)  # waits while somebody makes it
         assert lock is not None
-        if not copy.exists():
-            _copy(files, copy)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it is nobody's, and may be tidied away
-        if copy.exists():
-            _held[copy] = lock
-        else:
-            os.close(lock)
+        try:
+            if not copy.exists():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _copy(files, copy)
+                fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it is nobody's, and may be tidied away
+            if copy.exists():
+                _held[copy] = lock
+        except BlockingIOError:  # others are here at the same time; one of them will make it
+            time.sleep(random.uniform(0.05, 0.2))
+        finally:
+            if copy not in _held:
+                os.close(lock)
     return copy
 
 
@@ -109,15 +121,19 @@ def _copy(files: list[Path], to: Path) -> None:
         )
     aside = to.with_name(f"{to.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for file in files:
-        shutil.copy2(file, aside / file.name)
-    aside.rename(to)
+    try:
+        aside.mkdir()
+        for file in files:
+            shutil.copy2(file, aside / file.name)
+        aside.rename(to)
+    except OSError as e:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise StepError(f"hardware.scratch: {e.strerror}: {e.filename or to}") from e
 
 
 def clean(root: Path) -> None:
     """Remove what no living process uses."""
-    for lock in [*root.glob(f"{TASK}*{LOCK}"), *(root / MODELS).glob(f"*{LOCK}")]:
+    for lock in [*root.glob(ours(f"task-*{LOCK}")), *(root / ours("models")).glob(f"*{LOCK}")]:
         target = lock.with_name(lock.name.removesuffix(LOCK))
         if (held := _lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)) is None:
             continue

@@ -9,13 +9,20 @@ from pathlib import Path
 
 from mergelab.errors import did_you_mean
 from mergelab.preflight import checkpoint, compare, engines, resources
-from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error
+from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error, warning
 from mergelab.preflight.inputs import reads_file
 from mergelab.preflight.sources import Source
 from mergelab.preflight.structure import MERGEABLE
 from mergelab.recipe import PER_MODEL
 from mergelab.schema import Hardware, Run
 
+SIXTY_HOURS = 3600
+"""Minutes: as a bare number YAML reads 1:00:00 and more, unless they are in quotes."""
+RESERVED = (
+    "array", "chdir", "comment", "error", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
+    "output", "parsable", "signal", "wait", "wrap",
+)  # fmt: skip
+"""Options of sbatch by which we find our jobs and what they have done; nobody else may set them."""
 CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
 
 DECIDED_BY_FILE = (
@@ -88,9 +95,21 @@ def _check_cluster(run: Run) -> Iterator[Finding]:
     if h.device == "cpu" and s.gpus > 0:
         message = f"{s.gpus}, but hardware.device=cpu uses none"
         yield error("no-effect", "hardware.slurm.gpus", message, "Set hardware.device=cuda, or 0 GPUs.")
+    for name in s.options:
+        if str(name).replace("_", "-") in RESERVED:
+            message = "it is ours, for by it we find our jobs and what they have done"
+            yield error("setting", f"hardware.slurm.options.{name}", message, "Leave it out.")
     if s.memory not in (None, "0"):
-        yield from resources.parse_size(str(s.memory), "hardware.slurm.memory")[1]
-    if s.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", str(s.time)):
+        if str(s.memory).strip().isdigit():
+            yield error("type", "hardware.slurm.memory", f"'{s.memory}' has no unit", "Write it as 200GB.")
+        else:
+            yield from resources.parse_size(str(s.memory), "hardware.slurm.memory")[1]
+    if s.time is not None and str(s.time).isdigit() and int(s.time) >= SIXTY_HOURS:
+        message = f"{s.time} minutes are {int(s.time) / 1440:.0f} days"
+        yield warning("type", "hardware.slurm.time", message, 'In a file write "12:00:00" in quotes.')
+    if s.time is not None and not re.fullmatch(
+        r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED|INFINITE", str(s.time).upper()
+    ):
         message = f"'{s.time}' is no time as Slurm writes it"
         yield error("type", "hardware.slurm.time", message, "Write 90 (minutes), 12:00:00 or 2-00:00:00.")
 

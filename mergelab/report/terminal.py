@@ -47,6 +47,11 @@ def aside(text: str) -> None:
         say(f"  {line}", "dim")
 
 
+def command(text: str) -> None:
+    """A command to be copied, on one line however long it is."""
+    console.print(Text(f"  {text}"), soft_wrap=True)
+
+
 def heading(title: str, subtitle: str) -> None:
     """What runs, and where it is recorded."""
     console.print(Text.assemble((title, "bold"), "\n", (subtitle, "dim")))

@@ -24,7 +24,7 @@ from mergelab.schema import Run, Slurm
 from mergelab.search import journal
 from mergelab.slurm import batches, commands, ledger
 from mergelab.slurm.commands import Task
-from mergelab.workspace import read_memo, short_path
+from mergelab.workspace import hydra_value, read_memo, short_path
 
 INSIDE = "MERGELAB_CONTROLLER"
 """Set in the controller's job."""
@@ -61,7 +61,7 @@ def command(arguments: Sequence[str], folder: Path) -> list[str]:
         arguments: of the command that the user typed.
     """
     kept = [a for a in arguments if not a.startswith("hydra.sweep.dir=")]
-    return [sys.executable, "-u", "-m", "mergelab", *kept, f"hydra.sweep.dir='{folder}'"]
+    return [sys.executable, "-u", "-m", "mergelab", *kept, f"hydra.sweep.dir={hydra_value(folder)}"]
 
 
 # ---------------------------------------------------------------- from the login node

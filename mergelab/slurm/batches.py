@@ -13,11 +13,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import InputError
+from mergelab.errors import InputError, MergelabError
 from mergelab.schema import Slurm
 from mergelab.slurm import commands, script
 from mergelab.slurm.commands import Away, Limited, Refused, Task
@@ -106,6 +107,7 @@ class Batches:
         self._largest: int | None = None
         self._next_try = 0.0
         self._trouble = ""
+        self._wait = AGAIN
         self._intended: dict[str, float] = {}
         """When this process has intended a batch."""
 
@@ -146,6 +148,8 @@ class Batches:
 
     def cancel(self) -> list[str]:
         """End everything that is not done, and say what; what Slurm cannot be asked now stays."""
+        if self.ledger.open():  # Slurm may have one of which we had no answer
+            self._recover(commands.queue(self.ledger.name))
         wanted = {b: self.ledger.jobs[b] for b, _ in self.ledger.live()}
         finished = {b for b in wanted if not self._unfinished(b)}
         jobs = {b: job for b, job in wanted.items() if b not in finished}
@@ -177,13 +181,12 @@ class Batches:
         groups = [items[i : i + self._per_task] for i in range(0, len(items), self._per_task)]
         try:
             if not array:
-                for group in groups:
-                    self._one([group], array=False)
-                return
-            if self._largest is None:
+                while groups:
+                    self._one([groups.pop(0)], array=False)
+            if self._largest is None and groups:
                 self._largest = commands.array_limit()
             while groups:
-                size = min(len(groups), self._largest)
+                size = min(len(groups), self._largest or 1)
                 try:
                     self._one(groups[:size], array=True)
                 except Limited:
@@ -192,11 +195,12 @@ class Batches:
                     self._largest = size // 2
                     continue
                 groups = groups[size:]
-            self._trouble = ""
+            self._trouble, self._wait = "", AGAIN
         except (Away, Limited) as e:
             self._trouble = str(e)
             self._largest = None
-            self._next_try = time.monotonic() + AGAIN
+            self._next_try = time.monotonic() + self._wait
+            self._wait = min(self._wait * 1.5, 6 * AGAIN)
 
     def _one(self, groups: Sequence[Sequence[Item]], array: bool) -> None:
         import cloudpickle
@@ -245,19 +249,22 @@ class Batches:
             return
         if not self._trouble.startswith("sbatch"):
             self._trouble = ""
-        stray = [t.job for t in seen if t.note in self.ledger.void and not t.over]
-        if stray:
-            commands.cancel(set(stray))
+        self._cancel_quietly({t.job for t in seen if t.note in self.ledger.void and not t.over})
         now = time.monotonic()
         for at in asked:
             task = self._seen.get(at)
             if task is not None and task.stuck:
-                commands.cancel([f"{task.job}_{task.index}" if task.array else task.job])
+                self._cancel_quietly({task.number})
                 self._ended(*at, replace(task, state="BOOT_FAIL"))
             elif task is not None and not task.over:
                 self._over_since.pop(at, None)
             elif now - self._over_since.setdefault(at, now) >= SETTLING:
                 self._ended(*at, task)
+
+    def _cancel_quietly(self, numbers: set[str]) -> None:
+        """End what nobody waits for; if Slurm cannot be asked now, the next look does it."""
+        with suppress(MergelabError):
+            commands.cancel(sorted(numbers))
 
     def _tasks(self, asked: set[tuple[str, int]], seen: Sequence[Task]) -> dict[tuple[str, int], Task]:
         """What is known of each task. squeue alone says which are alive: the accounting may never have
@@ -297,7 +304,7 @@ class Batches:
         if not left:
             self.ledger.over(batch, index, task.state if task else "UNKNOWN", "", [])
             return
-        number = f"{self.ledger.jobs[batch]}_{index}"
+        number = task.number if task else f"{self.ledger.jobs[batch]}_{index}"
         where = f"{task.node}, " if task and task.node not in ("", "None assigned") else ""
         words = with_exit(task, place).words() if task else "Slurm no longer knows it"
         tail = last_lines(place, self.ledger.jobs[batch], index)

@@ -73,6 +73,11 @@ class Task:
     array: bool = False
 
     @property
+    def number(self) -> str:
+        """As Slurm writes it: `57_3`, or `57` of a plain job."""
+        return f"{self.job}_{self.index}" if self.array else self.job
+
+    @property
     def stuck(self) -> bool:
         """Whether Slurm could not launch it and holds it now, for somebody to look into."""
         return self.state == "PENDING" and "launch failed" in self.reason.lower()
@@ -98,10 +103,8 @@ def _signal(status: str, number: str) -> str:
     n = int(number) if number.isdigit() else 0
     if not n and status.isdigit() and int(status) > 128:
         n = int(status) - 128
-    try:
-        return signal.Signals(n).name if n else ""
-    except ValueError:
-        return f"signal {n}"
+    known = {s.value: s.name for s in signal.Signals}
+    return known.get(n, f"signal {n}" if number.isdigit() and int(number) else "")
 
 
 def missing() -> str | None:
@@ -132,8 +135,10 @@ def _call(*command: str) -> str:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise Away(f"{command[0]}: no answer for {PATIENCE:g} s") from None
-    except OSError as e:
+    except FileNotFoundError as e:
         raise Refused(f"{command[0]}: {e.strerror}") from None
+    except OSError as e:  # no more processes, no more memory: for now
+        raise Away(f"{command[0]}: {e.strerror}") from None
     if done.returncode == 0:
         return done.stdout
     raise sorted_out(command[0], done.stderr or done.stdout)
@@ -200,12 +205,14 @@ def queue(name: str | None = None) -> list[Task]:
     Raises:
         Away: when Slurm does not answer.
     """
-    shape = "%i|%T|%r|%N|%k|%j"
-    out = _call("squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}",
-                *([f"--name={name}"] if name else []), "--format", shape)  # fmt: skip
+    shape = "%i|%T|%r|%N|%j|%k"
+    out = _asked("squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}",
+                 *([f"--name={name}"] if name else []), "--format", shape)  # fmt: skip
     found = []
     for line in out.splitlines():
-        number, state, reason, node, note, named = (x.strip() for x in line.split("|", 5))
+        if not re.match(r"\d+(_\d+)?\|.*\|.*\|.*\|.*\|", line):
+            continue  # the rest of somebody's comment
+        number, state, reason, node, named, note = (x.strip() for x in line.split("|", 5))
         job, _, index = number.partition("_")
         if index.isdigit() or not index:
             told = "" if note in ("(null)", "N/A") else note
@@ -237,23 +244,36 @@ def _sacct(*which: str) -> list[Task]:
     try:
         out = _call("sacct", "--allocations", "--noheader", "--parsable2", *which,
                     "--format", "JobID,State,ExitCode,NodeList,SubmitLine")  # fmt: skip
-    except Refused as e:
+    except MergelabError as e:
         if "disabled" in str(e):  # "Slurm accounting storage is disabled"
             return []
         raise Away(str(e)) from None
     found = []
     for line in out.splitlines():
         number, state, code, node, submitted = line.split("|", 4)
-        job, _, index = number.partition("_")  # of an array that waits it is [0-7]
+        job, _, index = number.partition("_")
         note = Path(submitted.split()[-1]).parent.name if submitted.split() else ""
-        first = int(index) if index.isdigit() else 0
-        found.append(Task(job, first, state.split()[0], "", node, code, note))
+        for i in _indices(index):
+            found.append(Task(job, i, state.split()[0], "", node, code, note, "", bool(index)))
     return found
 
 
-def requeue(job: str) -> None:
-    """Have a job start again from its beginning."""
-    _call("scontrol", "requeue", job)
+def _indices(text: str) -> list[int]:
+    """Of `3`, or of tasks that have never run: `[0-2,6%2]`; 0 of a plain job."""
+    out: list[int] = []
+    for part in re.sub(r"[\[\]]|%\d+", "", text).split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            out += range(int(first), int(last if last.isdigit() else first) + 1)
+    return out or [0]
+
+
+def _asked(*command: str) -> str:
+    """What a command prints that only looks: whatever is wrong with it now, it may be right later."""
+    try:
+        return _call(*command)
+    except MergelabError as e:
+        raise Away(str(e)) from None
 
 
 def longest(partition: str | None) -> tuple[str, str]:
@@ -265,7 +285,8 @@ def longest(partition: str | None) -> tuple[str, str]:
     named = [f"--partition={partition}"] if partition else []
     out = _call("sinfo", "--noheader", "--format", "%P|%l", *named)
     found = [line.split("|") for line in out.split()]
-    name, limit = next((x for x in found if partition or x[0].endswith("*")), ("", "infinite"))
+    there = [x for x in found if partition or x[0].endswith("*")]
+    name, limit = max(there, key=lambda x: minutes(x[1]), default=("", "infinite"))
     return name.rstrip("*"), limit
 
 
@@ -290,5 +311,5 @@ def array_limit() -> int:
     Raises:
         Away: when Slurm does not answer.
     """
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config"), re.MULTILINE)
     return max(1, int(found[1]) - 1) if found else 1000

@@ -23,7 +23,7 @@ from mergelab.errors import InputError, MergelabError, StepError
 from mergelab.schema import Run
 from mergelab.slurm import batches, ledger, resumed
 from mergelab.slurm.batches import Batches, Done, Item
-from mergelab.workspace import short_path
+from mergelab.workspace import hydra_value, short_path
 
 NAME = "mergelab_slurm"
 TASK = "MERGELAB_TASK"
@@ -67,7 +67,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
             number = first + i
             about = identity.digest(asdict(replace(runs[i], hardware=replace(h, detach=False))))
             state = Singleton.get_state()
-            there = [*overrides, f"hydra.sweep.dir='{sweep}'"]
+            there = [*overrides, f"hydra.sweep.dir={hydra_value(sweep)}"]
             work = partial(type(self).on_node, self, there, number, state, alone)
             items.append(Item(f"run{number}-{about[:8]}", work, sweep / str(config.hydra.sweep.subdir)))
         terminal.say(

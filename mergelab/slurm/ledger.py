@@ -6,6 +6,7 @@ kill between the two finds the job by its name and comment, so that nothing is s
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,10 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = Lines(self.folder / NAME)
         if not self._file.lines:
-            self._file.write("begin", schema=1, name=name)
+            self._file.write("begin", schema=1, name=name, token=secrets.token_hex(2))
         self.name: str = self._file.lines[0]["name"]
+        self._token: str = self._file.lines[0]["token"]
+        """Of this ledger: Slurm may remember one that was in the same folder before."""
         self.claims: dict[Key, Claim] = {}
         self.tasks: dict[str, list[list[Key]]] = {}
         """The items of each task of a batch."""
@@ -70,7 +73,9 @@ class Ledger:
                     self.times[key] = self.times.get(key, 0) + 1
         elif event in ("void", "cancelled"):
             self.void.add(batch)
-            self._free(key for items in self.tasks[batch] for key in items if self._has(key, batch))
+            done = {(str(n), int(a)) for n, a in line.get("done", [])}
+            mine = [key for items in self.tasks[batch] for key in items if self._has(key, batch)]
+            self._free(key for key in mine if key not in done)
         elif event == "ended":
             self.ended.add((batch, int(line["task"])))
             self._free((str(n), int(a)) for n, a in line.get("free", []))
@@ -93,7 +98,7 @@ class Ledger:
         Args:
             folders: in the sweep's, by item: where each leaves its log.
         """
-        batch = f"b{len(self.tasks) + 1:04d}"
+        batch = f"b{len(self.tasks) + 1:04d}-{self._token}"
         self._write("submitting", batch=batch, array=array, folders=dict(folders),
                     tasks=[[list(k) for k in t] for t in tasks])  # fmt: skip
         return batch
@@ -105,13 +110,22 @@ class Ledger:
     def taken_back(self, batch: str, why: str) -> None:
         """A batch has not become a job, and will not: should Slurm have it after all, its tasks see the
         mark and end at once."""
-        (self.place(batch) / "void").touch()
+        self._mark_void(batch)
         self._write("void", batch=batch, reason=why)
 
     def cancelled(self, batch: str) -> None:
         """We have ended a batch; what it had not done is nobody's."""
+        self._mark_void(batch)
+        done = [
+            list(k) for items in self.tasks[batch] for k in items if result(self.place(batch), k).exists()
+        ]
+        self._write("cancelled", batch=batch, done=done)
+
+    def _mark_void(self, batch: str) -> None:
+        self.place(batch).mkdir(exist_ok=True)
         (self.place(batch) / "void").touch()
-        self._write("cancelled", batch=batch)
+        for payload in self.place(batch).glob("task*.pkl"):
+            payload.unlink()
 
     def over(self, batch: str, task: int, state: str, reason: str, free: Sequence[Key]) -> None:
         """A task has ended without having done all; `free` is to be submitted again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,8 @@ rm -f {status}
 child=$!
 trap 'kill -USR2 $child 2>/dev/null' USR2
 trap 'kill -TERM $child 2>/dev/null' TERM
-while :; do
-  wait $child; status=$?
-  kill -0 $child 2>/dev/null || break
-done
+while kill -0 $child 2>/dev/null; do wait $child; done
+wait $child; status=$?
 echo $status > {status}
 {after}exit $status
 """
@@ -77,10 +76,14 @@ def options(
 
 
 def memory(text: str | None) -> str | None:
-    """Slurm's form of `200GB`: its units are one letter, and powers of 1024, so that G is more than GB."""
-    if text is None:
-        return None
-    return text.strip().upper().removesuffix("B").replace(" ", "")
+    """Slurm's form of `200GB`: its units are one letter and powers of 1024, its numbers whole."""
+    if text is None or text.strip() == "0":
+        return text
+    number, unit = re.fullmatch(r"\s*([\d.]+)\s*([KMGT])B?\s*", text.upper()).groups()  # type: ignore[union-attr]
+    if float(number) == int(float(number)):
+        return f"{int(float(number))}{unit}"
+    smaller = "KKMG"["KMGT".index(unit)]
+    return f"{int(float(number) * 1024)}{smaller}"
 
 
 def text(
@@ -90,7 +93,7 @@ def text(
     setup: Sequence[str] = (),
     ranks: int = 1,
     cpus: int = 1,
-    status: Path = Path("/dev/null"),
+    status: Path,
     after: str = "",
 ) -> str:
     """The script.
@@ -106,7 +109,7 @@ def text(
     srun = f"srun --ntasks={ranks} --cpus-per-task={cpus} --kill-on-bad-exit=0 " if ranks > 1 else ""
     work = WORK.format(srun=srun, command=shlex.join(command), after=f"{after}\n" if after else "",
                        status=shlex.quote(str(status)) + '.${SLURM_ARRAY_TASK_ID:-0}')  # fmt: skip
-    return "\n".join(["#!/bin/bash", *head, "", *setup, *([""] if setup else []), work])
+    return "\n".join(["#!/bin/bash", *head, "", *setup, *(["set +eu", ""] if setup else []), work])
 
 
 def _quoted(value: Any) -> str:

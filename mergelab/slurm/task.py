@@ -99,6 +99,8 @@ def _do(place: Path, item: Any) -> None:
         with _logged(item.folder / "mergelab.log"), pulse.beating(item.folder, gpu):
             try:
                 _time["working"] = True
+                if _time["over"]:
+                    raise OutOfTime
                 told = {"value": item.work()}
             finally:
                 _time["working"] = False

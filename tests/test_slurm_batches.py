@@ -1,0 +1,497 @@
+"""Batches on a cluster that does what a test wants."""
+
+from __future__ import annotations
+
+import pickle
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
+
+from mergelab.schema import Slurm
+from mergelab.slurm import batches, commands, ledger
+from mergelab.slurm.batches import Batches, Done, Item
+from mergelab.slurm.commands import Away, Limited, Refused, Task
+from mergelab.workspace import write_json
+
+
+class FakeCluster:
+    """In the place of Slurm's commands. Tasks are done the moment they are submitted, unless `fates` has
+    another end for an item: a state, `runs` (until `finish`), `forgotten` or `cut off`."""
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[str, list[list[str]]]] = []
+        """The job's number and the items of each task."""
+        self.fates: dict[str, list[str]] = {}
+        self.answers: list[tuple[Exception, bool]] = []
+        """What sbatch fails with before it works, and whether the job is there all the same."""
+        self.tasks: list[Task] = []
+        self.places: dict[tuple[str, int], tuple[Path, list[Item]]] = {}
+        self.cancelled: list[str] = []
+        self.questions: list[str] = []
+        self.away = 0
+        """How often squeue does not answer."""
+        self.forgetful = False
+        """Whether squeue knows no ended task any more."""
+        self.most = 1000
+        self.room: int | None = None
+        """The most tasks that a user may submit at once."""
+
+    def submit(self, path: Path, *, test: bool = False) -> str:
+        self.questions.append("sbatch")
+        groups = [pickle.loads(p.read_bytes()) for p in _numbered(path.parent)]
+        if self.room is not None and len(groups) > self.room:
+            raise Limited("sbatch: AssocMaxSubmitJobLimit")
+        if self.answers:
+            answer, there = self.answers.pop(0)
+            if there:
+                self._begin(path.parent, groups)
+            raise answer
+        return self._begin(path.parent, groups)
+
+    def _begin(self, place: Path, groups: list[list[Item]]) -> str:
+        job = str(100 + len(self.submitted))
+        self.submitted.append((job, [[i.name for i in g] for g in groups]))
+        array = "--array" in (place / "job.sh").read_text()
+        for index, items in enumerate(groups):
+            self.places[job, index] = place, items
+            state = self._state(place, index, items)
+            if state != "forgotten":
+                self.tasks.append(Task(job, index, state, "", "n1", "", place.name, "", array))
+        return job
+
+    def _state(self, place: Path, index: int, items: list[Item]) -> str:
+        for item in items:
+            fate = self.fates.get(item.name, [])
+            end = fate.pop(0) if fate else "COMPLETED"
+            if end == "runs":
+                return "RUNNING"
+            if end in ("PENDING", "forgotten"):
+                return end
+            ledger.begun(place, item.key).touch()
+            if end == "cut off":  # with its node, before its script came to its end
+                return "FAILED"
+            if end != "COMPLETED":
+                (place / f"status.{index}").write_text("1\n")
+                return end
+            write_json(ledger.result(place, item.key), {"value": item.work()})
+        return "COMPLETED"
+
+    def finish(self, job: str, index: int = 0) -> None:
+        """A task that runs does what it has to, and ends."""
+        place, items = self.places[job, index]
+        state = self._state(place, index, items)
+        self.tasks = [
+            Task(job, index, state, "", "n1", "", place.name) if (t.job, t.index) == (job, index) else t
+            for t in self.tasks
+        ]
+
+    def queue(self, name: str | None = None) -> list[Task]:
+        self.questions.append("squeue")
+        if self.away:
+            self.away -= 1
+            raise Away("squeue: Unable to contact slurm controller")
+        return [t for t in self.tasks if not (self.forgetful and t.over)]
+
+    def accounted(self, jobs: Sequence[str]) -> list[Task]:
+        return [t for t in self.tasks if t.job in jobs]
+
+    def accounted_by_name(self, name: str) -> list[Task]:
+        self.questions.append("sacct")
+        return list(self.tasks)
+
+    def array_limit(self) -> int:
+        return self.most
+
+    def cancel(self, tasks: Any) -> None:
+        self.cancelled += tasks
+
+    @property
+    def items(self) -> list[list[str]]:
+        """The items of each job."""
+        return [[name for task in groups for name in task] for _, groups in self.submitted]
+
+
+def _numbered(place: Path) -> list[Path]:
+    return sorted(place.glob("task*.pkl"), key=lambda p: int(p.stem.removeprefix("task")))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    fake = FakeCluster()
+    for name in ("submit", "queue", "accounted", "accounted_by_name", "array_limit", "cancel"):
+        monkeypatch.setattr(commands, name, getattr(fake, name))
+    for name, seconds in (
+        ("GLANCE", 0.002),
+        ("LOOK", 0.01),
+        ("SETTLING", 0.03),
+        ("AGAIN", 0.02),
+        ("RECENT", 0),
+    ):
+        monkeypatch.setattr(batches, name, seconds)
+    return fake
+
+
+Make = Callable[..., Batches]
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Make:
+    """`batch(per_task=2)`: what submits to the cluster, in the test's own folder."""
+    return partial(Batches, tmp_path / "sweep", "mergelab-1", Slurm())
+
+
+def work(names: str, folder: Path = Path("/nowhere")) -> list[Item]:
+    return [Item(n, partial(str.upper, n), folder / n) for n in names]
+
+
+def outcomes(of: Batches, names: str, array: bool = True) -> dict[str, Done]:
+    return {names[i]: done for i, done in of.run(work(names), array)}
+
+
+def test_a_population_is_one_array_whose_results_are_collected(cluster: FakeCluster, batch: Make) -> None:
+    assert {n: d.value for n, d in outcomes(batch(), "abcd").items()} == dict(
+        zip("abcd", "ABCD", strict=True)
+    )
+    assert cluster.submitted == [("100", [["a"], ["b"], ["c"], ["d"]])]
+
+
+def test_what_is_no_population_is_a_job_each(cluster: FakeCluster, batch: Make) -> None:
+    outcomes(batch(), "ab", array=False)
+    assert cluster.items == [["a"], ["b"]]
+
+
+def test_a_task_has_several_items_and_their_script_is_kept(cluster: FakeCluster, batch: Make) -> None:
+    of = batch(per_task=2, ranks=4)
+    assert len(outcomes(of, "abcde")) == 5
+    assert cluster.submitted == [("100", [["a", "b"], ["c", "d"], ["e"]])]
+    text = (of.ledger.place("b0001-0000") / "job.sh").read_text()
+    assert "#SBATCH --array=0-2\n" in text
+    assert "#SBATCH --ntasks-per-node=2\n" in text  # a process has at least an item
+    assert f"mergelab.slurm.task {shlex.quote(str(of.ledger.place('b0001-0000')))} &" in text
+
+
+def test_results_come_as_they_come(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {n: ["runs"] for n in "abc"}
+    of = batch()
+    coming = of.run(work("abc"))
+    assert of.submit(work("abc"))
+    came = []
+    for n in "bca":
+        cluster.finish("100", "abc".index(n))
+        place, done = next(coming)
+        came.append((place, done.value))
+    assert came == [(1, "B"), (2, "C"), (0, "A")]
+    assert list(coming) == []
+
+
+def test_another_process_collects_and_submits_nothing_again(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"b": ["runs"]}
+    first = batch().run(work("abc"))
+    assert {next(first)[0], next(first)[0]} == {0, 2}
+    first.close()
+    cluster.finish("100", 1)
+    assert {n: d.value for n, d in outcomes(batch(), "abc").items()} == {"a": "A", "b": "B", "c": "C"}
+    assert len(cluster.submitted) == 1
+
+
+def test_another_process_submits_only_what_is_new(cluster: FakeCluster, batch: Make) -> None:
+    outcomes(batch(), "ab")
+    assert len(outcomes(batch(), "abc")) == 3
+    assert cluster.items == [["a", "b"], ["c"]]
+
+
+def test_submitting_waits_for_nothing(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"a": ["runs"]}
+    of = batch()
+    assert of.submit(work("ab")) and batch().submit(work("ab"))
+    assert len(cluster.submitted) == 1
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_job_that_nobody_heard_of_is_found_by_its_comment(
+    cluster: FakeCluster, batch: Make, forgetful: bool
+) -> None:
+    cluster.forgetful = forgetful
+    cluster.answers = [(Away("sbatch: Socket timed out"), True)]
+    assert len(outcomes(batch(), "ab")) == 2
+    assert len(cluster.submitted) == 1
+    assert cluster.questions.count("sbatch") == 1
+    assert ("sacct" in cluster.questions) is forgetful
+
+
+def test_a_job_that_never_was_is_submitted_again_once_slurm_has_been_asked(
+    cluster: FakeCluster, batch: Make
+) -> None:
+    cluster.answers = [(Away("sbatch: Unable to contact slurm controller"), False)]
+    cluster.away = 3
+    of = batch()
+    assert len(outcomes(of, "ab")) == 2
+    assert cluster.questions[:6] == ["sbatch", "squeue", "squeue", "squeue", "squeue", "sacct"]
+    assert cluster.questions[6] == "sbatch"
+    assert of.ledger.void == {"b0001-0000"}
+    assert (of.ledger.place("b0001-0000") / "void").exists()
+
+
+def test_the_accounting_is_not_asked_for_what_squeue_would_know(
+    cluster: FakeCluster, batch: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "RECENT", 60)
+    cluster.answers = [(Away("sbatch: Unable to contact slurm controller"), False)]
+    assert len(outcomes(batch(), "ab")) == 2
+    assert "sacct" not in cluster.questions and len(cluster.submitted) == 1
+
+
+def test_another_process_looks_up_what_the_killed_one_had_begun(cluster: FakeCluster, batch: Make) -> None:
+    cluster.answers = [(Away("killed in the middle of it"), True)]
+    assert not batch().submit(work("ab"))
+    assert len(outcomes(batch(), "ab")) == 2
+    assert len(cluster.submitted) == 1
+
+
+def test_killed_before_the_batch_had_a_folder(cluster: FakeCluster, batch: Make) -> None:
+    batch().ledger.intend([[("a", 1)]], True, {})
+    assert len(outcomes(batch(), "a")) == 1
+
+
+def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"a": ["runs"]}
+    of = batch()
+    of.ledger.place(of.ledger.intend([[("a", 1)]], True, {})).mkdir()
+    of.ledger.taken_back("b0001-0000", "Slurm does not know it")
+    cluster.tasks = [Task("99", 0, "PENDING", note="b0001-0000")]
+    of.submit(work("a"))
+    of.submit(work("a"))
+    assert cluster.cancelled == ["99"]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1000, [8]), (3, [3, 3, 2]), (1, [1] * 8)])
+def test_an_array_is_no_larger_than_the_cluster_takes(
+    cluster: FakeCluster, batch: Make, most: int, sizes: list[int]
+) -> None:
+    cluster.most = most
+    assert len(outcomes(batch(), "abcdefgh")) == 8
+    assert [len(items) for items in cluster.items] == sizes
+
+
+def test_an_array_is_halved_until_it_is_taken(cluster: FakeCluster, batch: Make) -> None:
+    cluster.room = 3
+    assert len(outcomes(batch(), "abcdefgh")) == 8
+    assert [len(items) for items in cluster.items] == [2, 2, 2, 2]
+    assert sorted(n for items in cluster.items for n in items) == list("abcdefgh")
+
+
+def test_what_does_not_fit_now_is_asked_for_again(cluster: FakeCluster, batch: Make) -> None:
+    cluster.answers = [(Limited("sbatch: AssocMaxSubmitJobLimit"), False)] * 3
+    of, shown = batch(), []
+    of.show = shown.append
+    assert len(outcomes(of, "a")) == 1
+    assert cluster.questions.count("sbatch") == 4
+    assert any("AssocMaxSubmitJobLimit" in text for text in shown)
+    assert shown[-1] == ""
+
+
+def test_a_trouble_that_is_over_is_not_shown_any_more(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"a": ["runs"]}
+    cluster.answers = [(Limited("sbatch: AssocMaxSubmitJobLimit"), False)]
+    of, shown = batch(), []
+    coming = of.run(work("a"), array=False)
+
+    def show(text: str) -> None:
+        shown.append(text)
+        if "1 running" in text:
+            cluster.finish("100")
+
+    of.show = show
+    list(coming)
+    assert "AssocMaxSubmitJobLimit" not in next(t for t in shown if "1 running" in t)
+
+
+def test_what_slurm_will_never_take_is_raised(cluster: FakeCluster, batch: Make) -> None:
+    cluster.answers = [(Refused("sbatch: Invalid partition name specified"), False)]
+    of = batch()
+    with pytest.raises(Refused, match="Invalid partition"):
+        outcomes(of, "a")
+    assert of.ledger.open() == [] and of.ledger.claims == {}
+    assert len(outcomes(batch(), "a")) == 1  # when it has been put right
+
+
+@pytest.mark.parametrize("state", sorted(batches.INNOCENT))
+def test_work_that_lost_its_node_is_submitted_again(cluster: FakeCluster, batch: Make, state: str) -> None:
+    cluster.fates = {"b": [state]}
+    heard: list[str] = []
+    found = outcomes(batch(tell=heard.append), "abc")
+    assert all(d.reason is None for d in found.values())
+    assert cluster.items == [["a", "b", "c"], ["b"]]
+    assert any(commands.ENDED[state] in h and "submitted again" in h for h in heard)
+
+
+def test_a_task_whose_script_did_not_come_to_its_end_is_submitted_again(
+    cluster: FakeCluster, batch: Make
+) -> None:
+    cluster.fates = {"b": ["cut off"]}
+    assert outcomes(batch(), "ab")["b"].value == "B"
+    assert cluster.items == [["a", "b"], ["b"]]
+
+
+@pytest.mark.parametrize("state", ["FAILED", "TIMEOUT", "OUT_OF_MEMORY", "CANCELLED"])
+def test_work_that_ends_its_task_is_lost_with_the_reason(
+    cluster: FakeCluster, batch: Make, state: str
+) -> None:
+    cluster.fates = {"b": [state]}
+    found = outcomes(batch(), "abc")
+    assert found["b"].lost and found["b"].value is None
+    assert found["b"].reason is not None
+    status = " with exit status 1" if state == "FAILED" else ""
+    assert found["b"].reason.startswith(f"{commands.ENDED[state]}{status} (n1, Slurm task 100_1)")
+    assert found["a"].value == "A" and len(cluster.submitted) == 1
+
+
+def test_what_squeue_has_forgotten_the_accounting_still_knows(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates, cluster.forgetful = {"a": ["TIMEOUT"]}, True
+    assert str(outcomes(batch(), "a")["a"].reason).startswith("out of time (n1")
+    assert len(cluster.submitted) == 1
+
+
+def test_a_lost_task_is_told_with_its_exit_status_and_last_words(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"a": ["runs"]}
+    of = batch()
+    of.submit(work("a"))
+    place = of.ledger.place("b0001-0000")
+    (place / "100_0.out").write_text("not this\n")
+    (place / "100_0.err").write_text("one\n\ntwo\nthree\n  Killed \n")
+    cluster.fates = {"a": ["FAILED"]}
+    cluster.finish("100")
+    (place / "status.0").write_text("137\n")
+    reason = outcomes(of, "a")["a"].reason
+    assert reason == ("killed by SIGKILL (n1, Slurm task 100); its last words: "
+                      "two | three | Killed")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "Exceeded job memory limit",
+        "slurmstepd: error: Detected 1 oom_kill event",
+        "torch: CUDA out of memory.",
+    ],
+)
+def test_a_lack_of_memory_is_known_by_the_last_words(cluster: FakeCluster, batch: Make, word: str) -> None:
+    cluster.fates = {"a": ["runs", "FAILED"]}
+    of = batch()
+    of.submit(work("a"))
+    (of.ledger.place("b0001-0000") / "100_0.err").write_text(f"{word}\n")
+    cluster.finish("100")
+    assert str(outcomes(of, "a")["a"].reason).startswith("out of memory (n1")
+
+
+def test_only_the_item_in_work_is_lost_and_its_neighbours_are_submitted_again(
+    cluster: FakeCluster, batch: Make
+) -> None:
+    cluster.fates = {"b": ["FAILED"]}
+    found = outcomes(batch(per_task=4), "abcd")
+    assert [n for n, d in found.items() if d.lost] == ["b"]
+    assert cluster.items == [["a", "b", "c", "d"], ["c", "d"]]
+
+
+def test_a_task_that_slurm_has_forgotten_is_submitted_again_but_not_for_ever(
+    cluster: FakeCluster, batch: Make
+) -> None:
+    cluster.fates = {"a": ["forgotten"] * 2, "b": ["forgotten"] * 100}
+    found = outcomes(batch(), "ab")
+    assert found["a"].value == "A"
+    assert found["b"].lost and "Slurm no longer knows it" in str(found["b"].reason)
+    assert [n for items in cluster.items for n in items].count("b") == batches.MOST
+
+
+def test_what_is_preempted_for_ever_is_given_up(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"a": ["PREEMPTED"] * 100}
+    assert outcomes(batch(), "a")["a"].lost
+    assert len(cluster.submitted) == batches.MOST
+
+
+def test_a_task_that_slurm_cannot_launch_is_taken_away_and_submitted_again(
+    cluster: FakeCluster, batch: Make
+) -> None:
+    cluster.fates = {"a": ["PENDING"]}
+    of = batch()
+    of.submit(work("a"))
+    cluster.tasks = [Task("100", 0, "PENDING", "launch failed requeued held", "", "", "b0001-0000", "", True)]
+    assert outcomes(of, "a")["a"].value == "A"
+    assert cluster.cancelled == ["100_0"]
+
+
+def test_a_number_that_slurm_has_given_twice_is_not_taken_for_ours(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"a": ["forgotten"]}
+    of = batch()
+    of.submit(work("a"))
+    cluster.tasks = [Task("100", 0, "RUNNING", note="b0007-0000")]  # of another sweep
+    assert outcomes(of, "a")["a"].value == "A"
+    assert len(cluster.submitted) == 2
+
+
+def test_a_slurm_that_is_away_ends_nothing(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"a": ["runs"]}
+    of = batch()
+    of.submit(work("a"))
+    cluster.away, shown = 20, []
+
+    def show(text: str) -> None:
+        shown.append(text)
+        if "1 running" in text:
+            cluster.finish("100")
+
+    of.show = show
+    assert outcomes(of, "a")["a"].value == "A"
+    assert any("Slurm does not answer" in text and "what runs goes on" in text for text in shown)
+    assert len(cluster.submitted) == 1
+
+
+def test_a_slurm_that_is_away_when_a_stray_job_is_cancelled_ends_nothing(
+    cluster: FakeCluster, batch: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = batch()
+    of.ledger.place(of.ledger.intend([[("z", 1)]], True, {})).mkdir()
+    of.ledger.taken_back("b0001-0000", "Slurm does not know it")
+    of.submit(work("a"))
+    cluster.tasks.append(Task("99", 0, "RUNNING", note="b0001-0000"))
+
+    def away(tasks: Any) -> None:
+        raise Away("scancel: Unable to contact slurm controller")
+
+    monkeypatch.setattr(commands, "cancel", away)
+    assert of.submit(work("a"))
+
+
+def test_cancelling_ends_what_is_not_done_and_that_alone(cluster: FakeCluster, batch: Make) -> None:
+    of = batch()
+    outcomes(of, "a")
+    cluster.fates = {"b": ["runs"]}
+    of.submit(work("b"))
+    assert of.cancel() == cluster.cancelled == ["101"]
+    assert of.cancel() == []
+    assert outcomes(batch(), "ab")["b"].value == "B"
+    assert cluster.items == [["a"], ["b"], ["b"]]
+
+
+def test_what_a_cancelled_array_had_finished_is_not_done_again(cluster: FakeCluster, batch: Make) -> None:
+    cluster.fates = {"b": ["runs"]}
+    of = batch()
+    of.submit(work("abc"))
+    of.cancel()
+    assert len(outcomes(batch(), "abc")) == 3
+    assert cluster.items == [["a", "b", "c"], ["b"]]
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_what_a_task_said_last(tmp_path: Path, at: int) -> None:
+    assert batches.last_lines(tmp_path, "57", at) == ""
+    (tmp_path / "57.out").write_text("of a plain job\n")
+    assert batches.last_lines(tmp_path, "57", at) == "of a plain job"
+    (tmp_path / f"57_{at}.err").write_bytes(b"x" * 9000 + b"\n\xff\n" + b"last\n")
+    said = batches.last_lines(tmp_path, "57", at)
+    assert said.endswith("| last") and len(said) <= 400
