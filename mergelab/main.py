@@ -180,13 +180,15 @@ class Hooks:
 def _check_cluster(config: DictConfig, runs: list[Run]) -> None:
     """What a cluster has to say before anything is submitted; and the folder in which these very runs
     were begun by an earlier command, if they were."""
-    from mergelab.slurm import batches, resumed
+    from mergelab.slurm import asking, resumed
 
+    if all(set(r.job.steps) <= {"plan", "inspect"} for r in runs):
+        raise InputError(f"job={runs[0].job.name}: it only looks, and does so on this machine: leave out -m")
     same_cluster(runs)
     hardware = runs[0].hardware
     if hardware.slurm is None:
         raise InputError("hydra/launcher: it submits to Slurm, and hardware names no cluster: hardware=slurm")
-    batches.check(hardware.slurm, 1, array=len(runs) > 1)
+    asking.check(hardware.slurm, 1, array=len(runs) > 1)
     chosen = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
     with open_dict(config):
         config.hydra.sweep.dir = str(resumed.place(runs, Path(config.hydra.sweep.dir), chosen))

@@ -13,7 +13,7 @@ import pytest
 from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
 
 from mergelab.schema import Slurm
-from mergelab.slurm import batches, commands, ledger
+from mergelab.slurm import batches, commands, job, ledger
 from mergelab.slurm.batches import Batches, Done, Item
 from mergelab.slurm.commands import Away, Limited, Refused, Task
 from mergelab.workspace import write_json
@@ -489,9 +489,9 @@ def test_what_a_cancelled_array_had_finished_is_not_done_again(cluster: FakeClus
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_what_a_task_said_last(tmp_path: Path, at: int) -> None:
-    assert batches.last_lines(tmp_path, "57", at) == ""
+    assert job.last_lines(tmp_path, "57", at) == ""
     (tmp_path / "57.out").write_text("of a plain job\n")
-    assert batches.last_lines(tmp_path, "57", at) == "of a plain job"
+    assert job.last_lines(tmp_path, "57", at) == "of a plain job"
     (tmp_path / f"57_{at}.err").write_bytes(b"x" * 9000 + b"\n\xff\n" + b"last\n")
-    said = batches.last_lines(tmp_path, "57", at)
+    said = job.last_lines(tmp_path, "57", at)
     assert said.endswith("| last") and len(said) <= 400

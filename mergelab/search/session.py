@@ -29,7 +29,7 @@ from mergelab.search.recording import Recorder
 from mergelab.search.settle import settle, show
 from mergelab.search.space import Genome
 from mergelab.search.workers import Workers, workers
-from mergelab.slurm import batches
+from mergelab.slurm import asking
 from mergelab.steps import plan as step
 from mergelab.steps import planning
 from mergelab.workspace import Workspace, read_json, read_memo, short_path, write_json
@@ -280,7 +280,7 @@ def _check_settings(run: Run, looking: bool) -> None:
     if h.slurm is not None and h.detach and s.controller == "here":
         wrong.append("hardware.detach: a search needs somebody to steer it; set search.controller=job")
     if h.slurm is not None and not looking and not wrong:
-        batches.check(h.slurm, h.workers, array=True)
+        asking.check(h.slurm, h.workers, array=True)
     if s.against and not (Path(s.against).expanduser() / "result.json").is_file():
         wrong.append(f"search.against: {s.against} holds no result.json")
     if wrong:

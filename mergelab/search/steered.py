@@ -24,6 +24,7 @@ from mergelab.schema import Run, Slurm
 from mergelab.search import journal
 from mergelab.slurm import batches, commands, ledger
 from mergelab.slurm.commands import Task
+from mergelab.slurm.job import write_script
 from mergelab.workspace import hydra_value, read_memo, short_path
 
 INSIDE = "MERGELAB_CONTROLLER"
@@ -99,7 +100,7 @@ def _submit(run: Run, folder: Path, arguments: Sequence[str], after: str | None)
     more: dict[str, Any] = {}
     if after:
         more = {"dependency": f"afterany:{after}", "kill-on-invalid-dep": "yes"}
-    path = batches.write_script(
+    path = write_script(
         place, asked, ledger.job_name(folder), command(arguments, folder), requeue=False, more=more
     )
     return commands.submit(path)

@@ -9,7 +9,6 @@ the accounting), asked every few seconds whatever the age of the run.
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import InputError, MergelabError
+from mergelab.errors import MergelabError
 from mergelab.schema import Slurm
-from mergelab.slurm import commands, script
+from mergelab.slurm import commands
 from mergelab.slurm.commands import Away, Limited, Refused, Task
+from mergelab.slurm.job import last_lines, status_of, with_exit, write_script
 from mergelab.slurm.ledger import Key, Ledger, begun, result
 from mergelab.workspace import read_memo, write_json
 
@@ -195,9 +195,10 @@ class Batches:
                     self._largest = size // 2
                     continue
                 groups = groups[size:]
-            self._trouble, self._wait = "", AGAIN
+            self._in_trouble("")
+            self._wait = AGAIN
         except (Away, Limited) as e:
-            self._trouble = str(e)
+            self._in_trouble(f"{e}; it is tried again")
             self._largest = None
             self._next_try = time.monotonic() + self._wait
             self._wait = min(self._wait * 1.5, 6 * AGAIN)
@@ -245,10 +246,10 @@ class Batches:
             asked = {(c.batch, c.task) for c in claims}
             self._seen = self._tasks(asked, seen)
         except Away as e:
-            self._trouble = f"Slurm does not answer ({e}); what runs goes on"
+            self._in_trouble(f"Slurm does not answer ({e}); what runs goes on")
             return
         if not self._trouble.startswith("sbatch"):
-            self._trouble = ""
+            self._in_trouble("")
         self._cancel_quietly({t.job for t in seen if t.note in self.ledger.void and not t.over})
         now = time.monotonic()
         for at in asked:
@@ -260,6 +261,12 @@ class Batches:
                 self._over_since.pop(at, None)
             elif now - self._over_since.setdefault(at, now) >= SETTLING:
                 self._ended(*at, task)
+
+    def _in_trouble(self, text: str) -> None:
+        """Tell a new trouble, once; an empty text ends it."""
+        if text and text != self._trouble:
+            self.tell(text)
+        self._trouble = text
 
     def _cancel_quietly(self, numbers: set[str]) -> None:
         """End what nobody waits for; if Slurm cannot be asked now, the next look does it."""
@@ -345,104 +352,3 @@ class Batches:
         if text != self._shown:
             self._shown = text
             self.show(text)
-
-
-def write_script(
-    place: Path, settings: Slurm, name: str, command: Sequence[str], *,
-    tasks: int | None = None, ranks: int = 1, scratch: str | None = None, requeue: bool = True,
-    more: dict[str, Any] | None = None,
-) -> Path:  # fmt: skip
-    """Write a batch's script into its folder; returns its path."""
-    asked = script.options(
-        settings, name=name, folder=place, cwd=Path.cwd(), ranks=ranks, tasks=tasks, requeue=requeue
-    )
-    after = ""
-    if scratch:  # the task cleans up by itself unless it is killed
-        clean = shlex.join([sys.executable, "-m", "mergelab.merging.scratch", scratch])
-        after = f"[ $status -eq 0 ] || {clean}"
-    text = script.text(asked | (more or {}), command, setup=settings.setup, ranks=ranks,
-                       cpus=settings.cpus, status=place / "status", after=after)  # fmt: skip
-    path = place / "job.sh"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def with_exit(task: Task, place: Path) -> Task:
-    """The task with the exit status that its script has left, where Slurm calls it failed."""
-    status = status_of(place, task.index)
-    return replace(task, exit=f"{status}:0") if task.state == "FAILED" and status else task
-
-
-def status_of(place: Path, index: int) -> str:
-    """The exit status that a task's script has left; empty where it did not come to that."""
-    try:
-        text = (place / f"status.{index}").read_text().strip()
-    except OSError:
-        return ""
-    return text if text.isdigit() else ""
-
-
-def last_lines(place: Path, job: str, index: int, most: int = 3) -> str:
-    """What a task said last on its error output, else on its output, on one line."""
-    for end in (".err", ".out"):
-        for file in (place / f"{job}_{index}{end}", place / f"{job}{end}"):
-            try:
-                size = file.stat().st_size
-                with file.open("rb") as f:
-                    f.seek(max(0, size - 4000))
-                    said = f.read().decode(errors="replace").splitlines()
-            except OSError:
-                continue
-            if said := [x.strip() for x in said if x.strip()]:
-                return " | ".join(said[-most:])[-400:]
-    return ""
-
-
-def check(settings: Slurm, ranks: int, array: bool) -> None:
-    """Ask the cluster whether it would take such a task.
-
-    Raises:
-        InputError: with its answer, or where there is no Slurm.
-    """
-    if (lacks := commands.missing()) is not None:
-        raise InputError(
-            f"hardware: it names a Slurm cluster, and there is no {lacks} on this machine\n"
-            "Start it on a login node, or choose hardware=cpu, gpu or gpus."
-        )
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as aside:
-        place = Path(aside) / "test"
-        place.mkdir()
-        path = write_script(
-            place, settings, "mergelab-test", ["true"], tasks=2 if array else None, ranks=ranks
-        )
-        try:
-            _check_time(settings)
-            commands.submit(path, test=True)
-        except Refused as e:
-            raise InputError(f"hardware.slurm: {e}\nIt is what sbatch says to {_asked(settings)}.") from None
-        except (Away, Limited):
-            pass  # it will be asked again when it matters, and waited for
-
-
-def _check_time(s: Slurm) -> None:
-    """A task that asks for more time than its partition gives would wait for ever."""
-    if s.time is not None:
-        partition, limit = commands.longest(s.partition)
-        if commands.minutes(str(s.time)) > commands.minutes(limit):
-            raise InputError(
-                f"hardware.slurm.time: {s.time} is more than the {limit} of partition {partition}\n"
-                "Lower it, or name another partition: hardware.slurm.partition=NAME"
-            )
-
-
-def _asked(s: Slurm) -> str:
-    told = {k: getattr(s, k) for k in ("partition", "account", "qos", "constraint", "time", "memory", "gpus")}
-    return ", ".join([f"{k}={v}" for k, v in told.items() if v] + [f"cpus={s.cpus}"])
-
-
-def log_of(place: Path, job: str, index: int) -> Path:
-    """A task's output."""
-    array = place / f"{job}_{index}.out"
-    return array if array.exists() else place / f"{job}.out"

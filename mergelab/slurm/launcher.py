@@ -23,6 +23,7 @@ from mergelab.errors import InputError, MergelabError, StepError
 from mergelab.schema import Run
 from mergelab.slurm import batches, ledger, resumed
 from mergelab.slurm.batches import Batches, Done, Item
+from mergelab.slurm.job import log_of
 from mergelab.workspace import hydra_value, short_path
 
 NAME = "mergelab_slurm"
@@ -136,9 +137,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         for attempt in (2, 1):
             claim = self.of.ledger.claims.get((item.name, attempt))
             if claim is not None:
-                path = batches.log_of(
-                    self.of.ledger.place(claim.batch), self.of.ledger.jobs[claim.batch], claim.task
-                )
+                path = log_of(self.of.ledger.place(claim.batch), self.of.ledger.jobs[claim.batch], claim.task)
                 text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
                 terminal.console.print(text.rstrip(), soft_wrap=True)
                 return

@@ -11,14 +11,12 @@ from typing import Any
 from mergelab.schema import Slurm
 
 WORK = """\
-rm -f {status}
 {srun}{command} &
 child=$!
 trap 'kill -USR2 $child 2>/dev/null' USR2
 trap 'kill -TERM $child 2>/dev/null' TERM
 while kill -0 $child 2>/dev/null; do wait $child; done
 wait $child; status=$?
-echo $status > {status}
 {after}exit $status
 """
 """A signal ends `wait`, not the child: the shell hands it on and goes on waiting. Slurm's own exit codes do
@@ -107,9 +105,14 @@ def text(
     """
     head = [f"#SBATCH --{k}" if v is True else f"#SBATCH --{k}={_quoted(v)}" for k, v in asked.items()]
     srun = f"srun --ntasks={ranks} --cpus-per-task={cpus} --kill-on-bad-exit=0 " if ranks > 1 else ""
-    work = WORK.format(srun=srun, command=shlex.join(command), after=f"{after}\n" if after else "",
-                       status=shlex.quote(str(status)) + '.${SLURM_ARRAY_TASK_ID:-0}')  # fmt: skip
-    return "\n".join(["#!/bin/bash", *head, "", *setup, *(["set +eu", ""] if setup else []), work])
+    work = WORK.format(srun=srun, command=shlex.join(command), after=f"{after}\n" if after else "")
+    leave = [
+        f"left={shlex.quote(str(status))}.${{SLURM_ARRAY_TASK_ID:-0}}",
+        'rm -f "$left"',
+        "trap 'echo $? > \"$left\"' EXIT",  # also where a line of the setup ends it
+    ]
+    lines = ["#!/bin/bash", *head, "", *leave, *setup, *(["set +eu"] if setup else []), "", work]
+    return "\n".join(lines)
 
 
 def _quoted(value: Any) -> str:

@@ -156,7 +156,8 @@ def searching(cluster: Cluster, setup_file: Path, tmp_path: Path) -> Iterator[Ca
 
     yield make
     for one in made:
-        one.cluster.call("scancel", f"--name={one.name}", check=False)
+        if one.cluster is cluster:  # another is gone by now
+            one.cluster.call("scancel", f"--name={one.name}", check=False)
 
 
 def interrupt(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKILL) -> None:
