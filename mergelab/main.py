@@ -92,8 +92,16 @@ def _evolution_end(error: BaseException) -> BaseException:
     return error
 
 
-def _on_node(launcher: Durable, overrides: list[str], number: int, state: Any, alone: bool) -> dict[str, Any]:
-    """One run of a command, in a Slurm task; returns its fitness."""
+def _on_node(
+    launcher: Durable, overrides: list[str], number: int, state: Any, folder: Path, alone: bool
+) -> dict[str, Any]:
+    """One run of a command, in a Slurm task; returns its fitness. What a task that was lost in its very
+    last moment has finished is not done again."""
+    from mergelab.workspace import read_memo
+
+    before = read_memo(folder / "result.json")
+    if before.get("status") == "done":
+        return {"fitness": (before.get("fitness") or {}).get("value")}
     os.environ |= {TASK: "alone" if alone else "many", "SUBMITIT_EXECUTOR": "slurm"}
     launcher.task_function = _task.__wrapped__
     done = launcher(overrides, "hydra.sweep.dir", number, str(number), state)

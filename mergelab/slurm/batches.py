@@ -146,6 +146,15 @@ class Batches:
         self._submit([i for i in items if i.key not in self.ledger.claims], array)
         return all(i.key in self.ledger.claims for i in items)
 
+    def failed(self) -> dict[str, int]:
+        """Items that have failed, and the number of the last attempt that did."""
+        out: dict[str, int] = {}
+        for (name, attempt), claim in self.ledger.claims.items():
+            found = read_memo(result(self.ledger.place(claim.batch), (name, attempt)))
+            if found.get("reason"):
+                out[name] = max(attempt, out.get(name, 0))
+        return out
+
     def cancel(self) -> list[str]:
         """End everything that is not done, and say what; what Slurm cannot be asked now stays."""
         if self.ledger.open():  # Slurm may have one of which we had no answer

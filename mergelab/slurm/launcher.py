@@ -37,10 +37,13 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
     typed: Callable[[DictConfig], Run]
     """From what Hydra composed to a Run; set by the entrypoint."""
     on_node: Callable[..., dict[str, Any]]
-    """What a task calls: with the launcher, a run's overrides, its number, Hydra's own state and whether
-    it is the only one. Set by the entrypoint, and a function of its module."""
+    """What a task calls: with the launcher, a run's overrides, its number, Hydra's own state, the run's
+    folder and whether it is the only one. Set by the entrypoint, and a function of its module."""
     end: Callable[[BaseException], BaseException]
     """From what ended it early to what is raised; set by the entrypoint, which tells it."""
+
+    _sweep: Path | None = None
+    """The folder, from the first launch on: some sweepers launch many times."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run each; returns what came of it, failures included."""
@@ -60,17 +63,20 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         runs = [type(self).typed(_without_hydra(c)) for c in configs]
         h = runs[0].hardware
         assert h.slurm is not None
-        sweep = self._place(runs)
+        sweep = self._sweep = self._sweep or self._place(runs)
         self.of = Batches(sweep, ledger.job_name(sweep), h.slurm, scratch=h.scratch, tell=terminal.aside)
         alone = len(runs) == 1 and first == 0
+        before = self.of.failed()  # an earlier command has told of these: they get another chance
         items = []
         for i, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True)):
             number = first + i
             about = identity.digest(asdict(replace(runs[i], hardware=replace(h, detach=False))))
             state = Singleton.get_state()
             there = [*overrides, f"hydra.sweep.dir={hydra_value(sweep)}"]
-            work = partial(type(self).on_node, self, there, number, state, alone)
-            items.append(Item(f"run{number}-{about[:8]}", work, sweep / str(config.hydra.sweep.subdir)))
+            folder = sweep / str(config.hydra.sweep.subdir)
+            work = partial(type(self).on_node, self, there, number, state, folder, alone)
+            name = f"run{number}-{about[:8]}"
+            items.append(Item(name, work, folder, attempt=before.get(name, 0) + 1))
         terminal.say(
             f"mergelab  {len(items)} runs on Slurm" if not alone else "mergelab  a run on Slurm", "bold"
         )
@@ -81,9 +87,10 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         results = self._collect(items, alone)
         syncing.gather(sweep)
         syncing.finish(sweep, runs[0].tracking)
-        resumed.collected(runs)
-        if self._is_grid and any(done.reason for done in results):
-            raise Over(StepError.exit_status)
+        if self._is_grid:
+            resumed.collected(runs)
+            if any(done.reason for done in results):
+                raise Over(StepError.exit_status)
         return [self._returned(config, o, done) for config, o, done in
                 zip(configs, job_overrides, results, strict=True)]  # fmt: skip
 
@@ -107,7 +114,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         try:
             for attempt in (1, 2):
                 left = [i for i in range(len(items)) if i not in results]
-                again = [replace(items[i], attempt=attempt) for i in left]
+                again = [replace(items[i], attempt=items[i].attempt + attempt - 1) for i in left]
                 with terminal.waiting() as show:
                     self.of.show = show
                     for place, done in self.of.run(again, array=not alone) if again else ():
@@ -134,13 +141,11 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         """What the run has printed on its node."""
         from mergelab.report import terminal
 
-        for attempt in (2, 1):
-            claim = self.of.ledger.claims.get((item.name, attempt))
-            if claim is not None:
-                path = log_of(self.of.ledger.place(claim.batch), self.of.ledger.jobs[claim.batch], claim.task)
-                text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-                terminal.console.print(text.rstrip(), soft_wrap=True)
-                return
+        ledger = self.of.ledger
+        claim = ledger.claims[max(key for key in ledger.claims if key[0] == item.name)]
+        path = log_of(ledger.place(claim.batch), ledger.jobs[claim.batch], claim.task)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        terminal.console.print(text.rstrip(), soft_wrap=True)
 
     def _submit_all(self, items: list[Item], alone: bool) -> None:
         import time

@@ -125,6 +125,16 @@ def test_a_run_that_fails_says_why_in_the_terminal(command: Command, tmp_path: P
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_what_has_failed_is_tried_again_by_the_same_command(command: Command, tmp_path: Path) -> None:
+    setup = f'hardware.slurm.setup=["[ -e {tmp_path}/mended ] || exit 3"]'
+    run = ["-m", *TASK, setup, "eval=none", "method=linear", "hydra.sweep.dir=here"]
+    assert "failed with exit status 3" in command(*run, status=1).stderr
+    (tmp_path / "mended").touch()
+    assert "loads, generates" in command(*run).stdout
+    again = command(*run).stdout  # and what is done is shown, not done
+    assert "loads, generates" in again and "submitted" not in again
+
+
 def test_a_sweep_steered_by_a_job_outlives_its_controllers(
     command: Command, cluster: Cluster, tmp_path: Path
 ) -> None:
