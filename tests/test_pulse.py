@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
+from patience import patience, token, until  # noqa: F401 (fixtures that every test has)
 
 from mergelab import pulse
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
+from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
 from mergelab.schema import Slurm
 from mergelab.slurm import batches, commands, job, ledger

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
+from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
 from mergelab.slurm import commands
 from mergelab.slurm.commands import Away, Limited, Refused, Task

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from composing import composed
-from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
+from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
+from mergelab.errors import StepError
 from mergelab.preflight import settings
 from mergelab.search import steered
 
@@ -122,3 +123,39 @@ def test_every_cluster_that_is_shipped_composes_and_is_sound(name: str) -> None:
     assert run.hardware.slurm is not None
     assert list(settings.check(run, [], "error")) == []
     assert (run.hardware.device == "cpu") is (run.hardware.slurm.gpus == 0)
+
+
+def succeeded(folder: Path, known: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A controller's job that has found so many lines; the jobs that it submits and cancels."""
+    said: list[str] = []
+    monkeypatch.setenv(steered.INSIDE, "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "60")
+    monkeypatch.setattr(steered.commands, "submit", lambda path: said.append("submitted") or "61")
+    monkeypatch.setattr(steered.commands, "cancel", lambda jobs: said.append(f"cancelled {list(jobs)}"))
+    with steered.succession(composed("hardware=slurm"), folder, [], known):
+        said.append("steered")
+    return said
+
+
+def test_a_controller_submits_its_successor_first_and_takes_it_away_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert succeeded(tmp_path, 1, monkeypatch) == ["submitted", "steered", "cancelled ['61']"]
+    text = (tmp_path / "slurm" / "controller001" / "job.sh").read_text(encoding="utf-8")
+    assert "#SBATCH --dependency=afterany:60" in text and "#SBATCH --no-requeue" in text
+
+
+def test_controllers_that_follow_each_other_without_progress_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in (1, 5, 5, 5):
+        succeeded(tmp_path, known, monkeypatch)
+    with pytest.raises(StepError, match="3 controllers in a row have ended without any progress"):
+        succeeded(tmp_path, 5, monkeypatch)
+    succeeded(tmp_path, 6, monkeypatch)
+
+
+def test_slow_candidates_are_no_lack_of_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steered, "SHORT", -1.0)  # as if each had lived for long
+    for _ in range(5):
+        succeeded(tmp_path, 5, monkeypatch)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
+from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
 from mergelab import syncing
 from mergelab.schema import Tracking

@@ -89,7 +89,7 @@ def _check_cluster(run: Run) -> Iterator[Finding]:
     for key, value, least in bounds:
         if value < least:
             yield error("setting", f"hardware.{key}", f"{value} is out of range; at least {least}")
-    if h.workers > h.candidates_per_task:
+    if h.workers > h.candidates_per_task >= 1:
         message = f"{h.workers} processes cannot share out {h.candidates_per_task} candidates a task"
         yield error("no-effect", "hardware.workers", message, "Raise hardware.candidates_per_task as well.")
     if h.device != "cpu" and s.gpus < 1 and "gres" not in s.options:

@@ -33,6 +33,8 @@ MARK = "controller"
 """How the folders of its jobs begin, and so the comments by which they are found."""
 VAIN = 3
 """Controllers in a row that may end without a line in the journal; the next would do no better."""
+SHORT = 600.0
+"""Seconds in which they do; a candidate may well take longer than a controller that is often preempted."""
 FOLLOW = 0.5
 """Seconds between two looks at the journal."""
 
@@ -190,9 +192,9 @@ def succession(run: Run, folder: Path, arguments: Sequence[str], known: int) -> 
         return
     own = os.environ["SLURM_JOB_ID"]
     file = ledger.Ledger(folder, ledger.job_name(folder))
-    before = [known_then for _, known_then in file.controllers()]
+    last = file.controllers()[-VAIN:]
     file.controller(own, known)
-    if len(before) >= VAIN and set(before[-VAIN:]) == {known}:
+    if len(last) == VAIN and all(c["known"] == known for c in last) and time.time() - last[0]["time"] < SHORT:
         raise StepError(
             f"{VAIN} controllers in a row have ended without any progress; {short_path(folder)}/slurm/"
             f"{MARK}*/ has what they said"

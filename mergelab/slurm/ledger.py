@@ -7,6 +7,7 @@ kill between the two finds the job by its name and comment, so that nothing is s
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ class Ledger:
 
     def controller(self, job: str, known: int) -> None:
         """A job begins to steer the sweep, whose journal has so many lines."""
-        self._write("controller", job=job, known=known)
+        self._write("controller", job=job, known=known, time=round(time.time(), 1))
 
     # ---------------------------------------------------------------- what is asked
 
@@ -155,9 +156,9 @@ class Ledger:
             if (batch, i) not in self.ended
         ]
 
-    def controllers(self) -> list[tuple[str, int]]:
-        """The jobs that have steered the sweep, in their order, and what each found in the journal."""
-        return [(str(line["job"]), int(line["known"])) for line in self._file.of("controller")]
+    def controllers(self) -> list[dict[str, Any]]:
+        """The jobs that have steered the sweep, in their order: `job`, `known`, `time` of their start."""
+        return self._file.of("controller")
 
 
 def job_name(sweep: Path) -> str:

@@ -102,6 +102,10 @@ def _do(place: Path, item: Any) -> None:
                 if _time["over"]:
                     raise OutOfTime
                 told = {"value": item.work()}
+            except Exception as e:
+                if not isinstance(e, MergelabError):
+                    log.exception("%s failed", item.name)
+                raise
             finally:
                 _time["working"] = False
     except OutOfTime:
@@ -109,7 +113,6 @@ def _do(place: Path, item: Any) -> None:
     except MergelabError as e:
         told = {"reason": " ".join(str(e).split())}
     except Exception as e:
-        log.exception("%s failed", item.name)
         told = {"reason": f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]}
     write_json(result(place, item.key), told)
     if "reason" in told:
