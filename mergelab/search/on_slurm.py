@@ -67,14 +67,14 @@ class OnSlurm:
         for place, done in self._run(items, array):
             yield place, Outcome(reason=done.reason) if done.value is None else Outcome(**done.value)
 
-    def finish(self, run: Run, workspace: Workspace) -> None:
+    def finish(self, run: Run, workspace: Workspace, turn: int) -> None:
         """Run the steps of a job, that of the winner, in a task of its own.
 
         Raises:
             StepError: with the reason, when it has failed twice.
         """
         here = on_node(run)
-        name = f"winner-{identity.digest([asdict(here), str(workspace.model)])[:8]}"
+        name = f"winner-{turn}-{identity.digest([asdict(here), str(workspace.model)])[:8]}"
         for attempt in (1, 2):
             item = Item(name, partial(finished, here, workspace), workspace.folder / "winner",
                         self._spent.get(name, 0) + attempt)  # fmt: skip
@@ -93,8 +93,10 @@ class OnSlurm:
         try:
             jobs = self._batches.cancel()
         except MergelabError as e:
-            terminal.aside(f"Slurm does not answer, so that its jobs go on ({e})\n"
-                     f"to end them: scancel --name={self._batches.ledger.name}")  # fmt: skip
+            name = self._batches.ledger.name
+            terminal.aside(
+                f"Slurm does not answer, and its jobs go on ({e})\nTo end them: scancel --name={name}"
+            )
             return
         if jobs:
             terminal.aside(f"cancelled Slurm job {', '.join(jobs)}")

@@ -30,6 +30,7 @@ from mergelab.search.settle import settle, show
 from mergelab.search.space import Genome
 from mergelab.search.workers import Workers, workers
 from mergelab.slurm import asking
+from mergelab.slurm.ledger import job_name
 from mergelab.steps import plan as step
 from mergelab.steps import planning
 from mergelab.workspace import Workspace, read_json, read_memo, short_path, write_json
@@ -80,13 +81,13 @@ def run(request: Request) -> float | None:
     terminal.say(short_path(folder), "dim")
     workspace = Workspace(folder, folder / "model")
     if steered.wanted(setup.run):
-        _tell(setup, plan, read(folder / NAME))
+        _tell(setup, plan, folder, read(folder / NAME))
         return _leave_to_a_job(setup, workspace, request)
     with workspace.held():
         journal = Journal(folder)
         _begin(journal, setup, about, request)
         _log_to(folder / "mergelab.log")
-        _tell(setup, plan, journal.lines)
+        _tell(setup, plan, folder, journal.lines)
         known = len(journal.lines)
         with steered.succession(setup.run, folder, request.arguments, known), pulse.beating(folder):
             return _evolve(setup, plan, journal, workspace, request)
@@ -467,7 +468,7 @@ def _command(request: Request) -> str:
     return shlex.join(["python", "-m", "mergelab", "-m", *request.overrides])
 
 
-def _tell(setup: Setup, plan: Plan, lines: Sequence[Mapping[str, Any]]) -> None:
+def _tell(setup: Setup, plan: Plan, folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """What is about to happen, in two lines."""
     s = setup.run.search
     if setup.budget != s.budget:
@@ -477,7 +478,7 @@ def _tell(setup: Setup, plan: Plan, lines: Sequence[Mapping[str, Any]]) -> None:
             "dim",
         )
     total = sum(f.nbytes for f in plan.facts.values())
-    where = _where(setup)
+    where = _where(setup, folder)
     terminal.say(
         f"· {len(setup.genes)} genes, {setup.generations} generations of {setup.population} by "
         f"{s.optimizer}, {where}; {human(total)} of models",
@@ -518,11 +519,11 @@ def _cluster_rows(setup: Setup, plan: Plan) -> list[list[str]]:
     return [*rows, ["", read]]
 
 
-def _where(setup: Setup) -> str:
+def _where(setup: Setup, folder: Path) -> str:
     h = setup.run.hardware
     if h.slurm is not None:
         tasks = -(-setup.population // h.candidates_per_task)
-        return f"on Slurm, {tasks} tasks an array"
+        return f"on Slurm as {job_name(folder)}, {tasks} tasks an array"
     return "in this process" if h.workers == 1 else f"in {h.workers} processes"
 
 

@@ -137,7 +137,7 @@ def _finish(
     write_json(workspace.result, {"status": "settling"})
     workspace.begin({"command": command, "overrides": space.overrides(run, genome or {}), "seed": run.seed,
                      "choices": {}})  # fmt: skip
-    crew.finish(run, workspace)
+    crew.finish(run, workspace, turn=len(before))
     metrics: dict[str, Any] = read_json(workspace.result).get("metrics", {})
     journal.write("merged", genome=genome, metrics=metrics)
     return metrics

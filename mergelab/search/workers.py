@@ -50,9 +50,11 @@ class Workers(Protocol):
     def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
         """The outcome of each, as they come, by the place in `orders`."""
 
-    def finish(self, run: Run, workspace: Workspace) -> None:
+    def finish(self, run: Run, workspace: Workspace, turn: int) -> None:
         """Run the steps of a job, that of the winner.
 
+        Args:
+            turn: how many winners the sweep has had before.
         Raises:
             StepError: when it did not come to its end.
         """
@@ -73,7 +75,7 @@ class Here:
         for place, order in enumerate(orders):
             yield place, attempt(lambda order=order: _measured(self._benches, order), self._timeout)  # type: ignore[misc]
 
-    def finish(self, run: Run, workspace: Workspace) -> None:
+    def finish(self, run: Run, workspace: Workspace, turn: int) -> None:
         """Here, too."""
         self._benches.clear()
         run_job(run, workspace)
@@ -143,7 +145,7 @@ class Processes:
             stopped.set()
             threads.shutdown(wait=False)
 
-    def finish(self, run: Run, workspace: Workspace) -> None:
+    def finish(self, run: Run, workspace: Workspace, turn: int) -> None:
         """In this process, when the others have made room."""
         self.close()
         run_job(run, workspace)

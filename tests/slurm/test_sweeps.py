@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,12 @@ def test_a_budget_of_24_in_populations_of_8_is_three_arrays_and_the_same_search(
     assert out.count("submitted array") == 3
     assert (there_ / "17" / "mergelab.log").exists() and list((there_ / "17").glob("slurm-*_*.out"))
     assert list((tmp_path / "disk").glob("*/*")) == []  # nothing stays on the nodes' disks
+
+    # A model that somebody has removed is merged again; no candidate is.
+    shutil.rmtree(there_ / "model")
+    again = command(*search, *TASK, *there, SCRATCH=str(tmp_path / "disk")).stdout
+    assert "submitted job" in again and "submitted array" not in again
+    assert (there_ / "model" / "config.json").exists()
 
 
 def test_the_runs_of_a_grid_are_the_tasks_of_one_array(command: Command, tmp_path: Path) -> None:
