@@ -62,8 +62,8 @@ class Search:
     """A search whose candidates are empty, a generation at a time."""
 
     def __init__(self, folder: Path, generations: int):
-        sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+        sys.path.insert(0, str(ROOT / "tests"))
+        os.environ["PYTHONPATH"] = str(ROOT / "tests")
         from searching import setup_of
 
         self.folder = folder
@@ -72,7 +72,7 @@ class Search:
 
     def run(self) -> None:
         """All of it; `told` has the time at which each generation was over."""
-        from driver import search
+        from slurm_driver import search
 
         from mergelab.search.on_slurm import OnSlurm
 
@@ -92,7 +92,7 @@ def empty(order: Any, timeout: float | None) -> dict[str, Any]:
     """A candidate that costs nothing."""
     from dataclasses import asdict
 
-    import candidates
+    import slurm_candidates as candidates
 
     from mergelab.search.bench import Outcome
 
@@ -105,8 +105,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, a_cluster(Path(temporary) / "cluster"):
         top = Path(temporary)
         # What a task of ours loads before its first candidate.
-        loads = "import mergelab.slurm.task, mergelab.search.on_slurm, candidates"
-        python = f"PYTHONPATH={ROOT}/tests/slurm:{ROOT}/tests {sys.executable} -c '{loads}'"
+        loads = "import mergelab.slurm.task, mergelab.search.on_slurm, slurm_candidates"
+        python = f"PYTHONPATH={ROOT}/tests {sys.executable} -c '{loads}'"
         arrays = [bare(top / f"empty{i}", "true") for i in range(rounds)]
         started = [bare(top / f"python{i}", python) for i in range(rounds)]
         search = Search(top / "sweep", rounds)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import wandb_stub
-from cluster import Cluster, until
+from slurm_cluster import Cluster, until
 from wandb_stub import KEY, Stub
 
 from mergelab.search.journal import read

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, until
-from conftest import Search, interrupt, port, started
+from slurm_cluster import Cluster, until
+from slurm_search import Search, interrupt, port, started
 
 pytestmark = pytest.mark.slurm
 Searching = Callable[..., Search]

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import candidates
 import cloudpickle
 import pytest
-from cluster import Cluster, absent, until
-from driver import search
+import slurm_candidates as candidates
 from searching import Pretended, setup_of
+from slurm_cluster import Cluster, absent, until
+from slurm_driver import search
 
 from mergelab.search.journal import read
 from mergelab.slurm import ledger
@@ -71,11 +71,11 @@ class Search:
 
     def start(self, **env: Any) -> subprocess.Popen[str]:
         """Begin, or go on."""
-        paths = [str(HERE), str(HERE.parent)]
         env = {k: str(v) for k, v in env.items()}
+        driver = [sys.executable, str(HERE / "slurm_driver.py")]
         return subprocess.Popen(
-            [sys.executable, str(HERE / "driver.py"), str(self.folder), str(self.setup), *self.settings],
-            env=self.cluster.env | {"PYTHONPATH": os.pathsep.join(paths)} | env, text=True,
+            [*driver, str(self.folder), str(self.setup), *self.settings],
+            env=self.cluster.env | {"PYTHONPATH": str(HERE)} | env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """A search on a cluster, with candidates that cost nothing:
 
-    python driver.py FOLDER SETUP.pkl [hardware key=value ...]
+    python slurm_driver.py FOLDER SETUP.pkl [hardware key=value ...]
 
 Everything but the measuring is what a user's search has: controller, journal, workers, batches, tasks.
 STOP_AT=intended or STOP_AT=submitted kills it at its second submission, before or after sbatch.
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import candidates
+import slurm_candidates as candidates
 import yaml
 
 from mergelab.report import terminal

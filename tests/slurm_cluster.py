@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TOOL = Path(__file__).with_name("cluster.sh")
+TOOL = Path(__file__).parent / "slurm" / "cluster.sh"
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "slurmdbd", "mariadbd")
 
 

@@ -9,14 +9,14 @@ import subprocess
 import time
 from pathlib import Path
 
-import candidates
 import cloudpickle
 import psutil
 import pytest
-from cluster import Cluster, until
-from conftest import Search
-from driver import search
+import slurm_candidates as candidates
 from searching import Pretended, setup_of
+from slurm_cluster import Cluster, until
+from slurm_driver import search
+from slurm_search import Search
 
 from mergelab.search.journal import read
 
