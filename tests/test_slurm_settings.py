@@ -159,3 +159,15 @@ def test_slow_candidates_are_no_lack_of_progress(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(steered, "SHORT", -1.0)  # as if each had lived for long
     for _ in range(5):
         succeeded(tmp_path, 5, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "candidates", "whole"),
+    [("done", 8, 8, True), ("done", 4, 8, False), ("settling", 8, 8, False), ("done", 8, 4, False)],
+)
+def test_a_result_counts_when_it_is_that_of_the_whole_budget(
+    status: str, told: int, candidates: int, whole: bool
+) -> None:
+    lines = [{"event": "begin"}, *({"event": "candidate"} for _ in range(candidates))]
+    assert steered.is_of({"status": status, "search": {"budget": told}}, lines, 8) is whole
+    assert not steered.is_of({}, lines, 8)

@@ -123,7 +123,7 @@ def follow(run: Run, folder: Path, budget: int, population: int) -> Mapping[str,
                 lines = journal.read(folder / journal.NAME)
                 told = _tell(shown, lines, told, population)
                 result = read_memo(folder / "result.json")
-                if result.get("status") == "done" and not lines_left(lines, budget):
+                if is_of(result, lines, budget):
                     return result
                 if time.monotonic() - looked >= batches.LOOK:
                     looked = time.monotonic()
@@ -138,9 +138,10 @@ def follow(run: Run, folder: Path, budget: int, population: int) -> Mapping[str,
         ) from None
 
 
-def lines_left(lines: Sequence[Mapping[str, Any]], budget: int) -> bool:
-    """Whether the journal has less than the whole budget."""
-    return len([x for x in lines if x["event"] == "candidate"]) < budget
+def is_of(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], budget: int) -> bool:
+    """Whether a result is that of the whole budget, and not of a smaller one before."""
+    told = (result.get("search") or {}).get("budget")
+    return result.get("status") == "done" and told == budget <= sum(x["event"] == "candidate" for x in lines)
 
 
 def _alive(folder: Path, shown: live.Shown) -> list[Task] | None:
