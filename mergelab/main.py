@@ -123,11 +123,7 @@ class Hooks:
         from mergelab.workspace import refuse_finished
 
         try:
-            if config.job.name == "monitor":
-                from mergelab.monitor.view import watch
-
-                watch(_typed(_without_hydra(config)).monitor)
-                raise _Finished(0)
+            _watch_if_asked(config)
             refuse_finished(Path(config.hydra.run.dir))
             if config.search.name != "none":
                 raise InputError(f"search={config.search.name} is for many runs: add -m")
@@ -138,6 +134,10 @@ class Hooks:
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Preflight every run of a grid, so that none starts where one is invalid."""
+        try:
+            _watch_if_asked(config)
+        except InputError as e:
+            raise _Finished(_tell(e)) from None
         if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
             return  # another sweeper makes its runs up as it goes
         from mergelab.report import terminal
@@ -152,7 +152,7 @@ class Hooks:
         try:
             if slurm and not messages:
                 _check_cluster(config, runs)
-            elif any(r.hardware.slurm for r in runs):
+            elif not slurm and any(r.hardware.slurm for r in runs):
                 raise InputError("hardware: a cluster cannot be one of several choices; name it alone")
         except InputError as e:
             messages.append(str(e))
@@ -183,6 +183,15 @@ class Hooks:
         if name.startswith("on_"):
             return lambda **_: None
         raise AttributeError(name)
+
+
+def _watch_if_asked(config: DictConfig) -> None:
+    """job=monitor looks on, and leaves nothing behind: not even a folder of Hydra's."""
+    if config.job.name == "monitor":
+        from mergelab.monitor.view import watch
+
+        watch(_typed(_without_hydra(config)).monitor)
+        raise _Finished(0)
 
 
 def _check_cluster(config: DictConfig, runs: list[Run]) -> None:
