@@ -71,10 +71,10 @@ class Cluster:
         daemons = ["slurmctld", *(f"slurmd-n{i + 1}" for i in range(self.nodes))]
         for daemon in (["slurmdbd"] if self.accounting else []) + daemons:
             self.start(daemon)
-        until(lambda: self.call("sinfo", check=False), "slurmctld answers", 60)
+        until(lambda: self.call("sinfo", check=False), "slurmctld answers", 120)
         self.call("scancel", "--user", str(os.getuid()))
-        until(self._idle, "all nodes are idle", 90)
-        until(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 60)
+        until(self._idle, "all nodes are idle", 180)
+        until(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 120)
 
     def _idle(self) -> bool:
         states = self.call("sinfo", "-h", "-N", "-o", "%N %T").split("\n")
@@ -99,17 +99,17 @@ class Cluster:
 
     def settle(self, name: str, jobs: set[str]) -> None:
         """Until the accounting has heard the end of all jobs of a name."""
-        until(lambda: not self.call("squeue", "-h", f"--name={name}"), "no task is left", 60)
+        until(lambda: not self.call("squeue", "-h", f"--name={name}"), "no task is left", 120)
 
         def ended() -> bool:
             out = self.call("sacct", "-X", "-n", "-P", f"--name={name}", "-o", "JobID,State").splitlines()
             known = {line.partition("|")[0].partition("_")[0] for line in out}
             return jobs <= known and not any(line.endswith(("RUNNING", "PENDING")) for line in out)
 
-        until(ended, "the accounting knows of the end", 30)
+        until(ended, "the accounting knows of the end", 120)
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def until(true: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """Wait until something is so, and return it."""
     end = time.monotonic() + seconds
     while not (found := true()):

@@ -81,7 +81,7 @@ class Search:
 
     def end(self, process: subprocess.Popen[str], status: int = 0) -> str:
         """Wait for it; returns what it said."""
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=500)
         assert process.returncode == status, out
         return out
 
@@ -100,7 +100,7 @@ class Search:
 
     def measured(self, name: str) -> Any:
         """Wait until a candidate is being measured; returns where."""
-        return until(lambda: self.calls(name), f"{name} is measured", 60)[-1].split()
+        return until(lambda: self.calls(name), f"{name} is measured", 120)[-1].split()
 
     @property
     def name(self) -> str:

@@ -137,13 +137,13 @@ def test_chaos_ends_with_the_right_result(cluster: Cluster, tmp_path: Path) -> N
     assert chaos.s.lines() == whole, f"{seed} {chaos.done}\n{out}"
     assert len(chaos.done) >= 5, chaos.done
     chaos.s.nothing_twice()
-    until(lambda: not chaos.running(), "no process is left", 30)
+    until(lambda: not chaos.running(), "no process is left", 120)
 
 
 def finished(chaos: Chaos) -> str:
     """Wait for the end, or go on to it."""
     try:
-        out, _ = chaos.process.communicate(timeout=240)
+        out, _ = chaos.process.communicate(timeout=500)
     except subprocess.TimeoutExpired:
         chaos.process.send_signal(signal.SIGKILL)
         raise

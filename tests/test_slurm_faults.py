@@ -82,7 +82,7 @@ def test_out_of_time_and_deaf_to_the_warning(searching: Searching, undisturbed: 
 
 
 def test_out_of_time_and_told_so_before(searching: Searching, undisturbed: Lines) -> None:
-    s = searching("slurm.time=1", "slurm.warning=55", "candidates_per_task=2")
+    s = searching("slurm.time=2", "slurm.warning=90", "candidates_per_task=2")
     s.fault("candidate2", "sleep 200", "ok")
     out = s.run()
     assert "Slurm's time limit was near" in (s.folder / "2" / "events.jsonl").read_text()
@@ -219,7 +219,7 @@ def test_killed_and_all_finished_meanwhile(searching: Searching, undisturbed: Li
     process = s.start(PACE=2)
     s.measured("candidate3")
     interrupt(process)
-    until(lambda: not s.cluster.call("squeue", "-h", f"--name={s.name}"), "all tasks have ended", 60)
+    until(lambda: not s.cluster.call("squeue", "-h", f"--name={s.name}"), "all tasks have ended", 120)
     s.run()
     assert s.lines() == undisturbed
     assert all(len(s.calls(f"candidate{i}")) == 1 for i in range(8))
@@ -245,7 +245,7 @@ def test_ctrl_c_cancels_and_says_so(searching: Searching, undisturbed: Lines) ->
     process.send_signal(signal.SIGINT)
     out = s.end(process, status=130)
     assert "cancelled Slurm job" in out
-    until(lambda: not s.cluster.call("squeue", "-h", f"--name={s.name}"), "nothing is left", 30)
+    until(lambda: not s.cluster.call("squeue", "-h", f"--name={s.name}"), "nothing is left", 120)
     s.run()
     assert s.lines() == undisturbed
     s.nothing_twice()

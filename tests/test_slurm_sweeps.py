@@ -33,7 +33,7 @@ def command(cluster: Cluster, family: Any, tmp_path: Path) -> Command:
     def run(*arguments: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "mergelab", *arguments], env=cluster.env | env, cwd=tmp_path, text=True,
-            capture_output=True, check=False, timeout=400,
+            capture_output=True, check=False, timeout=700,
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
         return done
@@ -115,7 +115,7 @@ def test_detached_runs_are_seen_by_the_monitor_and_picked_up_by_the_same_command
     run = ["-m", *TASK, "method=task_arithmetic", "eval=none"]
     first = command(*run, "hardware.detach=true").stdout
     assert "submitted job" in first
-    seen = until(lambda: (out := command("job=monitor").stdout) and "running" in out and out, "it runs", 60)
+    seen = until(lambda: (out := command("job=monitor").stdout) and "running" in out and out, "it runs", 120)
     assert all(len(line) <= 80 for line in seen.splitlines())
     second = command(*run).stdout
     assert "submitted" not in second and "loads, generates" in second
@@ -153,7 +153,7 @@ def test_a_sweep_steered_by_a_job_outlives_its_controllers(
     ]  # fmt: skip
     out = command(*search, "hardware.detach=true").stdout
     assert "which steers the sweep" in out
-    until(lambda: len(candidates(sweep)) >= 4, "the first population is measured", 200)
+    until(lambda: len(candidates(sweep)) >= 4, "the first population is measured", 400)
     (job,) = [x["job"] for x in ledger.read(sweep) if x["event"] == "controller"]
     cluster.call("scancel", "--signal=KILL", "--full", job)
     assert "steers this sweep already" in command(*search, "hardware.detach=true").stdout
@@ -163,7 +163,7 @@ def test_a_sweep_steered_by_a_job_outlives_its_controllers(
     assert result(sweep)["status"] == "done" and "winner" in out
     jobs = [x["job"] for x in ledger.read(sweep) if x["event"] == "submitted"]
     assert len(jobs) == len(set(jobs))
-    until(lambda: not cluster.call("squeue", "-h"), "no successor is left", 30)
+    until(lambda: not cluster.call("squeue", "-h"), "no successor is left", 120)
 
     ours = ("hardware", "search.controller", "hydra")
     command(*(a for a in search if not a.startswith(ours)), "hydra.sweep.dir=here", SLURM_CONF="/nonexistent")
