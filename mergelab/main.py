@@ -33,7 +33,7 @@ from mergelab.schema import Run
 from mergelab.search.sweeper import Evolution
 from mergelab.slurm import on_node
 from mergelab.slurm.launcher import NAME as SLURM
-from mergelab.slurm.launcher import TASK, Durable, same_cluster
+from mergelab.slurm.launcher import TASK, Durable, folder_named, is_grid, same_cluster, without_hydra
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -138,29 +138,30 @@ class Hooks:
             _watch_if_asked(config)
         except InputError as e:
             raise _Finished(_tell(e)) from None
-        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-            return  # another sweeper makes its runs up as it goes
+        if not is_grid(config):
+            return
         from mergelab.report import terminal
 
         slurm = config.hydra.runtime.choices.get("hydra/launcher") == SLURM
-        runs, messages = [], []
+        runs: dict[int, tuple[list[str], Run]] = {}
+        messages: list[str] = []
         for number, (typed, cfg) in enumerate(_grid(config)):
             try:
-                runs.append(_typed(cfg))
+                runs[number] = typed, _typed(cfg)
             except InputError as e:
                 messages.append(f"run {number} ({' '.join(typed)}): {e}")
         try:
             if slurm and not messages:
-                _check_cluster(config, runs)
-            elif not slurm and any(r.hardware.slurm for r in runs):
+                _check_cluster(config, [run for _, run in runs.values()])
+            elif not slurm and any(run.hardware.slurm for _, run in runs.values()):
                 raise InputError("hardware: a cluster cannot be one of several choices; name it alone")
         except InputError as e:
             messages.append(str(e))
-        for number, (typed, cfg) in enumerate(_grid(config) if runs else []):
+        for number, (typed, run) in runs.items():
             folder = Path(config.hydra.sweep.dir).resolve() / str(number)
             if slurm and (folder / "result.json").exists():
                 continue  # it is gone on with, or was done
-            for message in _problems(cfg, folder, typed):
+            for message in _problems(run, folder, typed):
                 messages.append(f"run {number} ({' '.join(typed)}): {message}")
         if messages:
             for message in messages:
@@ -190,7 +191,7 @@ def _watch_if_asked(config: DictConfig) -> None:
     if config.job.name == "monitor":
         from mergelab.monitor.view import watch
 
-        watch(_typed(_without_hydra(config)).monitor)
+        watch(_typed(without_hydra(config)).monitor)
         raise _Finished(0)
 
 
@@ -206,16 +207,8 @@ def _check_cluster(config: DictConfig, runs: list[Run]) -> None:
     if hardware.slurm is None:
         raise InputError("hydra/launcher: it submits to Slurm, and hardware names no cluster: hardware=slurm")
     asking.check(hardware.slurm, 1, array=len(runs) > 1)
-    chosen = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
     with open_dict(config):
-        config.hydra.sweep.dir = str(resumed.place(runs, Path(config.hydra.sweep.dir), chosen))
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    out = config.copy()
-    with open_dict(out):
-        del out["hydra"]
-    return out
+        config.hydra.sweep.dir = str(resumed.place(runs, Path(config.hydra.sweep.dir), folder_named(config)))
 
 
 def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
@@ -228,17 +221,13 @@ def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
     (grid,) = BasicSweeper.split_arguments(parsed, None)
     for typed in grid:
-        yield typed, _without_hydra(loader.load_sweep_config(config, list(typed)))
+        yield typed, without_hydra(loader.load_sweep_config(config, list(typed)))
 
 
-def _problems(cfg: DictConfig, folder: Path, typed: list[str]) -> list[str]:
+def _problems(run: Run, folder: Path, typed: list[str]) -> list[str]:
     """What preflight has against one run of a sweep that would work in `folder`."""
     from mergelab.steps.planning import plan_of
 
-    try:
-        run = _typed(cfg)
-    except InputError as e:
-        return [str(e)]
     if "preflight" not in run.job.steps:
         return []
     _stay_offline(run)

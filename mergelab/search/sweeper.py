@@ -16,10 +16,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from mergelab.errors import InputError
 from mergelab.schema import Run
+from mergelab.slurm.launcher import NAME, folder_named, without_hydra
 
 Typed = Callable[[DictConfig], Run]
 """From what Hydra composed to a Run, as the entrypoint does it."""
@@ -52,7 +53,7 @@ class Evolution(Sweeper):
 
         assert self.config is not None and self.hydra_context is not None
         launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
-        if launcher not in (None, "basic", "mergelab_slurm"):
+        if launcher not in (None, "basic", NAME):
             raise InputError(
                 f"hydra/launcher={launcher}: a search starts its workers itself\n"
                 "Several at once on this machine: hardware.workers=4"
@@ -69,16 +70,14 @@ class Evolution(Sweeper):
                 overrides=list(arguments),
                 folder=Path(self.config.hydra.sweep.dir),
                 arguments=sys.argv[1:],
-                chosen=any(o.startswith("hydra.sweep.dir=") for o in self.config.hydra.overrides.hydra),
+                chosen=folder_named(self.config),
             )
         )
 
     def _run(self, overrides: list[str]) -> Run:
         assert self.config is not None and self.hydra_context is not None
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return type(self).typed(cfg)
+        return type(self).typed(without_hydra(cfg))
 
 
 @dataclass

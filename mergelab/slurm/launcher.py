@@ -1,7 +1,8 @@
 """The Hydra launcher of `hardware=slurm...`: the runs of an ordinary `-m` as one job array.
 
 A subclass of the submitit plugin's Slurm launcher, which composes and runs a job on the node as that one
-does, and submits, watches and collects by `batches`. A search has workers of its own.
+does, and submits, watches and collects by `batches`. A search has workers of its own. Hydra loads this
+class at every command, so that what it works with is imported when it launches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
@@ -18,13 +19,13 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, open_dict
 
-from mergelab import identity, syncing
+from mergelab import identity
 from mergelab.errors import InputError, MergelabError, StepError
 from mergelab.schema import Run
-from mergelab.slurm import batches, ledger, resumed
-from mergelab.slurm.batches import Batches, Done, Item
-from mergelab.slurm.job import log_of
 from mergelab.workspace import hydra_value, short_path
+
+if TYPE_CHECKING:
+    from mergelab.slurm.batches import Done, Item
 
 NAME = "mergelab_slurm"
 TASK = "MERGELAB_TASK"
@@ -56,11 +57,14 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
             raise ended from None
 
     def _launch(self, job_overrides: list[list[str]], first: int) -> Sequence[JobReturn]:
+        from mergelab import syncing
         from mergelab.report import terminal
+        from mergelab.slurm import ledger, resumed
+        from mergelab.slurm.batches import Batches, Item
 
         assert self.config is not None
         configs = [self._composed(o, first + i) for i, o in enumerate(job_overrides)]
-        runs = [type(self).typed(_without_hydra(c)) for c in configs]
+        runs = [type(self).typed(without_hydra(c)) for c in configs]
         h = runs[0].hardware
         assert h.slurm is not None
         sweep = self._sweep = self._sweep or self._place(runs)
@@ -87,7 +91,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         results = self._collect(items, alone)
         syncing.gather(sweep)
         syncing.finish(sweep, runs[0].tracking)
-        if self._is_grid:
+        if is_grid(self.config):
             resumed.collected(runs)
             if any(done.reason for done in results):
                 raise Over(StepError.exit_status)
@@ -96,10 +100,11 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
 
     def _place(self, runs: Sequence[Run]) -> Path:
         """The folder of these runs; what Hydra has made for them goes if they were begun elsewhere."""
+        from mergelab.slurm import resumed
+
         assert self.config is not None
         new = Path(str(self.config.hydra.sweep.dir)).resolve()
-        named = any(o.startswith("hydra.sweep.dir=") for o in self.config.hydra.overrides.hydra)
-        place = resumed.place(runs, new, named)
+        place = resumed.place(runs, new, folder_named(self.config))
         if place != new and [p.name for p in new.glob("*")] == ["multirun.yaml"]:
             (new / "multirun.yaml").unlink()
             new.rmdir()
@@ -140,6 +145,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
     def _show_output(self, item: Item) -> None:
         """What the run has printed on its node."""
         from mergelab.report import terminal
+        from mergelab.slurm.job import log_of
 
         ledger = self.of.ledger
         claim = ledger.claims[max(key for key in ledger.claims if key[0] == item.name)]
@@ -151,6 +157,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         import time
 
         from mergelab.report import terminal
+        from mergelab.slurm import batches
 
         with terminal.waiting() as show:
             while not self.of.submit(items, array=not alone):
@@ -168,16 +175,10 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         return config
 
     def _returned(self, config: DictConfig, overrides: list[str], done: Done) -> JobReturn:
-        out = JobReturn(overrides=filter_overrides(overrides), hydra_cfg=config, cfg=_without_hydra(config))
+        out = JobReturn(overrides=filter_overrides(overrides), hydra_cfg=config, cfg=without_hydra(config))
         out.status = JobStatus.COMPLETED if done.reason is None else JobStatus.FAILED
         out.return_value = done.value["fitness"] if done.reason is None else StepError(done.reason)
         return out
-
-    @property
-    def _is_grid(self) -> bool:
-        """Whether these are all runs of the command; a sweeper that may ask for more hears of failures."""
-        assert self.config is not None
-        return str(self.config.hydra.sweeper._target_).endswith("BasicSweeper")
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("task_function", "of")}
@@ -187,7 +188,18 @@ class Over(SystemExit):
     """The end of a command that has told everything, or does not wait for it."""
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
+def is_grid(config: DictConfig) -> bool:
+    """Whether all runs of the command are known beforehand; another sweeper makes them up as it goes."""
+    return str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+
+
+def folder_named(config: DictConfig) -> bool:
+    """Whether the folder of a sweep was named on the command line."""
+    return any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """What Hydra composed, without its own settings."""
     out: DictConfig = config.copy()
     with open_dict(out):
         del out["hydra"]
