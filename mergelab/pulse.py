@@ -89,7 +89,7 @@ def _write(folder: Path, gpu: bool) -> None:
         with _lock:
             told = dict(_state)
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        told |= {"time": round(time.time(), 3), "host": host, "pid": os.getpid(), "job": _job()}
+        told |= {"time": round(time.time(), 3), "host": host, "pid": os.getpid(), "job": job()}
         told["rss"] = psutil.Process().memory_info().rss
         if gpu:
             told["gpus"] = _gpus()
@@ -98,7 +98,7 @@ def _write(folder: Path, gpu: bool) -> None:
         aside.replace(folder / NAME)
 
 
-def _job() -> str | None:
+def job() -> str | None:
     """The Slurm task that this is: `57`, `57_3`."""
     e = os.environ
     array, index = e.get("SLURM_ARRAY_JOB_ID"), e.get("SLURM_ARRAY_TASK_ID")

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from mergelab.search.bench import bounded
 
-def until(holds: Callable[[], Any], seconds: float = 30) -> None:
+within = bounded
+
+
+def until(true: Callable[[], Any], what: str = "it has come to that", seconds: float = 30) -> Any:
+    """Wait until something is so, and return it."""
     end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it has not come to that"
+    while not (found := true()):
+        assert time.monotonic() < end, f"waited {seconds:g} s in vain: {what}"
         time.sleep(0.02)
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """End what waits for ever."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from patience import until
 
 TOOL = Path(__file__).parent / "slurm" / "cluster.sh"
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "slurmdbd", "mariadbd")
@@ -107,12 +107,3 @@ class Cluster:
             return jobs <= known and not any(line.endswith(("RUNNING", "PENDING")) for line in out)
 
         until(ended, "the accounting knows of the end", 120)
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
-    """Wait until something is so, and return it."""
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, f"waited {seconds:g} s in vain: {what}"
-        time.sleep(0.1)
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,8 +14,9 @@ from typing import Any
 import cloudpickle
 import pytest
 import slurm_candidates as candidates
+from patience import until
 from searching import Pretended, setup_of
-from slurm_cluster import Cluster, absent, until
+from slurm_cluster import Cluster, absent
 from slurm_driver import search
 
 from mergelab.search.journal import read
@@ -164,8 +164,3 @@ def interrupt(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKI
     """End a process by a signal."""
     process.send_signal(how)
     process.wait(timeout=60)
-
-
-def jobs_of(folder: Path) -> str:
-    """The ledger, for messages of assertions."""
-    return json.dumps(ledger.read(folder), indent=1)

@@ -13,8 +13,9 @@ import cloudpickle
 import psutil
 import pytest
 import slurm_candidates as candidates
+from patience import until
 from searching import Pretended, setup_of
-from slurm_cluster import Cluster, until
+from slurm_cluster import Cluster
 from slurm_driver import search
 from slurm_search import Search
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import Cluster, until
+from patience import until
+from slurm_cluster import Cluster
 from slurm_search import Search, interrupt, port, started
 
 pytestmark = pytest.mark.slurm

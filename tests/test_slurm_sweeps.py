@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import wandb_stub
-from slurm_cluster import Cluster, until
+from patience import until
+from slurm_cluster import Cluster
 from wandb_stub import KEY, Stub
 
 from mergelab.search.journal import read

@@ -145,7 +145,7 @@ def _told(what: str, done: int, total: int) -> None:
 def attempt(work: Callable[[], Scores], timeout: float | None) -> Outcome:
     """Do the work of one candidate; what goes wrong is its outcome, but for Ctrl-C."""
     try:
-        with _bounded(timeout):
+        with bounded(timeout):
             return Outcome(scores=work())
     except MergelabError as e:
         return Outcome(reason=" ".join(str(e).split()))
@@ -157,7 +157,7 @@ def attempt(work: Callable[[], Scores], timeout: float | None) -> Outcome:
 
 
 @contextmanager
-def _bounded(seconds: float | None) -> Iterator[None]:
+def bounded(seconds: float | None) -> Iterator[None]:
     """Raise TimeoutError after a while, in a process's main thread."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield

@@ -20,7 +20,7 @@ from mergelab.search.workers import Order, serve
 from mergelab.slurm import batches, ledger, on_node
 from mergelab.slurm.batches import Batches, Item
 from mergelab.steps import run_job
-from mergelab.workspace import Workspace, read_memo
+from mergelab.workspace import Workspace
 
 POPULATION = ("candidate", "screen")
 """Kinds of orders that come as a population."""
@@ -105,13 +105,8 @@ class OnSlurm:
 def spent(of: Batches) -> dict[str, int]:
     """For each item the attempts that an earlier process has made in vain, in pairs: what failed twice
     and is asked for again was not written down as a failure, and is tried anew."""
-    failed: dict[str, set[int]] = {}
-    for (name, attempt), claim in of.ledger.claims.items():
-        told = read_memo(ledger.result(of.ledger.place(claim.batch), (name, attempt)))
-        if told.get("reason") or (told.get("value") or {}).get("reason"):
-            failed.setdefault(name, set()).add(attempt)
     out = {}
-    for name, attempts in failed.items():
+    for name, attempts in of.failed().items():
         n = 0
         while {n + 1, n + 2} <= attempts:
             n += 2

@@ -100,7 +100,7 @@ def _leave_to_a_job(setup: Setup, workspace: Workspace, request: Request) -> flo
         terminal.say("  python -m mergelab job=monitor   shows it", "dim")
         terminal.say("  the same command without hardware.detach looks on and shows the result", "dim")
         return None
-    result = steered.follow(setup.run, workspace.folder, setup.budget, setup.population)
+    result = steered.follow(workspace.folder, setup.budget, setup.population)
     show(workspace, result)
     syncing.finish(workspace.folder, setup.run.tracking)
     return None if result.get("winner") is None else float(result["winner"]["fitness"])

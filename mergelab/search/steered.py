@@ -24,7 +24,7 @@ from mergelab.schema import Run, Slurm
 from mergelab.search import journal
 from mergelab.slurm import batches, commands, ledger
 from mergelab.slurm.commands import Task
-from mergelab.slurm.job import write_script
+from mergelab.slurm.job import last_words, write_script
 from mergelab.workspace import hydra_value, read_memo, short_path
 
 INSIDE = "MERGELAB_CONTROLLER"
@@ -70,8 +70,8 @@ def command(arguments: Sequence[str], folder: Path) -> list[str]:
 # ---------------------------------------------------------------- from the login node
 
 
-def start(run: Run, folder: Path, arguments: Sequence[str]) -> str:
-    """The job that steers the sweep: the one that there is, or a new one.
+def start(run: Run, folder: Path, arguments: Sequence[str]) -> None:
+    """See that a job steers the sweep: the one that there is, or a new one.
 
     Raises:
         Away, Limited, Refused: what Slurm says.
@@ -81,10 +81,9 @@ def start(run: Run, folder: Path, arguments: Sequence[str]) -> str:
         there = controllers(folder)
         if there:
             terminal.say(f"· Slurm job {there[0].job} steers this sweep already", "dim")
-            return there[0].job
+            return
         job = _submit(run, folder, arguments, after=None)
     terminal.say(f"· submitted job {job}, which steers the sweep", "dim")
-    return job
 
 
 def controllers(folder: Path) -> list[Task]:
@@ -108,7 +107,7 @@ def _submit(run: Run, folder: Path, arguments: Sequence[str], after: str | None)
     return commands.submit(path)
 
 
-def follow(run: Run, folder: Path, budget: int, population: int) -> Mapping[str, Any]:
+def follow(folder: Path, budget: int, population: int) -> Mapping[str, Any]:
     """Show the sweep as its journal grows; returns its result.
 
     Raises:
@@ -171,8 +170,8 @@ def _last_words(folder: Path) -> str:
     for place in sorted((folder / ledger.FOLDER).glob(f"{MARK}*"), reverse=True):
         for end in ("*.err", "*.out"):
             for file in place.glob(end):
-                if said := [x.strip() for x in file.read_text(errors="replace").splitlines() if x.strip()]:
-                    return " | ".join(said[-3:])[-500:] + f"\n{short_path(file)}"
+                if words := last_words(file):
+                    return f"{words[-500:]}\n{short_path(file)}"
     return "it said nothing"
 
 

@@ -146,13 +146,13 @@ class Batches:
         self._submit([i for i in items if i.key not in self.ledger.claims], array)
         return all(i.key in self.ledger.claims for i in items)
 
-    def failed(self) -> dict[str, int]:
-        """Items that have failed, and the number of the last attempt that did."""
-        out: dict[str, int] = {}
+    def failed(self) -> dict[str, set[int]]:
+        """The attempts that have failed, by item: with their task, or by what their work says."""
+        out: dict[str, set[int]] = {}
         for (name, attempt), claim in self.ledger.claims.items():
             found = read_memo(result(self.ledger.place(claim.batch), (name, attempt)))
-            if found.get("reason"):
-                out[name] = max(attempt, out.get(name, 0))
+            if found.get("reason") or (found.get("value") or {}).get("reason"):
+                out.setdefault(name, set()).add(attempt)
         return out
 
     def cancel(self) -> list[str]:

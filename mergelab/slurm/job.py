@@ -53,16 +53,21 @@ def last_lines(place: Path, job: str, index: int, most: int = 3) -> str:
     """What a task said last on its error output, else on its output, on one line."""
     for end in (".err", ".out"):
         for file in (place / f"{job}_{index}{end}", place / f"{job}{end}"):
-            try:
-                size = file.stat().st_size
-                with file.open("rb") as f:
-                    f.seek(max(0, size - 4000))
-                    said = f.read().decode(errors="replace").splitlines()
-            except OSError:
-                continue
-            if said := [x.strip() for x in said if x.strip()]:
-                return " | ".join(said[-most:])[-400:]
+            if words := last_words(file, most):
+                return words[-400:]
     return ""
+
+
+def last_words(file: Path, most: int = 3) -> str:
+    """The last lines of a file that are not blank, on one; empty where there are none."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as f:
+            f.seek(max(0, size - 4000))
+            said = f.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return " | ".join([x.strip() for x in said if x.strip()][-most:])
 
 
 def log_of(place: Path, job: str, index: int) -> Path:

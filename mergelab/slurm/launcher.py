@@ -80,7 +80,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
             folder = sweep / str(config.hydra.sweep.subdir)
             work = partial(type(self).on_node, self, there, number, state, folder, alone)
             name = f"run{number}-{about[:8]}"
-            items.append(Item(name, work, folder, attempt=before.get(name, 0) + 1))
+            items.append(Item(name, work, folder, attempt=max(before.get(name, {0})) + 1))
         terminal.say(
             f"mergelab  {len(items)} runs on Slurm" if not alone else "mergelab  a run on Slurm", "bold"
         )

@@ -122,24 +122,18 @@ def _do(place: Path, item: Any) -> None:
         _event(item.folder, "done")
 
 
-def _name() -> str:
-    e = os.environ
-    array = e.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{e.get('SLURM_ARRAY_TASK_ID')}" if array else e.get("SLURM_JOB_ID", "0")
-
-
 def _link(place: Path, folder: Path) -> None:
     """Put Slurm's own output of this task beside the item's log."""
     for end in ("out", "err"):
-        link = folder / f"slurm-{_name()}.{end}"
+        link = folder / f"slurm-{pulse.job()}.{end}"
         with suppress(OSError):  # it is there already, or links are not possible here
-            link.symlink_to(os.path.relpath(place / f"{_name()}.{end}", folder))
+            link.symlink_to(os.path.relpath(place / f"{pulse.job()}.{end}", folder))
 
 
 def _event(folder: Path, state: str, **data: Any) -> None:
     e = os.environ
     about = {
-        "job": _name(),
+        "job": pulse.job(),
         "node": e.get("SLURMD_NODENAME"),
         "restarts": int(e.get("SLURM_RESTART_COUNT", 0)),
     }
