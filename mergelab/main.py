@@ -40,6 +40,10 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 """The shipped groups: inside an installed package, beside it in the repository."""
 
 
+HERE = {"plan", "inspect", "fetch", "publish"}
+"""Steps that are done where they are asked for, on a cluster's login node, whatever the hardware."""
+
+
 @dataclass
 class _Composed(Run):
     """What Hydra composes: a Run whose mappings are still open, so that a new expert or a parameter
@@ -127,7 +131,7 @@ class Hooks:
             refuse_finished(Path(config.hydra.run.dir))
             if config.search.name != "none":
                 raise InputError(f"search={config.search.name} is for many runs: add -m")
-            if config.hardware.slurm is not None and not set(config.job.steps) <= {"plan", "inspect"}:
+            if config.hardware.slurm is not None and not set(config.job.steps) <= HERE:
                 raise InputError(f"hardware={config.hydra.runtime.choices.hardware} is a cluster: add -m")
         except InputError as e:
             raise _Finished(_tell(e)) from None
@@ -200,8 +204,8 @@ def _check_cluster(config: DictConfig, runs: list[Run]) -> None:
     were begun by an earlier command, if they were."""
     from mergelab.slurm import asking, resumed
 
-    if all(set(r.job.steps) <= {"plan", "inspect"} for r in runs):
-        raise InputError(f"job={runs[0].job.name}: it only looks, and does so on this machine: leave out -m")
+    if all(set(r.job.steps) <= HERE for r in runs):
+        raise InputError(f"job={runs[0].job.name}: it is done on this machine: leave out -m")
     same_cluster(runs)
     hardware = runs[0].hardware
     if hardware.slurm is None:

@@ -65,6 +65,12 @@ class Model:
     and fit the embeddings to it, for experts whose vocabularies differ."""
     chat_template: Optional[str] = None
     """Null keeps the base's. Otherwise `auto`, one of mergekit's names, or a Jinja template."""
+    prompts: Dict[str, List[str]] = field(default_factory=dict)
+    """Typical prompts of each role, by which the gate of a mixture of experts knows its expert where
+    `experts.ROLE.prompts` names none."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model, where its architecture is not transformers' own. It can do
+    whatever you can do: read it first, and name the revision that you have read."""
     zoo_seed: int = 0
     """The seed from which the tiny family is trained (only where paths begin with `zoo:`)."""
 
@@ -89,6 +95,10 @@ class Expert:
     """The fraction of the task vector that is kept, in (0, 1]; null: the method's default, 1."""
     parameters: Dict[str, Any] = field(default_factory=dict)
     """Any other parameter that the method takes for each model, such as epsilon or gamma."""
+    prompts: List[str] = field(default_factory=list)
+    """Prompts that shall be routed to this expert. Empty: those of the family for this role. (method=moe)"""
+    negative_prompts: List[str] = field(default_factory=list)
+    """Prompts that shall not. (method=moe)"""
 
 
 @dataclass
@@ -96,7 +106,8 @@ class Method:
     """How the experts are combined."""
 
     name: str = MISSING
-    """A merge method of mergekit, or `mergekit` for a plain mergekit YAML file."""
+    """A merge method of mergekit; `moe` for a mixture of experts; `mergekit` or `mergekit_moe` for a plain
+    YAML file of either kind."""
     base: str = "model"
     """Which model mergekit is given as base_model: `model` (the family's base), `first` (the
     first expert), or `none` (only for methods that can do without)."""
@@ -107,8 +118,8 @@ class Method:
     vector its sum of magnitudes back, as mergekit does; `density` divides what is kept by the
     probability of being kept, as the papers do."""
     path: Optional[str] = None
-    """The mergekit YAML that `method=mergekit` runs; model, experts and parameters then come
-    from that file."""
+    """The YAML file that `method=mergekit` or `method=mergekit_moe` runs; model, experts and parameters
+    then come from that file."""
 
 
 # ---------------------------------------------------------------- where and how it runs
@@ -174,6 +185,9 @@ class Hardware:
     processes of each task, which share out its candidates."""
     shard_size: str = "5GB"
     """The largest size of a weight file."""
+    quantize: str = "none"
+    """How models are loaded to be measured or asked: `none`, `int8` or `int4`. On CUDA by bitsandbytes; on a
+    CPU int8 by torch itself. Merges are never quantised."""
     slurm: Optional[Slurm] = None
     """What a task asks of a Slurm cluster, where one does the work; null: this machine does. (-m)"""
     candidates_per_task: int = 1
@@ -215,6 +229,9 @@ class Evaluation:
     limit: Optional[float] = None
     """The first N prompts of each task (or, below 1, that share of them). Null: all."""
     batch_size: int = 16
+    backend: str = "hf"
+    """What answers the prompts: `hf` (transformers) or `vllm`, on as many CUDA devices at once as
+    `hardware.devices` says (tensor parallel)."""
     chat_template: bool = False
     """Put prompts through the model's chat template."""
     max_length: Optional[int] = None
@@ -263,6 +280,101 @@ class Check:
     """job=check: a finished model's folder; null checks the composed inputs."""
     prompt: Optional[str] = None
     """What a finished model is asked to continue. Null: a few of its own tokens."""
+
+
+@dataclass
+class Generate:
+    """Settings of job=generate."""
+
+    path: Optional[str] = None
+    """A finished model's folder, or that of the run that made it: what `merged` stands for."""
+    models: List[str] = field(default_factory=list)
+    """Who answers, side by side: `merged`, `base`, experts by name. Empty: `merged` where there is a
+    path, else the base and every expert."""
+    prompts: List[str] = field(default_factory=list)
+    """What is asked. Without prompts and file: what is typed, a conversation where that is a terminal."""
+    file: Optional[str] = None
+    """A UTF-8 text file with a prompt a line, or JSON lines with the key `prompt`."""
+    system: Optional[str] = None
+    """What stands before a conversation, for models with a chat template."""
+    chat_template: Optional[bool] = None
+    """Put prompts through the chat template. Null: where the model has one."""
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0: always the likeliest token. Above: sampled, by `seed`."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that make up this probability."""
+    top_k: int = 0
+    """Sample from this many tokens at most. 0: from all."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that have occurred become less likely."""
+
+
+@dataclass
+class Fetch:
+    """Settings of job=fetch."""
+
+    dry_run: bool = False
+    """Only say what is here, what is missing, and how much that is."""
+    data: bool = True
+    """Also the data sets that the evaluation reads."""
+    workers: int = 8
+    """Files that are downloaded at once."""
+
+
+@dataclass
+class Publish:
+    """Settings of job=publish."""
+
+    path: Optional[str] = None
+    """The finished model's folder, or that of the run that made it."""
+    repo: Optional[str] = None
+    """Where it goes: `owner/name`."""
+    private: bool = True
+    """Of a repository that is made for it."""
+    revision: Optional[str] = None
+    """A branch, made where it is not there. Null: main."""
+    message: Optional[str] = None
+    """Of the commit."""
+    dry_run: bool = False
+    """Only list exactly what would go."""
+
+
+@dataclass
+class Extract:
+    """Settings of job=extract: a LoRA from the difference to the base."""
+
+    model: Optional[str] = None
+    """The expert, by name."""
+    path: Optional[str] = None
+    """Instead: a finished model's folder, or that of the run that made it."""
+    rank: int = 32
+    """The largest rank of a module's two factors."""
+    epsilon: float = 0.0
+    """Singular values up to this are left out."""
+    embeddings: bool = False
+    """Also of the embeddings, which else are saved whole where they have changed."""
+    include: List[str] = field(default_factory=list)
+    """Regular expressions: only modules whose names match one. Empty: all."""
+    exclude: List[str] = field(default_factory=list)
+    """Regular expressions: not those modules."""
+
+
+@dataclass
+class Analyze:
+    """Settings of job=analyze."""
+
+    top: float = 0.1
+    """The share of a task vector's entries, the largest, whose overlap is counted."""
+    landscape: bool = True
+    """Also measure models along the line between two experts, or on the plane through three models."""
+    models: List[str] = field(default_factory=list)
+    """Who spans it: two experts for a line, three of the experts and `base` for a plane. Empty: the base
+    and the first two experts, or the two experts there are."""
+    points: int = 7
+    """Grid points along each axis of it."""
+    margin: float = 0.25
+    """How far the grid reaches beyond the models, as a share of their distance."""
 
 
 @dataclass
@@ -361,6 +473,11 @@ class Run:
     search: Search = field(default_factory=Search)
     check: Check = field(default_factory=Check)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    generate: Generate = field(default_factory=Generate)
+    fetch: Fetch = field(default_factory=Fetch)
+    publish: Publish = field(default_factory=Publish)
+    extract: Extract = field(default_factory=Extract)
+    analyze: Analyze = field(default_factory=Analyze)
     monitor: Monitor = field(default_factory=Monitor)
     seed: int = 0
     """Of everything random: the masks of DARE and DELLA, few-shot choices."""

@@ -73,6 +73,25 @@ def short_path(path: Path) -> str:
         return str(path)
 
 
+def finished_model(path: str, key: str) -> Path:
+    """The folder of a finished model that `key` names, by itself or by the run that made it.
+
+    Raises:
+        InputError: where there is none.
+    """
+    folder = Path(os.path.expanduser(path)).resolve()  # noqa: PTH111 (pathlib's raises for ~nobody)
+    if not folder.is_dir():
+        raise InputError(f"{key}: {folder} is no folder")
+    if (folder / "config.json").exists():
+        return folder
+    made = read_memo(folder / "result.json")
+    for inside in (made.get("model"), folder / "model"):
+        if inside and (Path(inside) / "config.json").exists():
+            return Path(inside)
+    status = f"; its run is {made['status']}" if made.get("status") else ""
+    raise InputError(f"{key}: {folder} is neither a model's folder nor that of a run that made one{status}")
+
+
 def hydra_value(path: Path) -> str:
     """A path as a value on Hydra's command line."""
     return "'" + str(path).replace("'", "\\'") + "'"

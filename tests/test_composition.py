@@ -19,7 +19,7 @@ OPTIONS = [
     (group.name, option.stem)
     for group in sorted(CONF.iterdir())
     if group.is_dir()
-    for option in sorted(group.glob("*.yaml"))
+    for option in sorted(group.glob("[!_]*.yaml"))
 ]
 
 HEAVY = ("torch", "transformers", "mergekit", "wandb", "lm_eval", "nevergrad", "datasets", "peft")
@@ -39,7 +39,8 @@ def test_help_knows_every_group() -> None:
 
 def test_every_option_says_what_it_is_for_in_its_first_line() -> None:
     for group, option in OPTIONS:
-        first = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        lines = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+        first = lines[lines[0] == "# @package _global_"]
         assert first.startswith("# ") and len(first) > 20, f"{group}/{option}: {first}"
 
 
@@ -48,7 +49,7 @@ def test_the_bare_command_is_the_tiny_family_with_dare_ties() -> None:
     assert (run.model.name, run.method.name, list(run.experts)) == (
         "tiny", "dare_ties", ["math", "physics", "code", "japanese"],
     )  # fmt: skip
-    assert run.job.steps == ["preflight", "merge", "check", "evaluate", "report"]
+    assert run.job.steps == ["preflight", "merge", "check", "evaluate", "routing", "report"]
 
 
 def test_experts_are_overridden_added_and_left_out_by_name() -> None:
@@ -134,16 +135,19 @@ LAYERS = {
     "recipe": {"errors", "schema"},
     "identity": {"workspace"},
     "quiet": set(),
-    "preflight": {"errors", "schema", "recipe"},
+    "preflight": {"errors", "schema", "recipe", "workspace"},
     "merging": {"identity", "errors", "schema", "recipe", "preflight", "quiet", "workspace"},
     "evaluation": {"errors", "schema", "identity", "quiet", "workspace"},
+    "analysis": {"errors", "schema", "recipe", "preflight", "merging", "evaluation", "quiet", "workspace"},
+    "generation": {"errors", "schema", "evaluation", "quiet", "workspace"},
+    "hub": {"errors", "schema", "preflight", "quiet", "workspace"},
     "zoo": {"errors"},
     "tracking": {"errors", "schema", "workspace"},
     "report": {"errors", "schema", "workspace", "pulse"},
     "monitor": {"errors", "schema", "workspace", "pulse", "slurm", "report"},
     "steps": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "workspace", "pulse",
+        "report", "workspace", "pulse", "analysis", "generation", "hub", "quiet",
     },
     "search": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",

@@ -556,7 +556,7 @@ def test_interrupted(moment: str, models: Any, mergelab: Command, monkeypatch: p
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    target = {"merge": "mergelab.merging.companions.write_config", "check": "mergelab.steps.check.publish"}
+    target = {"merge": "mergelab.merging.companions.write_config", "check": "mergelab.steps.check.move"}
     monkeypatch.setattr(target[moment], interrupt)
     outcome = mergelab("method=ties", *chosen(*models(3)), "hardware.engine=mergekit")
     assert outcome.status == 130

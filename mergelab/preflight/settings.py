@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mergelab.errors import did_you_mean
+from mergelab.errors import InputError, did_you_mean
 from mergelab.preflight import checkpoint, compare, engines, resources
 from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error, warning
 from mergelab.preflight.inputs import reads_file
@@ -15,6 +15,7 @@ from mergelab.preflight.sources import Source
 from mergelab.preflight.structure import MERGEABLE
 from mergelab.recipe import PER_MODEL
 from mergelab.schema import Hardware, Run
+from mergelab.workspace import finished_model
 
 SIXTY_HOURS = 3600
 """Minutes: as a bare number YAML reads 1:00:00 and more, unless they are in quotes."""
@@ -24,6 +25,12 @@ RESERVED = (
 )  # fmt: skip
 """Options of sbatch by which we find our jobs and what they have done; nobody else may set them."""
 CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
+
+SECTIONS = {
+    "check": ("inspect", "check"), "evaluate": ("evaluate",), "generate": ("generate",), "fetch": ("fetch",),
+    "publish": ("publish",), "extract": ("extract",), "analyze": ("analyze",),
+}  # fmt: skip
+"""The settings of single steps, and the steps that read them."""
 
 DECIDED_BY_FILE = (
     "experts", "method.parameters", "method.base", "model.tokenizer", "model.chat_template", "hardware.dtype",
@@ -154,9 +161,16 @@ def _no_effect(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
                 message = f"{p} is set for each expert, not once"
                 remedy = f"Set experts.ROLE.{p}."
                 yield error("scope", f"method.parameters.{p}", message, remedy)
-    if run.check.path is not None and "inspect" not in run.job.steps:
+    for section, steps in SECTIONS.items():
+        if not {*steps} & {*run.job.steps}:
+            own = getattr(run, section)
+            for key, value in vars(own).items():
+                if value != getattr(type(own)(), key):
+                    message = f"job={run.job.name} has no use for it"
+                    yield error("unused", f"{section}.{key}", message, f"Set job={section}.")
+    if run.check.path is not None and "check" in run.job.steps:
         yield error("unused", "check.path", f"job={run.job.name} does not look at it", "Set job=check.")
-    if run.evaluate.path is not None and ("merge" in run.job.steps or "evaluate" not in run.job.steps):
+    if run.evaluate.path is not None and {"merge", "evaluate"} <= {*run.job.steps}:
         message = f"job={run.job.name} does not measure it"
         yield error("unused", "evaluate.path", message, "Set job=evaluate.")
 
@@ -165,9 +179,11 @@ def _check_finished(run: Run) -> Iterator[Finding]:
     """The model that job=evaluate is pointed at."""
     if run.evaluate.path is None:
         return
-    folder, key = Path(os.path.expanduser(run.evaluate.path)).resolve(), "evaluate.path"  # noqa: PTH111
-    if not folder.is_dir():
-        yield error("missing", key, f"{folder} is no folder")
+    key = "evaluate.path"
+    try:
+        folder = finished_model(run.evaluate.path, key)
+    except InputError as e:
+        yield error("missing", key, str(e).removeprefix(f"{key}: "))
         return
     facts = checkpoint.read(folder, key)
     yield from facts.findings

@@ -10,6 +10,7 @@ from rich.text import Text
 from mergelab.report.terminal import console
 
 GROUPS = {
+    "preset": "whole named experiments",
     "model": "a base model and the checkpoints of its family, by role",
     "experts": "who takes part, with weight and density",
     "method": "how they are combined",
@@ -76,7 +77,7 @@ def options(folders: list[Path], group: str) -> dict[str, str]:
     """The options of a group, each with the first line of its file."""
     found: dict[str, str] = {}
     for folder in folders:
-        for file in sorted((folder / group).glob("*.yaml")):
+        for file in sorted((folder / group).glob("[!_]*.yaml")):
             with file.open(encoding="utf-8") as f:
                 lines = (line.strip() for line in f)
                 first = next((x for x in lines if x and not x.startswith("# @package")), "")

@@ -16,12 +16,22 @@ from mergelab.schema import Run
 from mergelab.tracking import Tracker, track
 from mergelab.workspace import Workspace, read_json
 
-STEPS = ("preflight", "plan", "inspect", "merge", "check", "evaluate", "report")
+STEPS = (
+    "preflight", "plan", "inspect", "fetch", "merge", "check", "evaluate", "routing", "report", "analyze",
+    "generate", "extract", "publish",
+)  # fmt: skip
 
 LOOKING = ("preflight", "plan", "inspect")
-"""Steps that only look; a run that goes no further is not recorded elsewhere."""
+"""Steps that only look: what the disk has against them is wrong with the input, and a run that goes no
+further is not finished, for the next may go on in its folder."""
 
-NEEDS = {"merge": "preflight", "check": "merge", "evaluate": "preflight", "report": "preflight"}
+UNRECORDED = (*LOOKING, "fetch", "generate", "extract", "publish")
+"""Steps that leave nothing to be recorded elsewhere."""
+
+NEEDS = {
+    "merge": "preflight", "check": "merge", "evaluate": "preflight", "routing": "evaluate",
+    "report": "preflight", "analyze": "preflight",
+}  # fmt: skip
 """For a step the one whose files it reads."""
 
 STATES: dict[type[BaseException], str] = {InputError: "invalid"}
@@ -43,13 +53,23 @@ def run_job(run: Run, workspace: Workspace) -> None:
         stack.enter_context(pulse.beating(workspace.folder, gpu=run.hardware.device != "cpu"))
         tracker = None
         for name in run.job.steps:
-            if tracker is None and name not in LOOKING:
+            if not applies(name, run, workspace):
+                continue
+            if tracker is None and name not in UNRECORDED:
                 tracker = stack.enter_context(
                     track(run.tracking, asdict(run), workspace.folder, name=_name(run), job_type=run.job.name)
                 )
             _run_step(name, run, workspace)
+        if not set(run.job.steps) <= {*LOOKING}:
+            workspace.record({"status": "done"})
         if tracker is not None:
-            publish(tracker, workspace)
+            hand_over(tracker, workspace)
+
+
+def applies(name: str, run: Run, workspace: Workspace) -> bool:
+    """Whether a step has something to do in this run: its module may have a function of this name."""
+    own = getattr(import_module(f"mergelab.steps.{name}"), "applies", None)
+    return own is None or bool(own(run, workspace))
 
 
 def _wrong_steps(steps: list[str]) -> str | None:
@@ -96,7 +116,7 @@ def _run_step(name: str, run: Run, workspace: Workspace) -> None:
     workspace.record({"timings": timings | {name: seconds}})
 
 
-def publish(tracker: Tracker, workspace: Workspace) -> None:
+def hand_over(tracker: Tracker, workspace: Workspace) -> None:
     """Hand what is in the run's folder to the tracker: scores, table, recipe, result."""
     result = read_json(workspace.result)
     metrics = result.get("metrics", {})

@@ -32,7 +32,7 @@ def execute(run: Run, workspace: Workspace) -> str:
         write_card(workspace, workspace.partial)
         sync(workspace.partial)
         unfinished.settle(workspace.partial, zoo.home())
-        publish(workspace.partial, workspace.model)
+        move(workspace.partial, workspace.model)
     except BaseException as e:
         unfinished.end(workspace.partial, zoo.home(), e)
         raise
@@ -59,7 +59,7 @@ def sync(partial: Path) -> None:
             os.close(fd)
 
 
-def publish(partial: Path, final: Path) -> None:
+def move(partial: Path, final: Path) -> None:
     """Give a folder its final name, on whatever disk that is.
 
     Raises:

@@ -9,7 +9,7 @@ from mergelab import evaluation, identity, zoo
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps.planning import SPLITS, evaluator, hashes
-from mergelab.workspace import Workspace, read_json
+from mergelab.workspace import Workspace, finished_model, read_json
 
 MERGED = "merged"
 """The row of the model that the run made, or was pointed at."""
@@ -57,7 +57,7 @@ def models(run: Run, workspace: Workspace) -> dict[str, Path]:
     """The folders to measure, by the name of their row; preflight has looked at evaluate.path."""
     out: dict[str, Path] = {}
     if run.evaluate.path:
-        out[MERGED] = Path(run.evaluate.path).expanduser().resolve()
+        out[MERGED] = finished_model(run.evaluate.path, "evaluate.path")
     elif "merge" in run.job.steps:
         out[MERGED] = workspace.model
     if run.eval.baselines:

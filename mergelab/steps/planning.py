@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from mergelab import evaluation, identity, preflight, tracking, zoo
 from mergelab import recipe as recipes
 from mergelab.errors import InputError, StepError
 from mergelab.merging import unfinished
-from mergelab.preflight.findings import Finding, Severity, error
+from mergelab.preflight import settings
+from mergelab.preflight.findings import Finding, Severity, error, settle, stop_on_errors
 from mergelab.preflight.resources import existing
 from mergelab.report import terminal
 from mergelab.schema import Run
@@ -91,7 +93,21 @@ def tasks_folder(run: Run, progress: zoo.Progress | None = None) -> Path | None:
 
 
 def other_findings(run: Run, progress: zoo.Progress | None = None) -> list[Finding]:
-    """What evaluation and tracking have to say before anything starts."""
+    """What evaluation, tracking and the steps themselves have to say before anything starts. A step's
+    module may have a function `problems(run)`: pairs of a key and what is wrong with its value."""
     tasks = tasks_folder(run, progress) if run.eval.kind in ("skills", "tasks") else None
     problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracking.problems(run.tracking)]
+    for name in run.job.steps:
+        problems += getattr(import_module(f"mergelab.steps.{name}"), "problems", lambda run: ())(run)
     return [error("setting", key, message) for key, message in problems]
+
+
+def check_settings(run: Run, workspace: Workspace) -> None:
+    """For jobs that look at no plan: stop at whatever is wrong with the run's values by themselves.
+
+    Raises:
+        InputErrors: with all of it.
+    """
+    overrides = read_json(workspace.result)["overrides"]
+    found = [*other_findings(run), *settings.check(run, overrides, "warning")]
+    stop_on_errors(settle(found, [*run.allow, *run.model.allow]))

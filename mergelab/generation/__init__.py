@@ -1,0 +1,1 @@
+"""Models asked: prompts in, text out, one token after another."""

@@ -1,0 +1,1 @@
+"""Traffic with the hub: checkpoints to this machine, finished models from it."""
