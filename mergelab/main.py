@@ -305,7 +305,7 @@ def _stay_offline(run: Run) -> None:
     local = run.eval.kind in ("none", "perplexity") or (run.eval.kind == "skills" and run.model.tasks)
     names = [run.model.base, *(run.model.roles[e] for e in run.experts if e in run.model.roles)]
     zoo = all(str(c.path).startswith("zoo:") for c in names) and not any(e.path for e in run.experts.values())
-    if local and zoo:
+    if local and zoo and run.method.path is None and "publish" not in run.job.steps:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -337,9 +337,10 @@ def _message(error: BaseException) -> str:
     """What Hydra or OmegaConf has against the command line."""
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
-        reason = (
-            composing.plain(str(error)).splitlines()[-1].replace("missing EQUAL at", "there is no = before")
-        )
+        reason = composing.plain(str(error)).splitlines()[-1]
+        reason = reason.replace("missing EQUAL at", "there is no = before")
+        if set(reason) <= {"^"}:  # Hydra points at a sign that it knows only within quotes
+            return f"'{error.override}' cannot be read\nPut texts in quotes: 'key=[\"one\", \"other\"]'."
         return (
             f"'{error.override}' cannot be read: {reason}\nArguments are key=value; quote what holds spaces."
         )

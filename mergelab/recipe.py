@@ -17,6 +17,9 @@ from mergelab.schema import Run
 REST = "*"
 """The filter that stands for every tensor not named before."""
 
+MIXTURE = "moe"
+"""What a mixture of experts is called where a merge has the name of its method."""
+
 PER_MODEL = ("weight", "density")
 """Parameters that every expert carries, whatever the method."""
 
@@ -170,6 +173,54 @@ def build(
     return {k: v for k, v in recipe.items() if v not in (None, {})}
 
 
+def build_mixture(
+    run: Run, references: Mapping[str, str], shared: str, out_dtype: str | None
+) -> dict[str, Any]:
+    """The mergekit-moe YAML of a typed Run, whose values are checked afterwards.
+
+    The shared expert sees every token, so its own gate is made of all experts' prompts.
+
+    Args:
+        run: the composed run with `method=moe`.
+        references: the model reference of "base" and of every expert by name.
+        shared: the name of the shared expert, or `none`.
+        out_dtype: the dtype to write, where `hardware.dtype` leaves it to the base.
+    """
+    p = run.method.parameters
+    recipe: dict[str, Any] = {
+        "base_model": references.get("base"),
+        "gate_mode": p.get("gate_mode"),
+        "architecture": p.get("architecture") or ("qwen" if shared != "none" else None),
+        "dtype": run.hardware.dtype or out_dtype,
+        "experts_per_token": p.get("experts_per_token"),
+        "experts": [],
+    }
+    prompts: dict[str, None] = {}
+    for name, e in run.experts.items():
+        own = e.prompts or run.model.prompts.get(name) or []
+        if not own and p.get("gate_mode") == "uniform_random":
+            own = [name]  # mergekit wants prompts here too, and does not look at them
+        prompts |= dict.fromkeys(own)
+        item = {"source_model": references.get(name, name), "positive_prompts": own,
+                "negative_prompts": e.negative_prompts, **e.parameters}  # fmt: skip
+        recipe["experts"].append({k: v for k, v in item.items() if v not in (None, [])})
+    if shared != "none":
+        item = {"source_model": references.get(shared, shared), "positive_prompts": [*prompts],
+                "residual_scale": p.get("residual_scale")}  # fmt: skip
+        recipe["shared_experts"] = [{k: v for k, v in item.items() if v not in (None, [])}]
+    return {k: v for k, v in recipe.items() if v is not None}
+
+
+def is_mixture(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe is for a mixture of experts."""
+    return "merge_method" not in recipe
+
+
+def method_of(recipe: Mapping[str, Any]) -> str:
+    """The name of the method of a recipe of either kind."""
+    return str(recipe.get("merge_method", MIXTURE))
+
+
 def expert_key(name: str, parameter: str) -> str:
     """The configuration key of an expert's parameter."""
     return f"experts.{name}.{parameter if parameter in PER_MODEL else 'parameters.' + parameter}"
@@ -189,7 +240,7 @@ def models(recipe: Mapping[str, Any]) -> list[str]:
     def visit(node: Any, key: str) -> None:
         if isinstance(node, dict):
             for k, v in node.items():
-                if k in ("model", "base_model") and isinstance(v, str):
+                if k in ("model", "base_model", "source_model") and isinstance(v, str):
                     out[v] = None
                 elif k not in ("tokenizer", "parameters"):
                     visit(v, k)

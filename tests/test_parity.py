@@ -21,7 +21,7 @@ from mergelab.schema import Hardware
 METHODS = {
     p.stem: yaml.safe_load(p.read_text(encoding="utf-8"))
     for p in sorted((CONF / "method").glob("*.yaml"))
-    if p.stem not in ("mergekit", "moe")
+    if p.stem not in ("mergekit", "mergekit_moe", "moe")
 }
 
 VARIED: dict[str, list[Any]] = {

@@ -155,11 +155,17 @@ def test_a_sweep_ends_with_one_comparison(mergelab: Command) -> None:
     out = mergelab("-m", "method=linear,ties", "eval.limit=16")
     assert out.status == 0, out.err
     rows = list(csv.reader((out.folder / "comparison.csv").open(encoding="utf-8")))
-    assert rows[0] == ["run", "", "math", "physics", "code", "japanese", "mean", "fitness"]
-    assert {rows[1][1], rows[2][1]} == {"method=linear", "method=ties"}
+    assert rows[0] == ["run", "method", "math", "physics", "code", "japanese", "mean", "fitness"]
+    assert {rows[1][1], rows[2][1]} == {"linear", "ties"}
     assert float(rows[1][-1]) >= float(rows[2][-1])
     assert rows[3][1] == "parent base"
     assert "best first" in out.out
+    _, told = out.out.split("best on")
+    best = {line.split()[0]: line.split()[1] for line in told.splitlines() if len(line.split()) > 2}
+    for i, measure in enumerate(["math", "physics", "code", "japanese"], start=2):
+        top = max(rows[1:3], key=lambda r: float(r[i]))
+        if rows[1][i] != rows[2][i]:
+            assert best[measure] == top[0]
 
 
 def test_a_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
@@ -206,7 +212,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert out.status == 1
     assert "by design" in out.err
     rows = list(csv.reader((out.folder / "comparison.csv").open(encoding="utf-8")))
-    assert [r[1] for r in rows[1:3]] == ["method=linear", "method=ties (failed)"]
+    assert [r[:2] for r in rows[1:3]] == [["1", "linear"], ["0 (failed)", "ties"]]
 
 
 def test_any_sweeper_gets_the_fitness(mergelab: Command) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergelab import recipe as recipes
 from mergelab.errors import InputErrors
-from mergelab.preflight import architecture, layout, methods, parameters
+from mergelab.preflight import architecture, layout, methods, mixtures, parameters
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import Finding, error, note, warning
 from mergelab.preflight.inputs import Inputs, reads_file
@@ -31,6 +31,8 @@ def recipe_of(
     """
     if reads_file(run) and inputs.file is None:
         return None, []
+    if mixtures.wanted(run):
+        return _mixture(run, inputs, facts, shape, list(overrides))
     known = methods.declarations()
     if inputs.file is not None:
         recipe, findings = _read(inputs, known)
@@ -50,6 +52,25 @@ def recipe_of(
     findings += _check_modules(recipe, shape, inputs.place)
     key = "hardware.compute_dtype" if inputs.file is None else inputs.place(("dtype",))
     findings += _check_float16(recipe, d, shape, key)
+    return recipe, findings
+
+
+def _mixture(
+    run: Run, inputs: Inputs, facts: Mapping[str, Facts], shape: Facts | None, overrides: list[str]
+) -> Found:
+    """The mergekit-moe YAML of a file, or of a model family and experts."""
+    recipe, findings = inputs.file, list[Finding]()
+    if recipe is None:
+        if not run.experts:
+            return None, []
+        recipe, findings = mixtures.compose(run, {s.name: s for s in inputs.sources}, shape, overrides)
+    if recipe is not None:
+        types = {
+            s.reference: facts[s.name].config.get("model_type") for s in inputs.sources if s.name in facts
+        }
+        if shape and inputs.sources:
+            types.setdefault(inputs.sources[0].reference, shape.config.get("model_type"))
+        findings += mixtures.check(recipe, types, inputs.sources, inputs.place)
     return recipe, findings
 
 

@@ -10,6 +10,7 @@ from mergelab.errors import did_you_mean
 from mergelab.preflight import assembly
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import Finding, error, note
+from mergelab.preflight.inputs import reads_file
 from mergelab.preflight.methods import Declaration
 from mergelab.schema import Run
 
@@ -24,18 +25,27 @@ OWN = frozenset(
 """The methods that our engine has kernels for."""
 
 
+EXACT = frozenset(("linear", "nearswap", "passthrough", "task_arithmetic"))
+"""Those whose bits are mergekit's whatever the size of a tensor. The others draw masks of our own, or add
+a large tensor up in another order, or let the earlier of two equal magnitudes come first."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """What merges."""
 
     name: str
-    """`fast` or `mergekit`."""
+    """`fast`, `mergekit` or `mergekit-moe`."""
     why: str = ""
     """Why it is not the fast one."""
 
     def json(self) -> dict[str, str]:
         """As plan.json has it."""
         return asdict(self)
+
+
+MIXTURE = Engine("mergekit-moe", "it builds a mixture of experts")
+"""What puts experts side by side."""
 
 
 def choose(
@@ -61,6 +71,8 @@ def choose(
             findings.append(error("engine", "hardware.engine", message, "Leave it at auto."))
     elif wanted == "auto" and computed not in assembly.WIDE:
         engine = Engine("mergekit", f"its arithmetic is in {computed}")
+    elif wanted == "auto" and reads_file(run) and d.name not in EXACT:
+        engine = Engine("mergekit", "a file gets mergekit's bits; hardware.engine=fast is faster")
     else:
         engine = Engine("fast")
     if engine.name == "fast" and computed not in assembly.WIDE:

@@ -11,14 +11,14 @@ import yaml
 
 from mergelab import recipe as recipes
 from mergelab.errors import did_you_mean
-from mergelab.preflight import structure
+from mergelab.preflight import mixtures, structure
 from mergelab.preflight.findings import Finding, error
 from mergelab.preflight.layout import Place
 from mergelab.preflight.sources import ZOO, Source, Zoo, locate
 from mergelab.schema import Run
 
-FILE_METHOD = "mergekit"
-"""The method's name that means: run the mergekit YAML at method.path."""
+FILE_METHODS = ("mergekit", mixtures.FILE_METHOD)
+"""The methods' names that mean: run the YAML at method.path."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Inputs:
 
 
 def reads_file(run: Run) -> bool:
-    """Whether the run takes its models from a mergekit YAML file."""
-    return run.method.name == FILE_METHOD
+    """Whether the run takes its models from a YAML file of mergekit's."""
+    return run.method.name in FILE_METHODS
 
 
 def find(run: Run, zoo: Zoo) -> Inputs:
@@ -65,8 +65,10 @@ def _of_experts(run: Run, zoo: Zoo) -> Inputs:
         sources.append(source)
     if not run.experts:
         findings.append(error("inputs", "experts", "no expert takes part", "Choose a set: experts=balanced"))
-    findings += _duplicates(sources if run.method.base == "model" else sources[1:])
     keys = list(run.experts)
+    if mixtures.wanted(run):
+        return Inputs(sources, mixtures.place(keys), findings, None, donor)
+    findings += _duplicates(sources if run.method.base == "model" else sources[1:])
 
     def place(path: tuple[Any, ...]) -> str:
         if path[:1] == ("models",) and len(path) == 4:
@@ -102,8 +104,9 @@ def _duplicates(sources: list[Source]) -> Iterator[Finding]:
 def _of_file(run: Run, zoo: Zoo) -> Inputs:
     text = run.method.path
     place = structure.file_place(str(text))
-    raw, findings = _load(text)
-    findings = findings or structure.check(raw, place)
+    raw, findings = _load(run)
+    check = mixtures.check_structure if mixtures.wanted(run) else structure.check
+    findings = findings or check(raw, place)
     if findings:
         return Inputs([], place, findings)
     sources: list[Source] = []
@@ -119,10 +122,10 @@ def _of_file(run: Run, zoo: Zoo) -> Inputs:
     return Inputs(sources, place, findings, _replaced(raw, swap), sources[0].name)
 
 
-def _load(text: str | None) -> tuple[Any, list[Finding]]:
-    key = "method.path"
+def _load(run: Run) -> tuple[Any, list[Finding]]:
+    key, text = "method.path", run.method.path
     if text is None:
-        return None, [error("missing", key, "method=mergekit needs a file", "method.path=my.yaml")]
+        return None, [error("missing", key, f"method={run.method.name} needs a file", "method.path=my.yaml")]
     try:
         return yaml.safe_load(Path(text).expanduser().read_text(encoding="utf-8")), []
     except OSError as e:
@@ -146,6 +149,6 @@ def _replaced(node: Any, swap: Mapping[str, str], key: str = "") -> Any:
         return {k: _replaced(v, swap, str(k)) for k, v in node.items()}
     if isinstance(node, list):
         return [_replaced(v, swap, key) for v in node]
-    if key in ("model", "base_model", "tokenizer_source", "source") and isinstance(node, str):
+    if key in ("model", "base_model", "source_model", "tokenizer_source", "source") and isinstance(node, str):
         return swap.get(node, node)
     return node

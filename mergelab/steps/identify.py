@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mergelab import __version__, evaluation, identity, zoo
+from mergelab import recipe as recipes
 from mergelab.schema import Run
 from mergelab.steps.planning import SPLITS, hashes
 from mergelab.workspace import Workspace, read_json
@@ -45,7 +46,7 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
         {
             "inputs": inputs,
             "versions": versions,
-            "merge_method": recipe["merge_method"] if recipe else None,
+            "merge_method": recipes.method_of(recipe) if recipe else None,
             "engine": engine["name"] if engine else None,
             "key": identity.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
         }

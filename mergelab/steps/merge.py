@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from mergelab import recipe as recipes
 from mergelab import zoo
 from mergelab.merging import fast, scratch
 from mergelab.preflight.resources import human
@@ -30,10 +31,29 @@ def execute(run: Run, workspace: Workspace) -> str:
     plan = read_json(workspace.plan)
     if plan["engine"]["name"] == "fast":
         said = _fast(run, workspace, recipe, plan)
+    elif recipes.is_mixture(recipe):
+        said = _mixture(run, workspace, recipe)
     else:
         said = _by_mergekit(run, workspace, recipe)
     size = sum(f.stat().st_size for f in workspace.partial.glob("*.safetensors"))
-    return f"{recipe['merge_method']}, {human(size)}{said}"
+    return f"{recipes.method_of(recipe)}, {human(size)}{said}"
+
+
+def _mixture(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
+    from mergelab.merging import mixture
+
+    with terminal.progress() as progress, workspace.aside() as out:
+        identify(run, workspace, progress)
+        mixture.build(
+            recipe,
+            out,
+            hardware=run.hardware,
+            seed=run.seed,
+            template=run.model.chat_template,
+            progress=progress,
+        )
+    n, k = len(recipe["experts"]), recipe.get("experts_per_token", 2)
+    return f", {k} of {n} experts a token, gates {recipe.get('gate_mode', 'hidden')}"
 
 
 def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ def engine_text(engine: Engine | None) -> str:
         return "told when the models are here"
     if engine.name == "fast":
         return "fast: our own kernels, straight to disk"
-    return f"mergekit: {engine.why}"
+    return f"{engine.name}: {engine.why}"
 
 
 def evaluation_text(run: Run) -> str:
