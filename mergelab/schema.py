@@ -186,8 +186,9 @@ class Hardware:
     shard_size: str = "5GB"
     """The largest size of a weight file."""
     quantize: str = "none"
-    """How models are loaded to be measured or asked: `none`, `int8` or `int4`. On CUDA by bitsandbytes; on a
-    CPU int8 by torch itself. Merges are never quantised."""
+    """How models are loaded to be measured or asked: `none`, `int8` or `int4`, on CUDA by bitsandbytes; on a
+    CPU int8 alone, of the weights. Only linear layers: not embeddings, the head, or the packed experts of a
+    mixture. Merges are never quantised."""
     slurm: Optional[Slurm] = None
     """What a task asks of a Slurm cluster, where one does the work; null: this machine does. (-m)"""
     candidates_per_task: int = 1
@@ -231,7 +232,7 @@ class Evaluation:
     batch_size: int = 16
     backend: str = "hf"
     """What answers the prompts: `hf` (transformers) or `vllm`, on as many CUDA devices at once as
-    `hardware.devices` says (tensor parallel)."""
+    `hardware.devices` says (tensor parallel), in batches of its own."""
     chat_template: bool = False
     """Put prompts through the model's chat template."""
     max_length: Optional[int] = None
@@ -280,6 +281,11 @@ class Check:
     """job=check: a finished model's folder; null checks the composed inputs."""
     prompt: Optional[str] = None
     """What a finished model is asked to continue. Null: a few of its own tokens."""
+    distance: bool = True
+    """Of composed inputs: also read all weights, for how far each expert is from the base."""
+    text: Optional[str] = None
+    """A UTF-8 text file on which a finished model's perplexity is compared with that of its parents. Null:
+    the family's typical prompts, `model.prompts`."""
 
 
 @dataclass
@@ -369,8 +375,8 @@ class Analyze:
     landscape: bool = True
     """Also measure models along the line between two experts, or on the plane through three models."""
     models: List[str] = field(default_factory=list)
-    """Who spans it: two experts for a line, three of the experts and `base` for a plane. Empty: the base
-    and the first two experts, or the two experts there are."""
+    """Who spans it, of `base` and the experts: two for a line, three for a plane. Empty: the two experts
+    there are, else the base and the first two of them."""
     points: int = 7
     """Grid points along each axis of it."""
     margin: float = 0.25

@@ -49,7 +49,7 @@ def task(path: Path) -> dict[str, Any]:
     metrics = [
         {
             "metric": metric,
-            "aggregation": metric if metric == "bits_per_byte" else "weighted_perplexity",
+            "aggregation": metric if metric == "bits_per_byte" else perplexity,
             "higher_is_better": False,
         }
         for metric in METRICS
@@ -64,6 +64,18 @@ def task(path: Path) -> dict[str, Any]:
         "num_fewshot": 0,
         "metric_list": metrics,
     }
+
+
+def perplexity(answers: Sequence[tuple[float, int]]) -> float:
+    """exp of minus the mean log-likelihood per byte or word; infinite where that is no longer a number, as
+    of a model that has become noise.
+
+    `answers` holds for each document its log-likelihood in nats and its size.
+    """
+    try:
+        return math.exp(-sum(a[0] for a in answers) / sum(a[1] for a in answers))
+    except OverflowError:
+        return math.inf
 
 
 def stderr(metric: str, answers: Sequence[tuple[float, int]]) -> float | None:
@@ -84,4 +96,4 @@ def stderr(metric: str, answers: Sequence[tuple[float, int]]) -> float | None:
     ratio = likelihood / size
     squares = sum((own - ratio * b) ** 2 for own, b in answers)
     error = math.sqrt(n / (n - 1) * squares) / size
-    return error / math.log(2) if metric == "bits_per_byte" else math.exp(-ratio) * error
+    return error / math.log(2) if metric == "bits_per_byte" else perplexity(answers) * error

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from mergelab.errors import InputError, StepError
 from mergelab.preflight import compare
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import stop_on_errors
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.check import look, summary
-from mergelab.steps.planning import make_plan, tell
+from mergelab.steps import finished
+from mergelab.steps.analyze import Subjects, compared
+from mergelab.steps.planning import check_settings, make_plan, tell
 from mergelab.workspace import Workspace
 
 ROWS: dict[str, Callable[[Facts], object]] = {
@@ -33,21 +32,20 @@ ROWS: dict[str, Callable[[Facts], object]] = {
 """What is shown of each model."""
 
 
+problems = finished.problems
+
+
 def execute(run: Run, workspace: Workspace) -> str:
     """Show the table and the findings; an unsound model is a failure."""
     if run.check.path:
-        folder = Path(run.check.path).expanduser().resolve()
-        if not folder.is_dir():
-            raise InputError(f"check.path: {folder} is no folder")
-        report = look(folder, run, {})
-        workspace.record({"check": report.json(), "model": str(folder)})
-        if report.problems:
-            raise StepError(f"{folder} is not sound: " + "; ".join(report.problems))
-        return summary(report)
+        check_settings(run, workspace)
+        return finished.check(run, workspace)
     plan = make_plan(run, workspace, merges=False)
     show(plan.facts)
     tell(plan, "warning", "note")
     stop_on_errors(plan.findings)
+    if run.check.distance:
+        compared(run, workspace, Subjects.of(run, workspace))
     workspace.record({"models": sorted(plan.facts)})
     return f"{len(plan.facts)} models fit together"
 

@@ -2,10 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergelab import evaluation
+from mergelab.evaluation import routing
+from mergelab.report import routing as report
+from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.workspace import Workspace
+from mergelab.steps.evaluate import MERGED, models
+from mergelab.steps.planning import evaluator
+from mergelab.workspace import Workspace, read_json, read_memo
+
+OWN_RECIPE = "mergekit_moe_config.yml"
+"""Where mergekit-moe leaves the recipe of a mixture, in its folder."""
+
+RANDOM = ("random", "uniform_random")
+"""Gates that look at no prompts."""
 
 
 def applies(run: Run, workspace: Workspace) -> bool:
-    """Whether the run's model is a mixture of experts."""
-    return False
+    """Whether the run's model is a mixture of experts, and there are prompts to follow through it."""
+    folder = models(run, workspace).get(MERGED)
+    if folder is None or routing.experts_in(read_memo(folder / "config.json")) < 2:
+        return False
+    return _asks_tasks(run) or bool(_experts(run, workspace, folder)[1])
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Record, show and draw where the routers send the tokens of each task's prompts.
+
+    The prompts are those of the validation tasks, or where there are none, those by which the recipe
+    describes its experts. Their answers are not looked at.
+
+    Raises:
+        StepError: when the model cannot be loaded or run.
+    """
+    folder = models(run, workspace)[MERGED]
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in routing.MODEL_TYPES:
+        return f"not told of a {kind}, only of {', '.join(routing.MODEL_TYPES)}"
+    names, prompts, prompts_of = _experts(run, workspace, folder)
+    with terminal.progress() as progress:
+        progress("loading", 0, 0)
+        model, tokenizer = evaluation.load(
+            folder, run.hardware, trust_remote_code=run.model.trust_remote_code
+        )
+        if _asks_tasks(run):
+            measures = evaluation.measures(run)
+            prompts_of = "tasks"
+            prompts = evaluator(run).prompts(model, tokenizer, measures, most=routing.MOST_PROMPTS)
+        found = routing.follow(
+            model, tokenizer, prompts, names,
+            hardware=run.hardware, batch_size=run.eval.batch_size, max_length=run.eval.max_length,
+            progress=progress,
+        )  # fmt: skip
+    told = {"prompts_of": prompts_of, **found.summary()}
+    report.write(workspace.folder / "report", told, found.layers, found.shares, found.weights)
+    workspace.record({"routing": told})
+    report.show(told)
+    return report.line(told)
+
+
+def _asks_tasks(run: Run) -> bool:
+    return run.eval.kind in ("skills", "tasks")
+
+
+def _experts(run: Run, workspace: Workspace, folder: Path) -> tuple[list[str], dict[str, list[str]], str]:
+    """The experts' names in the model's order, their own prompts by name, and whose those are.
+
+    Known where the run that made the model, or mergekit-moe, has left its recipe; else numbers.
+    """
+    plan = _plan(run, workspace, folder)
+    recipe = plan.get("recipe") or _left(folder / OWN_RECIPE)
+    n = routing.experts_in(read_json(folder / "config.json"))
+    experts = recipe.get("experts") or []
+    if len(experts) != n:  # of another model, or of none
+        return [f"expert {i}" for i in range(n)], {}, ""
+    names = _names([str(e["source_model"]) for e in experts], plan.get("models", []))
+    prompts = {
+        name: list(e["positive_prompts"])[: routing.MOST_PROMPTS]
+        for name, e in zip(names, experts, strict=True)
+        if e.get("positive_prompts")
+    }
+    return names, prompts, "recipe" if recipe.get("gate_mode") in RANDOM else "gates"
+
+
+def _plan(run: Run, workspace: Workspace, folder: Path) -> Mapping[str, Any]:
+    """plan.json of the run that made the model in `folder`; empty where it was no run, or is not there."""
+    if not run.evaluate.path:
+        return dict(read_json(workspace.plan))
+    for place in (Path(run.evaluate.path).expanduser().resolve(), folder.parent):
+        made = read_memo(place / "result.json").get("model")
+        if made and Path(made).resolve() == folder.resolve():
+            return read_memo(place / "plan.json")
+    return {}
+
+
+def _left(file: Path) -> Mapping[str, Any]:
+    """The recipe in a file; empty where there is none, or none to be read, for it gives names only."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _names(sources: Sequence[str], models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of a recipe's experts: those of the models of that reference in plan.json, one after the
+    other, else the last part of the path; with a number where it occurs again."""
+    known: dict[str, list[str]] = {}
+    for m in models:
+        known.setdefault(m["reference"], []).append(m["name"])
+    out: list[str] = []
+    for source in sources:
+        of = known.get(source) or [source.rstrip("/").rpartition("/")[2]]
+        of = [n for n in of if n != "base"] or of
+        name = next((n for n in of if n not in out), of[0])
+        again = sum(n == name or n.startswith(f"{name} ") for n in out)
+        out.append(f"{name} {again + 1}" if again else name)
+    return out
