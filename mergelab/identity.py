@@ -14,8 +14,11 @@ from mergelab.workspace import read_memo, write_json
 
 IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
                   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-                  "merges.txt", "chat_template*", "adapter_config.json")  # fmt: skip
+                  "merges.txt", "chat_template*", "adapter_config.json", "*.py")  # fmt: skip
 """The files of a model folder that decide what it computes."""
+
+PICKLED = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "adapter_model.bin")
+"""Those that do besides, where there are no weights in safetensors."""
 
 BLOCK = 1 << 22
 
@@ -50,7 +53,8 @@ def file_hashes(
         memo: a JSON file that may or may not be there yet.
         progress: called with the bytes read.
     """
-    files = sorted({f for pattern in IDENTITY_FILES for f in folder.glob(pattern) if f.is_file()})
+    pickled = () if any(folder.glob("*.safetensors")) else PICKLED
+    files = sorted({f for p in (*IDENTITY_FILES, *pickled) for f in folder.glob(p) if f.is_file()})
     known = read_memo(memo)
     total = sum(f.stat().st_size for f in files)
     out: dict[str, str] = {}

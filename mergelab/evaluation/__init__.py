@@ -6,8 +6,9 @@ Importing this package loads neither torch nor lm_eval.
 from __future__ import annotations
 
 from mergelab.evaluation.checks import check_tasks
+from mergelab.evaluation.loading import load
 from mergelab.evaluation.measures import Measure, Score, fitness, measures
-from mergelab.evaluation.scoring import Evaluator, load
+from mergelab.evaluation.scoring import Evaluator
 
 __all__ = [
     "Evaluator",

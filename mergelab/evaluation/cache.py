@@ -1,10 +1,10 @@
 """Scores that have been measured before, by content.
 
 One small JSON file a score, under a name that is a hash of all that decides it: the model's
-content, the task's content, the metric, the settings, the versions of the libraries and the kind
-of device. The batch size is among the settings, for padding and the shapes of products change a
-logit's last digits and with them, now and then, an answer. The number of threads and the make of
-the device can do so too and are left out: scores are reused across machines.
+content, the task's content, the metric, the settings, what answers and in how many bits, the versions
+of the libraries and the kind of device. The batch size is among the settings, for padding and the
+shapes of products change a logit's last digits and with them, now and then, an answer. The number of
+threads and the make of the device can do so too and are left out: scores are reused across machines.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def key(
     *,
     device: str,
     seed: int,
+    quantize: str = "none",
 ) -> str | None:
     """The name of a score in the cache; None where the task's content cannot be known.
 
-    `model` is a hash of the model's content, which implies its dtype.
+    `model` is a hash of the model's content, which implies its dtype; `quantize` is as in `hardware`.
     """
     if settings.kind == "perplexity" and measure.task == TEXT:
         task: Any = file_hash(Path(settings.text or ""))
@@ -61,9 +62,21 @@ def key(
             "batch_size": settings.batch_size,
             "seed": seed,
             "device": device.partition(":")[0],
-            "versions": {name: version(name) for name in ("lm_eval", "transformers", "torch")},
+            "backend": settings.backend,
+            "quantize": quantize,
+            "versions": {name: version(name) for name in packages(settings, device, quantize)},
         }
     )
+
+
+def packages(settings: Evaluation, device: str, quantize: str) -> list[str]:
+    """The libraries on whose versions scores depend."""
+    names = ["lm_eval", "transformers", "torch"]
+    if settings.backend == "vllm":
+        names.append("vllm")
+    if quantize != "none" and device != "cpu":
+        names.append("bitsandbytes")
+    return names
 
 
 def read(home: Path, key: str) -> Score | None:

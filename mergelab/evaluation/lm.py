@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 from lm_eval import utils
+from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 
 Report = Callable[[int, int], None]
@@ -25,27 +26,21 @@ def templates_compiled_once() -> Iterator[None]:
         yield
 
 
-class CountingLM(HFLM):  # type: ignore[misc]
-    """An HFLM that says how many of its requests are answered: `report(done, total)`.
+class Counting(TemplateLM):  # type: ignore[misc]
+    """Put before a language model of lm_eval, it says how many of its requests are answered.
 
     Documents read in windows count by their windows, for one of them may be a whole book.
     """
 
     report: Report | None = None
+    """Called with (done, total)."""
     instances: Callable[[], Iterable[Any]] = staticmethod(lambda: ())
     """Gives all the requests of the evaluation, which exist once the first of them are asked."""
+    unread = 0
+    """By how many tokens a window of a document is shorter than the context."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> None:
-        # Log-softmax in float32: lm_eval would take the model's dtype, and a sum of
-        # log-likelihoods in bfloat16 is good to three digits only.
-        super().__init__(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_length=max_length,
-            softmax_dtype="float32",
-            trust_remote_code=False,
-        )
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._done = self._total = 0
         self._rolling = False
         self.set_cache_hook(self)
@@ -70,7 +65,7 @@ class CountingLM(HFLM):  # type: ignore[misc]
         if request.request_type != "loglikelihood_rolling":
             return int(request.repeats)
         tokens = len(self.tok_encode(request.args[0]))
-        return -(-tokens // int(self.max_length)) * int(request.repeats)
+        return -(-tokens // (int(self.max_length) - self.unread)) * int(request.repeats)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
         self._rolling = True
@@ -80,6 +75,28 @@ class CountingLM(HFLM):  # type: ignore[misc]
             self._rolling = False
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
+        answers = super()._loglikelihood_tokens(requests, *args, **options)
+        if self._rolling:
+            self._answered(len(requests))
+        return answers
+
+
+class CountingLM(Counting, HFLM):  # type: ignore[misc]
+    """An HFLM around a loaded model that says how far it is."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> None:
+        # Log-softmax in float32: lm_eval would take the model's dtype, and a sum of
+        # log-likelihoods in bfloat16 is good to three digits only.
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype="float32",
+            trust_remote_code=False,
+        )
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
         # Of requests with the same input lm_eval answers all by one pass, and reads the likelihood
         # of the shorter continuations in the wrong place: then each gets a pass of its own.
         lengths: dict[tuple[int, ...], int] = {}
@@ -87,7 +104,4 @@ class CountingLM(HFLM):  # type: ignore[misc]
             lengths.setdefault((*context, *answer[:-1]), len(answer)) == len(answer)
             for _, context, answer in requests
         )
-        answers = super()._loglikelihood_tokens(requests, *args, **options)
-        if self._rolling:
-            self._answered(len(requests))
-        return answers
+        return super()._loglikelihood_tokens(requests, *args, **options)

@@ -12,7 +12,9 @@ from mergelab.quiet import quiet as silence
 
 log = logging.getLogger(__name__)
 
-_NOISY = ("transformers", "datasets", "huggingface_hub", "fsspec", "filelock", "httpx")
+_NOISY = (
+    "transformers", "datasets", "huggingface_hub", "fsspec", "filelock", "httpx", "bitsandbytes", "vllm",
+)  # fmt: skip
 
 
 class _Relay(logging.Handler):

@@ -10,6 +10,7 @@ from typing import Any
 from mergelab.errors import MergelabError, StepError
 from mergelab.evaluation import cache, results, tasks
 from mergelab.evaluation.index import Catalogue
+from mergelab.evaluation.loading import load
 from mergelab.evaluation.measures import Measure, Score
 from mergelab.evaluation.quiet import quiet, undisturbed
 from mergelab.schema import Evaluation, Hardware
@@ -27,37 +28,10 @@ _RESAMPLES = 1000
 """For the metrics whose standard error lm_eval bootstraps: good to 2 % of itself."""
 
 
-def load(path: Path, hardware: Hardware) -> tuple[Any, Any]:
-    """The causal language model and the tokenizer in a folder, on `hardware.device`.
-
-    In the dtype of its files; code that comes with a model is never run.
-
-    Raises StepError if transformers cannot load it, or if weights are missing, which transformers
-    would draw at random.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = path.resolve()
-    if not (folder / "config.json").is_file():
-        raise StepError(f"{path} is not a model folder: it has no config.json")
-    only = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **only)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", output_loading_info=True, **only
-            )
-    except Exception as error:  # safetensors and tokenizers raise kinds of their own
-        raise StepError(f"{path} cannot be loaded: {results.gist(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise StepError(f"{path} lacks the weights {', '.join(missing[:3])}{more}")
-    try:
-        return model.to(hardware.device).eval(), tokenizer
-    except (RuntimeError, AssertionError) as error:
-        raise StepError(
-            f"{path} does not go to hardware.device={hardware.device}: {results.gist(error)}"
-        ) from error
+def threads(model: Any, hardware: Hardware) -> int | None:
+    """Threads for a model: those asked for, and else one for a model too small to share out."""
+    small = hardware.device == "cpu" and model.num_parameters() < SMALL
+    return hardware.threads or (1 if small else None)
 
 
 class Evaluator:
@@ -75,6 +49,7 @@ class Evaluator:
         seed: int = 0,
         tasks_path: Path | None = None,
         home: Path | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         """Nothing heavy happens here.
 
@@ -84,6 +59,7 @@ class Evaluator:
         self.settings = settings
         self.hardware = hardware
         self.seed = seed
+        self.trust_remote_code = trust_remote_code
         self.home = home if settings.cache else None
         own = settings.include_path
         folders = [tasks_path, Path(own).expanduser() if own is not None else None]
@@ -104,7 +80,7 @@ class Evaluator:
         is loaded once, and not at all where every score is known; tasks are built before it is,
         so that what is wrong with one shows first.
 
-        Raises StepError as `load`, `build` and `score` do.
+        Raises StepError as `load` (or `by_vllm.engine`), `build` and `score` do.
         """
         scores: dict[str, Score] = {}
         for measure in measures:
@@ -114,11 +90,29 @@ class Evaluator:
         todo = [measure for measure in measures if measure.name not in scores]
         if todo:
             self.build(todo)
-            model, tokenizer = load(path, self.hardware)
-            scores |= self.score(model, tokenizer, todo, progress=progress)
+            scores |= self._evaluate(path, todo, progress)
             for measure in todo:
                 self._keep(fingerprint, measure, scores[measure.name])
         return {measure.name: scores[measure.name] for measure in measures}
+
+    def _evaluate(
+        self, path: Path, measures: Sequence[Measure], progress: Progress | None
+    ) -> dict[str, Score]:
+        """Scores of the model in a folder, whose tasks are built, asked through `eval.backend`."""
+        if self.settings.backend == "vllm":
+            from mergelab.evaluation import by_vllm
+
+            with by_vllm.engine(
+                path,
+                self.hardware,
+                max_length=self.settings.max_length,
+                seed=self.seed,
+                trust_remote_code=self.trust_remote_code,
+            ) as lm:
+                self._check_template(lm.tokenizer)
+                return {m.name: self._score(lm, m, progress) for m in measures}
+        model, tokenizer = load(path, self.hardware, trust_remote_code=self.trust_remote_code)
+        return self.score(model, tokenizer, measures, progress=progress)
 
     def build(self, measures: Sequence[Measure]) -> None:
         """Build the tasks of `measures` that have not been built yet, and read their data.
@@ -129,6 +123,27 @@ class Evaluator:
         if new:
             with quiet(logging.ERROR), undisturbed(self.seed):
                 self._built |= tasks.build(sorted(new), self.catalogue, self.settings)
+
+    def prompts(
+        self, model: Any, tokenizer: Any, measures: Sequence[Measure], *, most: int
+    ) -> dict[str, list[str]]:
+        """What the model is asked, by measure name: with examples and chat template, without answers.
+
+        The first `most` prompts of a task; of a group as many, from the beginnings of all its tasks.
+
+        Raises StepError as `build` does.
+        """
+        from mergelab.evaluation.lm import CountingLM, templates_compiled_once
+
+        self.build(measures)
+        with quiet(logging.ERROR), undisturbed(self.seed), templates_compiled_once():
+            template = None
+            if self.settings.chat_template:
+                template = CountingLM(model, tokenizer, 1, self.settings.max_length).apply_chat_template
+            return {
+                m.name: tasks.prompts(self._built[m.task], self.settings.limit, most, self.seed, template)
+                for m in measures
+            }
 
     def score(
         self,
@@ -147,18 +162,22 @@ class Evaluator:
         """
         from mergelab.evaluation.lm import CountingLM
 
+        self._check_template(tokenizer)
+        self.build(measures)
+        with quiet(logging.ERROR):
+            lm = CountingLM(model, tokenizer, self.settings.batch_size, self.settings.max_length)
+        many = threads(model, self.hardware)
+        return {m.name: self._score(lm, m, progress, many) for m in measures}
+
+    def _check_template(self, tokenizer: Any) -> None:
         if self.settings.chat_template and not getattr(tokenizer, "chat_template", None):
             raise StepError(
                 "eval.chat_template=true, but the model's tokenizer has no chat template; "
                 "set eval.chat_template=false, or give the merged model one by model.chat_template"
             )
-        self.build(measures)
-        with quiet(logging.ERROR):
-            lm = CountingLM(model, tokenizer, self.settings.batch_size, self.settings.max_length)
-        return {m.name: self._score(lm, m, progress) for m in measures}
 
-    def _score(self, lm: Any, measure: Measure, progress: Progress | None) -> Score:
-        """One measure's score."""
+    def _score(self, lm: Any, measure: Measure, progress: Progress | None, many: int | None = None) -> Score:
+        """One measure's score; `many` threads, or as many as there are."""
         from lm_eval.evaluator import evaluate
 
         from mergelab.evaluation.lm import templates_compiled_once
@@ -172,7 +191,7 @@ class Evaluator:
         for task in leaves:
             task.set_fewshot_seed(self.seed)
         try:
-            with quiet(), undisturbed(self.seed, self._threads(lm.model)), templates_compiled_once():
+            with quiet(), undisturbed(self.seed, many), templates_compiled_once():
                 found = evaluate(
                     lm,
                     built,
@@ -193,11 +212,6 @@ class Evaluator:
             ) from error
         return results.read(found, measure)
 
-    def _threads(self, model: Any) -> int | None:
-        """Threads for a model: those asked for, and else one for a model too small to share out."""
-        small = self.hardware.device == "cpu" and model.num_parameters() < SMALL
-        return self.hardware.threads or (1 if small else None)
-
     def _known(self, fingerprint: str | None, measure: Measure) -> Score | None:
         key = self._key(fingerprint, measure)
         return cache.read(self.home, key) if self.home is not None and key is not None else None
@@ -217,5 +231,6 @@ class Evaluator:
             self.catalogue,
             self.settings,
             device=self.hardware.device,
+            quantize=self.hardware.quantize,
             seed=self.seed,
         )

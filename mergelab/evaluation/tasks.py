@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +126,29 @@ def _prepare(task: Any, num_fewshot: int | None) -> None:
         drawn = config.training_split or config.validation_split or config.test_split
     if drawn == judged:
         examples.split = config.test_split
+
+
+def prompts(
+    built: dict[str, Any], limit: float | None, most: int, seed: int, template: Callable[..., str] | None
+) -> list[str]:
+    """The prompts of the first documents of what `build` has built: `most` in all, a group's from all its
+    tasks alike, and no more than `limit` (as `eval.limit`) of each.
+
+    Of a document with several requests, such as a choice of answers, the first one's.
+    """
+    from lm_eval.evaluator_utils import get_sample_size
+
+    leaves = built["tasks"].values()
+    found: dict[tuple[str, int], str] = {}
+    for task in leaves:
+        task.set_fewshot_seed(seed)
+        own, allowed = max(1, most // len(leaves)), get_sample_size(task, limit)
+        task.build_all_requests(
+            limit=own if allowed is None else min(own, allowed),
+            apply_chat_template=template is not None,
+            fewshot_as_multiturn=template is not None,
+            chat_template=template,
+        )
+        for request in task.instances:
+            found.setdefault((request.task_name, request.doc_id), request.args[0])
+    return list(found.values())[:most]

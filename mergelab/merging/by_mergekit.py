@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
+from zipfile import is_zipfile
 
 from mergelab import recipe as recipes
 from mergelab.errors import StepError
@@ -51,6 +53,7 @@ def merge(
     *,
     hardware: Hardware,
     seed: int,
+    trust_remote_code: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> None:
     """Merge into the empty folder `out`.
@@ -60,22 +63,22 @@ def merge(
         out: an empty folder; after an exception its content is worthless.
         hardware: device, threads, shard size, low memory.
         seed: of the random methods; it becomes the process's.
+        trust_remote_code: whether code that comes with the models may run.
         progress: called with the number of finished tensors.
     Raises:
         StepError: when it fails, with the reason; the log has the traceback.
     """
     try:
-        with quiet(), threads(hardware.threads), _fresh_loaders():
-            _merge(recipe, out, hardware, seed, progress)
+        with quiet(), threads(hardware.threads), fresh_loaders(), _mapped_pickles():
+            _merge(recipe, out, hardware, seed, trust_remote_code, progress)
     except Exception as e:  # mergekit, its methods and the libraries below raise every kind
         log.exception("the merge failed")
-        place, reason = _place(e), _reason(e, out)
-        remedy = next((r for words, r in REMEDIES.items() if words in reason), "")
-        text = f"the merge failed{f' at {place}' if place else ''}: {reason}"
-        raise StepError(f"{text}\n{remedy}" if remedy else text) from e
+        raise StepError(failed("the merge failed", e, out)) from e
 
 
-def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, progress: Progress) -> None:
+def _merge(
+    recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, trust: bool, progress: Progress
+) -> None:
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
     from mergekit.merge import MergeOptions, _model_out_config
@@ -90,6 +93,7 @@ def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, 
         read_to_gpu=hardware.low_memory and hardware.device != "cpu",
         out_shard_size=parse_size(hardware.shard_size, "hardware.shard_size")[0],
         lora_merge_cache=str(adapters),
+        trust_remote_code=trust,
     )
     config = ordered(recipe)
     models = config.referenced_models()
@@ -100,16 +104,15 @@ def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, 
     for i, model in enumerate(models):  # adapters are applied here
         progress("open inputs", i, len(models))
         LoaderCache().get(model)
-    planner = MergePlanner(
-        config, architecture, options=options, out_model_config=_model_out_config(config, architecture)
-    )
+    out_config = _model_out_config(config, architecture, trust_remote_code=trust)
+    planner = MergePlanner(config, architecture, options=options, out_model_config=out_config)
     tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
 
-    changes = _layers(recipe, architecture)
+    changes = _layers(recipe, architecture, trust)
     ids: dict[int, int | None] = {}
     if tokenizer is not None:
         changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)
-        ids = companions.special_ids(donor, tokenizer)
+        ids = companions.special_ids(donor, tokenizer, trust_remote_code=trust)
     companions.write_config(donor, out, changes, ids)
     companions.copy_generation_config(donor, out, ids)
     template = chat_template(config)
@@ -119,6 +122,19 @@ def _merge(recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, 
         tokenizer.chat_template = template or tokenizer.chat_template
         tokenizer.save_pretrained(out)
     shutil.rmtree(adapters, ignore_errors=True)
+    readable(out)
+
+
+def failed(what: str, e: BaseException, out: Path) -> str:
+    """What to say of an exception that ended mergekit's work in a folder: where, why, and what to do."""
+    place, reason = _place(e), _reason(e, out)
+    remedy = next((r for words, r in REMEDIES.items() if words in reason), "")
+    text = f"{what}{f' at {place}' if place else ''}: {reason}"
+    return f"{text}\n{remedy}" if remedy else text
+
+
+def readable(out: Path) -> None:
+    """Let the umask decide who may read; mergekit's files are for their owner alone."""
     for file in out.rglob("*"):
         if file.is_file():
             file.chmod(0o666 & ~umask())
@@ -149,7 +165,7 @@ def _run(targets: list[Any], hardware: Hardware, progress: Progress) -> Any:
 
 
 @contextlib.contextmanager
-def _fresh_loaders() -> Iterator[None]:
+def fresh_loaders() -> Iterator[None]:
     """Without the file maps that mergekit keeps, by path, for the whole process."""
     from mergekit.io.tasks import LoaderCache
 
@@ -158,6 +174,19 @@ def _fresh_loaders() -> Iterator[None]:
         yield
     finally:
         LoaderCache().loaders.clear()
+
+
+@contextlib.contextmanager
+def _mapped_pickles() -> Iterator[None]:
+    """Pickled weights mapped into memory, and not, as mergekit has it, a whole file of each model in it."""
+    import torch
+    from mergekit.io import loader
+
+    def open_file(self: Any, path: str, device: str | None = None) -> None:
+        self.tensors = torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
+
+    with mock.patch.object(loader.DumbPytorchLoader, "__init__", open_file):
+        yield
 
 
 def ordered(recipe: Mapping[str, Any]) -> MergeConfiguration:
@@ -188,7 +217,7 @@ def chat_template(config: MergeConfiguration) -> str | None:
     return template
 
 
-def _layers(recipe: Mapping[str, Any], architecture: Any) -> dict[str, Any]:
+def _layers(recipe: Mapping[str, Any], architecture: Any, trust: bool) -> dict[str, Any]:
     """What slices change in config.json: the number of layers, and the kinds of attention, which
     are those of the layers that each slice's first source brings."""
     from transformers import AutoConfig
@@ -199,11 +228,12 @@ def _layers(recipe: Mapping[str, Any], architecture: Any) -> dict[str, Any]:
         sources = [s["sources"][0] for s in own.get("slices") or recipe.get("slices") or []]
         if not sources:
             continue
-        key = module.architecture.num_layers_config_key()
+        # mergekit knows none where it has inferred the tensors; what it then makes is checked by loading it.
+        key = module.architecture.num_layers_config_key() or "num_hidden_layers"
         parent, _, _ = key.rpartition(".")
         kinds: list[str] = []
         for s in sources:
-            config: Any = AutoConfig.from_pretrained(s["model"].partition("+")[0])
+            config: Any = AutoConfig.from_pretrained(s["model"].partition("+")[0], trust_remote_code=trust)
             config = getattr(config, parent) if parent else config
             kinds += (getattr(config, "layer_types", None) or [])[slice(*s["layer_range"])]
         changes[key] = sum(end - start for start, end in (s["layer_range"] for s in sources))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergelab.preflight import checkpoint
+from mergelab.preflight import checkpoint, trust
 from mergelab.workspace import read_json, write_json, write_text
 
 MORE_TEMPLATES = "additional_chat_templates"
@@ -21,7 +21,8 @@ MORE_TEMPLATES = "additional_chat_templates"
 
 def write_config(donor: Path, out: Path, changes: Mapping[str, Any], ids: Mapping[int, int | None]) -> None:
     """The donor's config.json in its own words, but for what the merge changed; the dtype becomes
-    that of the weights in `out`.
+    that of the weights in `out`. The code that it names, where the model is loaded by code of its own,
+    is copied as well.
 
     Args:
         donor: the folder of the model that lends it.
@@ -46,6 +47,14 @@ def write_config(donor: Path, out: Path, changes: Mapping[str, Any], ids: Mappin
             part[key] = dtype
     config.pop("_name_or_path", None)
     write_json(out / "config.json", config)
+    _copy_code(donor, out)
+
+
+def _copy_code(donor: Path, out: Path) -> None:
+    """The Python files without which nobody could load the result. They are not run."""
+    for name in trust.code(donor):
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(donor / name, out / name)
 
 
 def copy_tokenizer(donor: Path, out: Path, template: str | None) -> None:
@@ -102,7 +111,7 @@ def translated(config: Mapping[str, Any], ids: Mapping[int, int | None]) -> dict
     return out
 
 
-def special_ids(donor: Path, built: Any) -> dict[int, int | None]:
+def special_ids(donor: Path, built: Any, *, trust_remote_code: bool = False) -> dict[int, int | None]:
     """Where the special tokens of the donor's configuration are in a tokenizer built anew.
 
     A merge onto another model's tokenizer moves them, and a model that watches for the wrong
@@ -116,6 +125,7 @@ def special_ids(donor: Path, built: Any) -> dict[int, int | None]:
         for key, value in config.items():
             if key.endswith("_token_id") and value is not None:
                 used |= set(value) if isinstance(value, list) else {value}
-    old, vocab = AutoTokenizer.from_pretrained(donor), built.get_vocab()
+    old = AutoTokenizer.from_pretrained(donor, trust_remote_code=trust_remote_code)
+    vocab = built.get_vocab()
     named = {i: old.convert_ids_to_tokens(i) for i in used if i < len(old)}
     return {i: vocab.get(token) for i, token in named.items() if vocab.get(token) != i}

@@ -33,7 +33,9 @@ class Trial:
     problems: list[str] = field(default_factory=list)
 
 
-def run(folder: Path, nbytes: int, *, hardware: Hardware, prompt: str | None) -> Trial:
+def run(
+    folder: Path, nbytes: int, *, hardware: Hardware, prompt: str | None, trust_remote_code: bool = False
+) -> Trial:
     """Load a model and its tokenizer, and generate.
 
     Args:
@@ -41,15 +43,17 @@ def run(folder: Path, nbytes: int, *, hardware: Hardware, prompt: str | None) ->
         nbytes: the size of its weights.
         hardware: the device on which it generates, where that has room for it.
         prompt: what it is asked to continue; None: a short text, or a few of its own tokens.
+        trust_remote_code: whether code that comes with it may run.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     trial, what = Trial(), "load its tokenizer"
+    code = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         what = "load it"
-        model, info = model_class(AutoConfig.from_pretrained(folder)).from_pretrained(
-            folder, dtype="auto", output_loading_info=True
+        model, info = model_class(AutoConfig.from_pretrained(folder, **code)).from_pretrained(
+            folder, dtype="auto", output_loading_info=True, **code
         )
     except Exception as e:  # whatever transformers says of a model that it cannot use
         log.exception("it does not load")
@@ -67,10 +71,20 @@ def run(folder: Path, nbytes: int, *, hardware: Hardware, prompt: str | None) ->
 
 
 def model_class(config: Any) -> Any:
-    """The class of transformers that config.json names."""
+    """The class of transformers that config.json names; of a model with code of its own, what loads it."""
     import transformers
 
-    return getattr(transformers, config.architectures[0], None) or transformers.AutoModelForCausalLM
+    own = type(config).__module__.startswith("transformers.")
+    named = getattr(transformers, config.architectures[0], None) if own else None
+    return named or transformers.AutoModelForCausalLM
+
+
+def empty(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """A model of a configuration, with weights that mean nothing."""
+    kind = model_class(config)
+    if hasattr(kind, "_from_config"):
+        return kind._from_config(config)
+    return kind.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def is_finite(tensor: Any) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.merging import trial
-from mergelab.preflight import checkpoint
+from mergelab.preflight import checkpoint, trust
 from mergelab.quiet import quiet
 from mergelab.schema import Hardware
 
@@ -49,6 +49,7 @@ def verify(
     hardware: Hardware,
     inputs: Mapping[str, Path] | None = None,
     prompt: str | None = None,
+    trust_remote_code: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Report:
     """Check a model folder by reading all of it, loading it in transformers and generating.
@@ -58,6 +59,7 @@ def verify(
         hardware: the device on which it generates, where that has room for it.
         inputs: the models and adapters it was made from, to name the one that brought in a NaN.
         prompt: what it is asked to continue; None: a short text, or a few of its own tokens.
+        trust_remote_code: whether code that comes with it may run.
         progress: called with the number of tensors read.
     Returns:
         a report; its `problems` are empty for a sound model.
@@ -65,13 +67,21 @@ def verify(
     facts = checkpoint.read(folder, str(folder))
     report = Report(folder, len(facts.tensors), facts.parameters, facts.nbytes, facts.dtype)
     report.problems = [f.message for f in facts.findings if f.severity == "error"]
+    code = trust.check(folder, str(folder), allowed=trust_remote_code)
+    report.problems += [f"{f.message}. {f.remedy}" for f in code if f.severity == "error"]
     if not report.problems:
         report.problems = [*_check_finite(facts, inputs or {}, progress), *_check_companions(facts)]
     if not report.problems:
         with quiet():
-            report.problems = list(_check_shapes(facts))
+            report.problems = list(_check_shapes(facts, trust_remote_code))
             if not report.problems:
-                report.trial = trial.run(folder, facts.nbytes, hardware=hardware, prompt=prompt)
+                report.trial = trial.run(
+                    folder,
+                    facts.nbytes,
+                    hardware=hardware,
+                    prompt=prompt,
+                    trust_remote_code=trust_remote_code,
+                )
                 report.problems = report.trial.problems
     return report
 
@@ -127,15 +137,15 @@ def _check_companions(facts: checkpoint.Facts) -> Iterator[str]:
         yield f"{facts.folder / 'config.json'} has {len(types)} layer_types for {layers} layers"
 
 
-def _check_shapes(facts: checkpoint.Facts) -> Iterator[str]:
+def _check_shapes(facts: checkpoint.Facts, trusted: bool) -> Iterator[str]:
     """Every shape as in transformers' own model of this config, and tied tensors equal."""
     import torch
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(facts.folder)
+        config = AutoConfig.from_pretrained(facts.folder, trust_remote_code=trusted)
         with torch.device("meta"):
-            model = trial.model_class(config)._from_config(config)
+            model = trial.empty(config, trust_remote_code=trusted)
     except Exception as e:  # whatever transformers says of a config that it cannot use
         log.exception("no model of this config")
         yield f"transformers cannot build a model from {facts.folder / 'config.json'}: {trial.line(e)}"

@@ -1,17 +1,19 @@
 """What can be known of a model folder without reading a weight.
 
-config.json, the headers of the safetensors files, the tokenizer's files.
+config.json, the headers of the safetensors files (or what stands for them in pickled ones), the
+tokenizer's files.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergelab.preflight import tokenizers
+from mergelab.preflight import pickles, tokenizers
 from mergelab.preflight.files import load_json, reason
 from mergelab.preflight.findings import Finding, error, some, warning
 from mergelab.preflight.tokenizers import Tokenizer
@@ -29,6 +31,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+
+Reader = Callable[[Path, str, str], "tuple[dict[str, Header], list[Finding]]"]
+"""Reads the headers of one file of weights; see `file_headers`."""
 
 FETCH = "Fetch it again."
 """The remedy for a damaged file of which nobody knows where it came from."""
@@ -88,18 +93,24 @@ class Facts:
         return sum(t.nbytes for t in self.tensors.values())
 
     @property
+    def pickled(self) -> bool:
+        """Whether its weights are in Python's pickle format."""
+        return any(t.file.endswith(".bin") for t in self.tensors.values())
+
+    @property
     def parameters(self) -> int:
         """Number of elements of all tensors."""
         return sum(t.numel for t in self.tensors.values())
 
 
-def read(folder: Path, place: str, fetch: str = FETCH) -> Facts:
+def read(folder: Path, place: str, fetch: str = FETCH, *, pickled: bool = False) -> Facts:
     """Read a model folder; what is wrong with it becomes findings, never an exception.
 
     Args:
         folder: a local folder.
         place: how findings call this model, such as `experts.math`.
         fetch: how to get sound files.
+        pickled: whether pickled weights will do; else they are not even looked at.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -107,7 +118,7 @@ def read(folder: Path, place: str, fetch: str = FETCH) -> Facts:
         wrong = error("no-config", place, f"{folder} has no config.json, so it is no model folder", remedy)
         return Facts(folder, findings=(wrong,))
     config, findings = _config(path, place, fetch)
-    tensors, more = _headers(folder, place, fetch)
+    tensors, more = _headers(folder, place, fetch, pickled)
     tokenizer, wrong_files = tokenizers.read(folder, place, fetch)
     return Facts(folder, config, tensors, tokenizer, (*findings, *more, *wrong_files))
 
@@ -115,7 +126,7 @@ def read(folder: Path, place: str, fetch: str = FETCH) -> Facts:
 def weights(folder: Path) -> Facts:
     """The config and the headers of a folder that `read` has found sound."""
     config, _ = _config(folder / "config.json", "", FETCH)
-    tensors, _ = _headers(folder, "", FETCH)
+    tensors, _ = _headers(folder, "", FETCH, False)
     return Facts(folder, config, tensors)
 
 
@@ -145,7 +156,7 @@ def _config(path: Path, place: str, fetch: str) -> tuple[dict[str, Any], list[Fi
     return config, findings
 
 
-def _headers(folder: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
+def _headers(folder: Path, place: str, fetch: str, pickled: bool) -> tuple[dict[str, Header], list[Finding]]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
         tensors, findings = _indexed(index, place, fetch)
@@ -159,7 +170,11 @@ def _headers(folder: Path, place: str, fetch: str) -> tuple[dict[str, Header], l
                 )
             )
     elif single.exists():
-        tensors, findings = _shard(single, place, fetch)
+        tensors, findings = file_headers(single, place, fetch)
+    elif pickled and (folder / pickles.INDEX).exists():
+        tensors, findings = _indexed(folder / pickles.INDEX, place, fetch, _pickled_headers)
+    elif pickled and (folder / pickles.SINGLE).exists():
+        tensors, findings = _pickled_headers(folder / pickles.SINGLE, place, fetch)
     else:
         return {}, [_no_weights(folder, place, fetch)]
     odd = sorted({t.dtype for t in tensors.values()} - {*DTYPES, "I64", "BOOL"})
@@ -181,7 +196,8 @@ def _no_weights(folder: Path, place: str, fetch: str) -> Finding:
             "pickled",
             place,
             f"{folder} holds only pickled weights (pytorch_model*.bin), which can run code",
-            "Convert them: load with transformers and save_pretrained.",
+            "Convert them: load with transformers and save_pretrained. Or pass allow=[pickled]: they are "
+            "then read without running any, and refused where they hold anything but tensors.",
         )
     shards = len(list(folder.glob("*.safetensors")))
     there = f"; it has {shards} other safetensors files" if shards else ""
@@ -190,7 +206,9 @@ def _no_weights(folder: Path, place: str, fetch: str) -> Finding:
     )
 
 
-def _indexed(index: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
+def _indexed(
+    index: Path, place: str, fetch: str, look: Reader | None = None
+) -> tuple[dict[str, Header], list[Finding]]:
     """The tensors of the shards that an index names."""
     listed, findings = load_json(index, place, fetch)
     if findings:
@@ -201,7 +219,7 @@ def _indexed(index: Path, place: str, fetch: str) -> tuple[dict[str, Header], li
     tensors: dict[str, Header] = {}
     for shard in sorted(set(weight_map.values())):
         path = index.parent / shard
-        found, wrong = _shard(path, place, fetch)
+        found, wrong = (look or file_headers)(path, place, fetch)
         promised = {k for k, v in weight_map.items() if v == shard}
         missing = sorted(promised - set(found))
         if missing and not wrong:
@@ -212,7 +230,8 @@ def _indexed(index: Path, place: str, fetch: str) -> tuple[dict[str, Header], li
     return tensors, findings
 
 
-def _shard(path: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
+def file_headers(path: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
+    """The headers of one safetensors file, and what is wrong with it; arguments as for `read`."""
     if not path.exists():
         return {}, [error("missing-file", place, f"{path} is not there, but the index names it", fetch)]
     from safetensors import SafetensorError, safe_open
@@ -225,5 +244,17 @@ def _shard(path: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[
         size = path.stat().st_size
         message = f"{path} is damaged or was cut short ({e}); it has {size:,} bytes"
         return {}, [error("corrupt", place, message, fetch)]
+    except OSError as e:
+        return {}, [error("unreadable", place, f"cannot read {path}: {reason(e)}")]
+
+
+def _pickled_headers(path: Path, place: str, fetch: str) -> tuple[dict[str, Header], list[Finding]]:
+    """`file_headers` of a pickled file."""
+    if not path.exists():
+        return {}, [error("missing-file", place, f"{path} is not there, but the index names it", fetch)]
+    try:
+        return {n: Header(*about, str(path)) for n, about in pickles.tensors(path).items()}, []
+    except pickles.Refused as e:
+        return {}, [error("unsafe", place, f"{path} is refused: {e}", "Use weights in safetensors.")]
     except OSError as e:
         return {}, [error("unreadable", place, f"cannot read {path}: {reason(e)}")]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergelab.errors import did_you_mean
-from mergelab.preflight import assembly
+from mergelab.preflight import assembly, trust
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import Finding, error, note
 from mergelab.preflight.inputs import reads_file
@@ -97,6 +97,11 @@ def _reason(recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaratio
     """Why our kernels cannot do a recipe, or None."""
     if d.name not in OWN:
         return f"there is no kernel for {d.name}"
+    for f in facts.values():
+        if f.pickled:
+            return f"the weights of {f.folder} are pickled"
+        if f.folder.parts and trust.code(f.folder):
+            return f"{f.folder} is loaded by code of its own"
     try:
         assembly.assemble(recipe, facts, d)
     except assembly.NotPlain as e:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mergelab import recipe as recipes
 from mergelab.preflight import (
+    adapters,
     architecture,
     checkpoint,
     compare,
@@ -17,9 +18,12 @@ from mergelab.preflight import (
     hub,
     inputs,
     layout,
+    measuring,
     methods,
+    mixtures,
     resources,
     settings,
+    trust,
 )
 from mergelab.preflight.checkpoint import Facts, Header
 from mergelab.preflight.engines import Engine
@@ -94,7 +98,12 @@ def examine(
     """
     typed = list(overrides)
     asked = inputs.find(run, zoo)
-    facts = {s.name: checkpoint.read(s.folder, s.place, s.repair) for s in asked.sources if s.folder}
+    pickled = settings.pickled_allowed(run)
+    facts = {
+        s.name: checkpoint.read(s.folder, s.place, s.repair, pickled=pickled)
+        for s in asked.sources
+        if s.folder
+    }
     assumed = _assumed(run)
     findings = [*more, *settings.check(run, typed, lacking), *asked.findings]
     base = asked.sources[0].name if asked.sources else ""
@@ -105,7 +114,9 @@ def examine(
     if merges:
         recipe, new = demands.recipe_of(run, asked, facts, shape, typed)
         findings += new
-        if recipe and shape and not any(f.severity == "error" and f.code not in MAY_PASS for f in findings):
+        if recipe and recipes.is_mixture(recipe):
+            engine = engines.MIXTURE
+        elif recipe and shape and not any(_stops(f) for f in findings):
             engine, new = engines.choose(
                 run,
                 recipe,
@@ -123,6 +134,11 @@ def examine(
     return Plan(asked.sources, facts, recipe, plan, estimate, asked.donor, engine)
 
 
+def _stops(f: Finding) -> bool:
+    """Whether an error leaves nothing to choose an engine for."""
+    return f.severity == "error" and (f.code not in MAY_PASS or f.code == "pickled")
+
+
 def _assumed(run: Run) -> Facts | None:
     """The base as its model file describes it, for when its files are not here."""
     config = dict(run.model.architecture)
@@ -138,7 +154,7 @@ def _check_absent(
     run: Run, sources: list[Source], shape: Facts | None, severity: Severity
 ) -> Iterator[Finding]:
     """Hub models that are not here: why, and what therefore could not be checked."""
-    absent = [s for s in sources if s.absent]
+    absent = [part for s in sources for part in s.parts if part.absent]
     yield from hub.ask(absent, severity, gated=run.model.gated)
     if not absent or severity == "error":
         return
@@ -158,14 +174,19 @@ def _check_models(
     sliced = False
     if asked.file is not None:
         fitted = any(asked.file.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
-        sliced = not asked.file.get("models")
+        sliced = not asked.file.get("models") and not recipes.is_mixture(asked.file)
     measured = run.eval.kind != "none" and run.eval.baselines and "inspect" not in run.job.steps
     present = [s for s in asked.sources if s.name in facts]
     reference, whose = _reference(asked, facts, assumed)
+    if run.model.trust_remote_code and len(present) == len(asked.sources) and run.evaluate.path is None:
+        yield from trust.check_needed(s.folder for s in present if s.folder)
     for s in present:
         own = facts[s.name]
         yield from own.findings
         yield from compare.check_complete(own, s.place, s.repair)
+        yield from trust.check(own.folder, s.place, allowed=run.model.trust_remote_code, commit=s.commit)
+        yield from measuring.check_model(run, own, s.place)
+        yield from adapters.check(s, own)
         if own.config and not own.has_tokenizer:
             yield _no_tokenizer(s, own, lends=s.name == asked.donor, measured=measured)
         if reference and reference is not own:
@@ -223,17 +244,14 @@ def _estimate(
     )
     if wrong or wrong_too or not {out_dtype, compute} <= resources.SIZE.keys():
         return None
-    groups = layout.groups(recipe, asked.place)
-    made = [n for names in layout.output_tensors(shape.config, groups) for n, _ in names]
-    typical = {compare.generic(n): t.numel for n, t in shape.tensors.items()}
-    elements = [typical[compare.generic(n)] for n in made if compare.generic(n) in typical]
+    elements, together = _written(recipe, shape, asked)
     used = [s for s in asked.sources if s.reference in set(recipes.models(recipe))]
     sizes = {s.name: facts.get(s.name, shape).nbytes for s in used}
     donor = next((facts[s.name].folder for s in used if s.name == asked.donor and s.name in facts), None)
     files = [donor / name for name in checkpoint.TOKENIZER_FILES] if donor else []
     return resources.estimate(
-        elements or [t.numel for t in shape.tensors.values()],
-        max(len(g.inputs) for g in groups),
+        elements,
+        together,
         sum(sizes.values()),
         out_bytes=resources.SIZE[out_dtype],
         compute_bytes=resources.SIZE[compute],
@@ -249,3 +267,14 @@ def _estimate(
         exact=len(facts) == len(asked.sources),
         ram_free=_task_memory(run),
     )
+
+
+def _written(recipe: Mapping[str, Any], shape: Facts, asked: Inputs) -> tuple[list[int], int]:
+    """Elements of each tensor that a recipe writes, and how many inputs are held for one at a time."""
+    if recipes.is_mixture(recipe):
+        return mixtures.elements(recipe, shape), 0  # each is read, and copied into the experts of its layer
+    groups = layout.groups(recipe, asked.place)
+    made = [n for names in layout.output_tensors(shape.config, groups) for n, _ in names]
+    typical = {compare.generic(n): t.numel for n, t in shape.tensors.items()}
+    elements = [typical[compare.generic(n)] for n in made if compare.generic(n) in typical]
+    return elements or [t.numel for t in shape.tensors.values()], max(len(g.inputs) for g in groups)

@@ -11,8 +11,8 @@ from mergelab.errors import InputErrors
 Severity = Literal["error", "warning", "note"]
 
 MAY_PASS = (
-    "activation", "disk", "extra-tensor", "filter", "heads", "no-effect", "norm", "range", "rope",
-    "softcap", "tokenizer",
+    "activation", "disk", "extra-tensor", "filter", "heads", "no-effect", "norm", "pickled", "range", "rope",
+    "same-experts", "softcap", "tokenizer",
 )  # fmt: skip
 """Codes of errors about which the user may know better: the merge would run all the same."""
 

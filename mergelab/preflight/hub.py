@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future, wait
 
 from mergelab.preflight.findings import Finding, Severity
@@ -13,6 +14,9 @@ PROBE_SECONDS = 5.0
 
 Answer = tuple[str, str, str]
 """A code, what is the matter, and what to do; {ids} and {are} are filled in later."""
+
+READY = "not-downloaded"
+"""The code of what is on the hub, and may be downloaded."""
 
 FETCH = "Fetch first:"
 ELSEWHERE = "On a machine with internet, then copy its cache here (or share it through HF_HOME):"
@@ -37,8 +41,13 @@ def ask(absent: list[Source], severity: Severity, *, gated: bool) -> list[Findin
         severity: error where they are needed now, warning where a plan can do without.
         gated: the family is known to ask for an accepted licence.
     """
+    return findings(zip(absent, answers(absent), strict=True), severity, gated=gated)
+
+
+def findings(answered: Iterable[tuple[Source, Answer]], severity: Severity, *, gated: bool) -> list[Finding]:
+    """What `answers` comes to, one finding for all that it is true of. (Arguments as for `ask`.)"""
     alike: dict[Answer, list[Source]] = {}
-    for s, answer in zip(absent, _answers(absent), strict=True):
+    for s, answer in answered:
         alike.setdefault(answer, []).append(s)
     return [_finding(answer, those, severity, gated) for answer, those in alike.items()]
 
@@ -46,7 +55,7 @@ def ask(absent: list[Source], severity: Severity, *, gated: bool) -> list[Findin
 def _finding(answer: Answer, those: list[Source], severity: Severity, gated: bool) -> Finding:
     code, message, remedy = answer
     lines = [remedy]
-    if code in ("not-downloaded", "unreachable", "gated"):
+    if code in (READY, "unreachable", "gated"):
         if gated and code != "gated":
             lines.insert(0, "They may be gated: accept the licence on their pages, then `hf auth login`.")
         lines += [f"  {s.download}" for s in those]
@@ -56,14 +65,15 @@ def _finding(answer: Answer, those: list[Source], severity: Severity, gated: boo
     return Finding(severity, code, places, told, "\n".join(lines))
 
 
-def _answers(absent: list[Source]) -> list[Answer]:
-    """What the hub says of each, all asked at once; SILENT where it says nothing in time.
+def answers(sources: list[Source]) -> list[Answer]:
+    """What the hub says of each, all asked at once; SILENT where it says nothing in time. The code is
+    READY where it lets us download.
 
     In daemon threads, for neither a name server nor `auth_check` can be given a timeout, and
     the process must not wait for them at its end either.
     """
     futures: list[Future[Answer]] = []
-    for s in absent:
+    for s in sources:
         future: Future[Answer] = Future()
         threading.Thread(target=_answer, args=(future, s), daemon=True).start()
         futures.append(future)
@@ -128,4 +138,4 @@ def _probe(s: Source) -> Answer:
         if type(e).__module__.startswith(("httpx", "httpcore", "requests")):
             return SILENT
         raise
-    return ("not-downloaded", "not on this machine yet: {ids}", FETCH)
+    return (READY, "not on this machine yet: {ids}", FETCH)

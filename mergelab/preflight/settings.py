@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mergelab.errors import InputError, did_you_mean
-from mergelab.preflight import checkpoint, compare, engines, resources
+from mergelab.preflight import checkpoint, compare, engines, measuring, mixtures, resources, trust
 from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error, warning
 from mergelab.preflight.inputs import reads_file
 from mergelab.preflight.sources import Source
@@ -58,6 +58,7 @@ def check(run: Run, overrides: Iterable[str], lacking: Severity) -> Iterator[Fin
     for key, value in (("hardware.shard_size", h.shard_size), ("hardware.memory", h.memory)):
         yield from resources.parse_size(value, key)[1]
     yield from engines.check(run)
+    yield from measuring.check(run)
     if h.slurm is None:
         yield from resources.check_device(h.device, h.devices, lacking)
     yield from _check_cluster(run)
@@ -155,8 +156,11 @@ def _no_effect(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
                 yield unused(o, f"the file {run.method.path} decides it")
     else:
         if run.method.path is not None:
-            yield unused("method.path", f"method={run.method.name} reads no file", "Set method=mergekit.")
-        for p in PER_MODEL:
+            remedy = (
+                "Set method=mergekit_moe." if run.method.name == mixtures.METHOD else "Set method=mergekit."
+            )
+            yield unused("method.path", f"method={run.method.name} reads no file", remedy)
+        for p in PER_MODEL if run.method.name != mixtures.METHOD else ():
             if run.method.parameters.get(p) is not None:
                 message = f"{p} is set for each expert, not once"
                 remedy = f"Set experts.ROLE.{p}."
@@ -168,8 +172,9 @@ def _no_effect(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
                 if value != getattr(type(own)(), key):
                     message = f"job={run.job.name} has no use for it"
                     yield error("unused", f"{section}.{key}", message, f"Set job={section}.")
-    if run.check.path is not None and "check" in run.job.steps:
-        yield error("unused", "check.path", f"job={run.job.name} does not look at it", "Set job=check.")
+    for key in ("path", "text"):
+        if getattr(run.check, key) is not None and "inspect" not in run.job.steps:
+            yield error("unused", f"check.{key}", f"job={run.job.name} does not look at it", "Set job=check.")
     if run.evaluate.path is not None and {"merge", "evaluate"} <= {*run.job.steps}:
         message = f"job={run.job.name} does not measure it"
         yield error("unused", "evaluate.path", message, "Set job=evaluate.")
@@ -185,11 +190,18 @@ def _check_finished(run: Run) -> Iterator[Finding]:
     except InputError as e:
         yield error("missing", key, str(e).removeprefix(f"{key}: "))
         return
-    facts = checkpoint.read(folder, key)
+    facts = checkpoint.read(folder, key, pickled=pickled_allowed(run))
     yield from facts.findings
     yield from compare.check_complete(facts, key)
+    yield from trust.check(folder, key, allowed=run.model.trust_remote_code)
+    yield from measuring.check_model(run, facts, key)
     if not facts.findings and not facts.has_tokenizer:
         yield error("no-tokenizer", key, f"{folder} has no tokenizer")
+
+
+def pickled_allowed(run: Run) -> bool:
+    """Whether weights in Python's pickle format will do."""
+    return "pickled" in (*run.allow, *run.model.allow)
 
 
 def check_output(output: Path, sources: list[Source]) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergelab.preflight.checkpoint import FETCH
@@ -49,10 +49,24 @@ class Source:
         return f"{self.path}@{at[:12]}" if at else self.path
 
     @property
+    def parts(self) -> list[Source]:
+        """The model, and its adapter as a source of its own: on the hub they are two repositories."""
+        main, plus, extra = self.path.partition("+")
+        if not plus or os.path.isdir(self.path):  # noqa: PTH112 (never raises)
+            return [self]
+        adapter = Source(f"{self.name}'s adapter", self.place, extra, None, self.adapter)
+        return [replace(self, path=main, adapter=None), adapter]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is a repository of the hub, whether or not it is on this machine, too."""
+        main = self.path.partition("+")[0]
+        return not _is_local(main) and HUB_ID.fullmatch(main) is not None
+
+    @property
     def absent(self) -> bool:
         """Whether it is a hub model that is not on this machine."""
-        main = self.path.partition("+")[0]
-        return self.folder is None and not _is_local(main) and HUB_ID.fullmatch(main) is not None
+        return self.folder is None and self.on_hub
 
     @property
     def download(self) -> str:
@@ -82,7 +96,7 @@ def locate(name: str, place: str, path: str, revision: str | None, zoo: Zoo) -> 
     folder, commit, findings = _folder(place, main, revision, zoo)
     adapter = None
     if plus:
-        adapter, _, more = _folder(place, extra, None, zoo)
+        adapter, _, more = _folder(place, extra, None, zoo, "adapter_config.json")
         findings += more
         if adapter is not None:
             findings += _check_adapter(adapter, place)
@@ -109,6 +123,9 @@ def locate(name: str, place: str, path: str, revision: str | None, zoo: Zoo) -> 
 
 
 def _check_adapter(adapter: Path, place: str) -> list[Finding]:
+    if (adapter / "adapter_model.bin").exists() and not (adapter / "adapter_model.safetensors").exists():
+        message = f"{adapter} holds only pickled weights (adapter_model.bin), which can run code"
+        return [error("pickled", place, message, "Convert them: load with peft and save_pretrained.")]
     wrong = [
         name for name in ("adapter_config.json", "adapter_model.safetensors") if not (adapter / name).exists()
     ]
@@ -123,7 +140,7 @@ def _is_local(path: str) -> bool:
 
 
 def _folder(
-    place: str, path: str, revision: str | None, zoo: Zoo
+    place: str, path: str, revision: str | None, zoo: Zoo, file: str = "config.json"
 ) -> tuple[Path | None, str | None, list[Finding]]:
     if path.startswith(ZOO):
         try:
@@ -144,17 +161,17 @@ def _folder(
             None,
             [error("path", place, f"'{path}' is neither a folder nor a hub id such as Qwen/Qwen2.5-7B")],
         )
-    snapshot = _snapshot(path, revision)
+    snapshot = _snapshot(path, revision, file)
     return snapshot, snapshot.name if snapshot else None, []
 
 
-def _snapshot(repo: str, revision: str | None) -> Path | None:
-    """The folder of a repository in the hub's cache, or None. It may be incomplete."""
+def _snapshot(repo: str, revision: str | None, file: str) -> Path | None:
+    """The folder of a repository in the hub's cache, or None. It has `file`, but may be incomplete."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo, "config.json", revision=revision)
+        found = try_to_load_from_cache(repo, file, revision=revision)
     except HFValidationError:
         return None  # such as a name with two dots in a row: the hub has none of these
     return Path(found).parent if isinstance(found, str) else None

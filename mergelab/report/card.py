@@ -49,7 +49,7 @@ def card(result: Mapping[str, Any], recipe: str, name: str) -> str:
                 "## Evaluation\n",
                 scores.markdown(heads, body) + "\n",
                 "Measured with lm_eval "
-                f"{result['versions']['lm_eval']}: "
+                f"{result['versions']['lm_eval']}{scores.how(result.get('measured') or {})}: "
                 + ", ".join(
                     f"{n}: {s['metric']} on {s['samples']:,} of {s['task']}" for n, s in tasks.items()
                 )

@@ -23,8 +23,8 @@ def compare_runs(folder: Path) -> None:
     """Print the comparison of every run below a sweep's folder, best first, which is best on what, and
     leave the table as CSV."""
     runs = collect(folder)
-    if not runs:
-        return
+    if not any(r.get("metrics") or r.get("model") or r.get("error") for r in runs):
+        return  # nothing was made or measured, as by job=generate
     heads, body = table(runs)
     terminal.console.print()
     words = 1 + len(varied(runs))

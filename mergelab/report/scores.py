@@ -62,6 +62,16 @@ def rows(
     return [*heads, "mean"] if several else heads, out
 
 
+def how(measured: Mapping[str, str]) -> str:
+    """` in int8`, ` by vllm`, or both; empty where models were measured in all their bits by transformers.
+
+    Args:
+        measured: `quantize` and `backend`, as in result.json.
+    """
+    bits, backend = measured.get("quantize", "none"), measured.get("backend", "hf")
+    return (f" in {bits}" if bits != "none" else "") + (f" by {backend}" if backend != "hf" else "")
+
+
 def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """The same table for a model card."""
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]

@@ -33,14 +33,13 @@ from mergelab.slurm import asking
 from mergelab.slurm.ledger import job_name
 from mergelab.steps import plan as step
 from mergelab.steps import planning
+from mergelab.steps.identify import JUDGING
 from mergelab.workspace import Workspace, read_json, read_memo, short_path, write_json
 
 log = logging.getLogger(__name__)
 
 VERSIONS = ("torch", "transformers", "lm_eval", "nevergrad", "cma", "numpy")
 """The packages on which fitness and genomes depend."""
-
-JUDGING = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size")
 
 BLAMED = ("range", "type", "unknown-parameter", "scope", "setting", "filter")
 """What preflight says of a value by itself; the ends of all ranges are looked at for it."""
@@ -274,6 +273,13 @@ def _check_settings(run: Run, looking: bool) -> None:
     if "merge" not in run.job.steps and not looking:
         wrong.append(f"search: job={run.job.name} merges nothing, so there is nothing to evolve")
     h = run.hardware
+    live = "a search measures a model in memory, into which each candidate is merged"
+    if h.quantize in ("int8", "int4"):
+        wrong.append(f"hardware.quantize: {h.quantize} is not possible, for {live} in all its bits\n"
+                     "Leave it out; job=evaluate evaluate.path=FOLDER measures what it finds.")  # fmt: skip
+    if run.eval.backend == "vllm":
+        wrong.append(f"eval.backend: {run.eval.backend} is not possible, for {live}\n"
+                     "Set it to hf; job=evaluate evaluate.path=FOLDER measures what it finds.")  # fmt: skip
     if s.controller not in ("here", "job"):
         wrong.append(f"search.controller: '{s.controller}' is none of here, job")
     if s.controller == "job" and h.slurm is None:

@@ -83,7 +83,12 @@ def look(folder: Path, run: Run, inputs: dict[str, Path]) -> Report:
     """`verify` with a bar."""
     with terminal.progress() as progress:
         return verify(
-            folder, hardware=run.hardware, inputs=inputs, prompt=run.check.prompt, progress=progress
+            folder,
+            hardware=run.hardware,
+            inputs=inputs,
+            prompt=run.check.prompt,
+            trust_remote_code=run.model.trust_remote_code,
+            progress=progress,
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mergelab import evaluation, identity, zoo
+from mergelab.report import scores as table
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps.planning import SPLITS, evaluator, hashes
@@ -43,10 +44,11 @@ def execute(run: Run, workspace: Workspace) -> str:
                     workspace.record({"fitness": {"value": value, "split": split}})
             workspace.event("evaluated", model=name, done=n, of=len(subjects))
     shares = {m.name: m.share for m in measured["validation"]}
-    workspace.record({"metrics": metrics, "shares": shares})
+    how = {"quantize": run.hardware.quantize, "backend": run.eval.backend}
+    workspace.record({"metrics": metrics, "shares": shares, "measured": how})
     apart = [m["name"] for m in read_json(workspace.plan)["models"] if m["adapter"] and run.eval.baselines]
     unmeasured = f"; not {', '.join(apart)}: adapters" if apart else ""
-    return f"{len(subjects)} models on {', '.join(shares)}{unmeasured}"
+    return f"{len(subjects)} models on {', '.join(shares)}{table.how(how)}{unmeasured}"
 
 
 def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:

@@ -12,12 +12,13 @@ import yaml
 
 from mergelab import __version__, evaluation, identity, zoo
 from mergelab import recipe as recipes
+from mergelab.evaluation.cache import packages
 from mergelab.schema import Run
 from mergelab.steps.planning import SPLITS, hashes
 from mergelab.workspace import Workspace, read_json
 
 PACKAGES = ("mergekit", "torch", "transformers", "lm_eval", "safetensors", "hydra-core")
-JUDGING = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size")
+JUDGING = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size", "backend")
 """Settings of the evaluation that scores depend on."""
 
 
@@ -27,7 +28,7 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
     recipe = yaml.safe_load(workspace.recipe.read_text(encoding="utf-8")) if merges else None
     inputs = [_input(m, progress) for m in read_json(workspace.plan)["models"]]
     versions = {"mergelab": __version__, "python": platform.python_version()}
-    versions |= {p: version(p) for p in PACKAGES}
+    versions |= {p: version(p) for p in (*PACKAGES, *_measuring(run))}
     engine = read_json(workspace.plan)["engine"] if merges else None
     settings = {
         "seed": run.seed,
@@ -38,7 +39,7 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
             for split in SPLITS
             for m in evaluation.measures(run, split)
         ],
-        "evaluation": {k: getattr(run.eval, k) for k in JUDGING},
+        "evaluation": {k: getattr(run.eval, k) for k in JUDGING} | {"quantize": run.hardware.quantize},
         "text": identity.file_hash(Path(run.eval.text).expanduser()) if run.eval.text else None,
         "versions": versions,
     }
@@ -51,6 +52,13 @@ def identify(run: Run, workspace: Workspace, progress: zoo.Progress) -> None:
             "key": identity.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
         }
     )
+
+
+def _measuring(run: Run) -> list[str]:
+    """The packages that measure besides those that always do."""
+    if not evaluation.measures(run, "validation"):
+        return []
+    return [p for p in packages(run.eval, run.hardware.device, run.hardware.quantize) if p not in PACKAGES]
 
 
 def _input(m: Mapping[str, Any], progress: zoo.Progress) -> dict[str, Any]:

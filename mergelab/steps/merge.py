@@ -61,7 +61,14 @@ def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
 
     with terminal.progress() as progress, workspace.aside() as out:
         identify(run, workspace, progress)
-        by_mergekit.merge(recipe, out, hardware=run.hardware, seed=run.seed, progress=progress)
+        by_mergekit.merge(
+            recipe,
+            out,
+            hardware=run.hardware,
+            seed=run.seed,
+            trust_remote_code=run.model.trust_remote_code,
+            progress=progress,
+        )
     return ""
 
 

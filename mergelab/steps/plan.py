@@ -11,7 +11,7 @@ from mergelab.preflight.engines import Engine
 from mergelab.preflight.findings import stop_on_errors
 from mergelab.preflight.resources import Estimate, human
 from mergelab.recipe import dump
-from mergelab.report import terminal
+from mergelab.report import scores, terminal
 from mergelab.schema import Run, Slurm
 from mergelab.steps.planning import make_plan, tell
 from mergelab.workspace import Workspace
@@ -94,7 +94,8 @@ def evaluation_text(run: Run) -> str:
     measured = evaluation.measures(run, "validation")
     models = 1 + (1 + len(run.experts) if run.eval.baselines else 0)
     tasks = ", ".join(f"{m.name} ({m.task})" for m in measured)
-    return f"{models} models on {tasks}" if tasks else "none"
+    how = scores.how({"quantize": run.hardware.quantize, "backend": run.eval.backend})
+    return f"{models} models on {tasks}{how}" if tasks else "none"
 
 
 def time_rows(run: Run, plan: Plan) -> list[list[str]]:

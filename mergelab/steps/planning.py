@@ -71,7 +71,12 @@ def read_tasks(run: Run) -> None:
 def evaluator(run: Run) -> evaluation.Evaluator:
     """What measures the run's models."""
     return evaluation.Evaluator(
-        run.eval, hardware=run.hardware, seed=run.seed, tasks_path=tasks_folder(run), home=zoo.home()
+        run.eval,
+        hardware=run.hardware,
+        seed=run.seed,
+        tasks_path=tasks_folder(run),
+        home=zoo.home(),
+        trust_remote_code=run.model.trust_remote_code,
     )
 
 

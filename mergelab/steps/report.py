@@ -31,5 +31,6 @@ def show(result: dict[str, object]) -> None:
     if not body:
         return
     terminal.console.print()
-    terminal.table("validation", heads, body, first_bold="merged" in metrics, texts=1)
+    how = scores.how(result.get("measured") or {})  # type: ignore[arg-type]
+    terminal.table(f"validation{how}", heads, body, first_bold="merged" in metrics, texts=1)
     terminal.console.print()

@@ -1,0 +1,155 @@
+"""Models along a line or on a plane, made in memory one after another and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mergelab import evaluation
+from mergelab import recipe as recipes
+from mergelab.analysis.plane import BASE, At, Span
+from mergelab.errors import InputErrors
+from mergelab.evaluation import Evaluator, Measure, Score
+from mergelab.evaluation.scoring import SMALL
+from mergelab.preflight import assembly, engines, methods
+from mergelab.preflight.checkpoint import Facts
+from mergelab.schema import Method, Run
+
+METHOD = Method(
+    name="task_arithmetic",
+    base="model",
+    parameters={"lambda": 1.0, "normalize": False, "rescale": False, "int8_mask": False},
+)
+"""What gives every affine combination of base and experts, by the weights of `Span.weights`; as
+`method=task_arithmetic` has it."""
+
+
+class Unmergeable(Exception):
+    """Only mergekit's own path could make these models; the message says why."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model, and what it scored."""
+
+    at: At
+    weights: Mapping[str, float]
+    """Of the task vectors, by expert; the rest is the base's."""
+    scores: Mapping[str, Score]
+    """By measure."""
+    fitness: float | None
+    """None where a score is no number: so far out, a model may give none."""
+
+    def json(self) -> dict[str, Any]:
+        """As result.json has it."""
+        scores = {name: asdict(s) for name, s in self.scores.items()}
+        return {"weights": dict(self.weights), "fitness": self.fitness, "scores": scores}
+
+
+class Landscape:
+    """Makes and measures the models of a line or plane.
+
+    Args:
+        run: the composed run: hardware, seed, and the experts.
+        span: what spans it.
+        folders: of the base and of every expert that takes part, by name.
+        facts: their headers, by name.
+    Raises:
+        Unmergeable: where our own kernels cannot make them.
+        InputErrors: where the run's settings do not let them.
+    """
+
+    def __init__(self, run: Run, span: Span, folders: Mapping[str, Path], facts: Mapping[str, Facts]):
+        self.span, self._run, self._base = span, run, facts[BASE]
+        names = (BASE, *(m for m in span.models if m != BASE))
+        self._donor, self._references = folders[BASE], {n: str(folders[n]) for n in names}
+        self._facts = {self._references[n]: facts[n] for n in names}
+        self._method = methods.declarations()[METHOD.name]
+        recipe = self._recipe(span.corners()[0])
+        asked = replace(run, method=METHOD)
+        engine, findings = engines.choose(asked, recipe, self._facts, self._method)
+        if engine.name != "fast":
+            raise Unmergeable(engine.why)
+        if wrong := [f.text() for f in findings if f.severity == "error"]:
+            raise InputErrors(wrong)
+        self._resident: Any = None
+
+    def measure(
+        self, places: Sequence[At], measures: Sequence[Measure], evaluator: Evaluator
+    ) -> Iterator[Point]:
+        """The model at each place, as soon as it has been measured.
+
+        Raises:
+            StepError: where one cannot be made or measured.
+        """
+        for at in places:
+            model, tokenizer = self._merge(at)
+            scores = evaluator.score(model, tokenizer, measures)
+            sound = all(math.isfinite(s.value) for s in scores.values())
+            fitness = evaluation.fitness(scores, measures) if sound else None
+            yield Point(at, self.span.weights(at), scores, fitness)
+
+    def _merge(self, at: At) -> tuple[Any, Any]:
+        """The live model of a place, until the next is asked for, and the tokenizer."""
+        from mergelab.merging import engine
+        from mergelab.merging.resident import Resident
+
+        recipe, hardware = self._recipe(at), self._run.hardware
+        if self._base.parameters < SMALL and hardware.threads is None:
+            hardware = replace(hardware, threads=1)  # more would mostly wait for one another
+        outputs = assembly.assemble(recipe, self._facts, self._method)
+        if self._resident is None:
+            self._resident = Resident(
+                self._donor,
+                outputs,
+                {reference: name for name, reference in self._references.items()},
+                hardware=hardware,
+                template=engine.template(recipe),
+            )
+        model = self._resident.merge(
+            METHOD.name,
+            outputs,
+            seed=self._run.seed,
+            rescale=METHOD.rescale,
+            dtype=engine.arithmetic(recipe, self._base.dtype),
+        )
+        return model, self._resident.tokenizer
+
+    def _recipe(self, at: At) -> dict[str, Any]:
+        weights = self.span.weights(at)
+        experts = {
+            n: replace(self._run.experts[n], weight=w, density=None, parameters={})
+            for n, w in weights.items()
+        }
+        run = replace(self._run, method=METHOD, experts=experts)
+        return recipes.build(run, self._references, methods.takes(self._method), self._base.dtype)
+
+
+def best(points: Sequence[Point]) -> Point | None:
+    """The fittest; of several, the one of the smallest weights. None where nothing gave numbers."""
+    found = [(p.fitness, -math.hypot(*p.weights.values()), p) for p in points if p.fitness is not None]
+    return max(found, key=lambda f: f[:2])[2] if found else None
+
+
+def overrides(typed: Iterable[str], run: Run, weights: Mapping[str, float]) -> list[str]:
+    """The arguments that merge a model of the landscape.
+
+    Args:
+        typed: those of this run.
+        weights: of the experts that take part.
+    """
+    kept = [o for o in typed if not _decided(o.lstrip("+~").partition("=")[0].split("."))]
+    out = [*kept, f"method={METHOD.name}", *(f"experts.{n}.weight={w:g}" for n, w in weights.items())]
+    # Parameters that task_arithmetic does not take, from a file or typed: either way they are there.
+    out += [f"~experts.{n}.parameters" for n in weights if run.experts[n].parameters]
+    return out + [f"~experts.{n}" for n in run.experts if n not in weights]
+
+
+def _decided(key: list[str]) -> bool:
+    """Whether the landscape decides a key, or a merge has no use for it."""
+    if key[0] == "experts" and len(key) > 2:
+        return key[2] not in ("path", "revision", "parameters")
+    return key[0] in ("job", "method", "analyze", "hydra")

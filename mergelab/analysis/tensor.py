@@ -1,0 +1,91 @@
+"""What is added up over one tensor of every model, read a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergelab.analysis.sums import Array, Sums
+from mergelab.merging import fast
+from mergelab.merging.kernels import select
+from mergelab.merging.kernels.group import Buffers, Chunk, Group
+from mergelab.preflight.assembly import Source
+
+BLOCK = 1 << 23
+"""Entries after which a file is mapped anew: what has been read leaves the process, however large the
+tensor is."""
+
+
+class Tensors:
+    """One tensor of the base and of every expert.
+
+    Args:
+        base: where it lies, of any floating dtype.
+        experts: the same.
+        numel: as many of the first entries are compared; each model has them.
+    """
+
+    def __init__(self, base: Source, experts: Sequence[Source], numel: int):
+        self.sources, self.count, self.numel = (*experts, base), len(experts), numel
+        wide = any(s.header.dtype == "F64" for s in self.sources)
+        self.dtype = torch.float64 if wide else torch.float32
+        self._buffers = Buffers()
+
+    def sums(self, top: float | None) -> Sums:
+        """See `stream.compare`.
+
+        Raises:
+            MergeError: where a file has changed since its header was read.
+        """
+        count = self.count
+        dots = np.zeros((1 + count, 1 + count))
+        alike, both, common = (np.zeros((count, count), np.int64) for _ in range(3))
+        least = self._least(top) if top is not None and self.numel else None
+        for chunk in self._chunks():
+            rows = self._buffers("rows", (1 + count, chunk.numel), torch.float64)
+            rows[0].copy_(chunk.base)
+            deltas = chunk.deltas()
+            rows[1:].copy_(deltas)
+            dots += _products(rows)
+            if least is None:
+                continue
+            # Counts are products of ones and zeros: exact, for a chunk has fewer than 2^24 entries.
+            marks = torch.sign(deltas, out=self._buffers("marks", deltas.shape, self.dtype))
+            balance = _products(marks).astype(np.int64)
+            nonzero = _products(marks.abs_()).astype(np.int64)
+            alike += (nonzero + balance) // 2
+            both += nonzero
+            marks.copy_(select.magnitudes(deltas, deltas) >= least)
+            common += _products(marks).astype(np.int64)
+        tops = common.diagonal().copy()
+        expected = np.outer(tops, tops) / max(self.numel, 1)
+        return Sums(self.numel, dots, alike, both, tops, common, expected)
+
+    def _least(self, top: float) -> Tensor:
+        """[experts, 1] the key of the smallest magnitude that is among the largest, and not zero."""
+
+        def scan() -> Iterator[tuple[int, Sequence[Tensor]]]:
+            for chunk in self._chunks():
+                deltas = chunk.deltas()
+                yield chunk.start, list(select.magnitudes(deltas, deltas))
+
+        rank = self.numel - max(1, round(top * self.numel))
+        places = select.locate(scan, [[rank]] * self.count, select.bits(self.dtype))
+        return torch.tensor([[max(place.key, 1)] for (place,) in places])
+
+    def _chunks(self) -> Iterator[Chunk]:
+        for start in range(0, self.numel, BLOCK):
+            yield from self._block(start, min(start + BLOCK, self.numel))
+
+    def _block(self, start: int, stop: int) -> Iterator[Chunk]:
+        with fast.Inputs() as inputs:
+            *experts, base = [inputs.tensor(s).reshape(-1)[start:stop] for s in self.sources]
+            yield from Group("", experts, base, dtype=self.dtype, buffers=self._buffers).chunks()
+
+
+def _products(rows: Tensor) -> Array:
+    """[n, n] float64: the dot product of each row and each."""
+    return np.asarray((rows @ rows.T).double().numpy())

@@ -1,0 +1,53 @@
+"""int8 on a processor: linear layers keep eight bits of each weight, and compute in float32.
+
+Weights alone are rounded, each row to 255 steps of a size of its own. torch's own dynamic quantisation
+rounds what comes in as well, with one step for the whole batch: on normal numbers that is five times the
+error of this, with one input that is 40 times the others' size (large language models have such) a
+hundred times, and an answer then depends on which prompts share its batch. Import it late.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STEPS = 127
+"""The largest magnitude of a weight in steps."""
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights have eight bits: y = (x q^T) s + b, with w = s q of each row.
+
+    q (outputs, inputs) is int8, s (outputs) and the arithmetic are float32; y has the dtype of x.
+    It has no `weight`, so that what reaches for one fails and does not multiply by steps.
+    """
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        weight = layer.weight.detach()
+        # The smallest normal number stands in for the step of a row of zeros.
+        step = weight.abs().amax(1).float().div_(STEPS).clamp_(min=torch.finfo(torch.float32).tiny)
+        rounded = (weight / step[:, None]).round_().to(torch.int8)
+        # A parameter, so that the model has as many of them as before.
+        self.steps = nn.Parameter(rounded, requires_grad=False)
+        self.step = nn.Parameter(step, requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        y = nn.functional.linear(x.float(), self.steps.float()) * self.step
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+def quantize(model: Any) -> None:
+    """Put int8 layers in the place of a model's linear ones, one after another.
+
+    Left as they are, like in bitsandbytes: the head, which may be the embedding as well; norms; and the
+    packed experts of a mixture, which are no layers but one tensor for all of them.
+    """
+    head = model.get_output_embeddings()
+    found = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+    for name, layer in found:
+        model.set_submodule(name, Int8Linear(layer))

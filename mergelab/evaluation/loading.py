@@ -1,0 +1,83 @@
+"""A model from its folder into memory, as it is or in fewer bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mergelab.errors import StepError
+from mergelab.evaluation import results
+from mergelab.evaluation.quiet import quiet
+from mergelab.schema import Hardware
+
+
+def load(path: Path, hardware: Hardware, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The causal language model and the tokenizer in a folder, on `hardware.device`.
+
+    In the dtype of its files, or quantised as `hardware.quantize` says. Code that comes with a model
+    runs only where `trust_remote_code` allows it.
+
+    Raises StepError if transformers cannot load it, or if weights are missing, which transformers
+    would draw at random.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = path.resolve()
+    if not (folder / "config.json").is_file():
+        raise StepError(f"{path} is not a model folder: it has no config.json")
+    only = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    by_library = hardware.quantize != "none" and hardware.device != "cpu"
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **only)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto",
+                output_loading_info=True,
+                **(_bitsandbytes(hardware) if by_library else {}),
+                **only,
+            )
+    except Exception as error:  # safetensors, tokenizers and a model's own code raise kinds of their own
+        raise StepError(f"{path} cannot be loaded: {_reason(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise StepError(f"{path} lacks the weights {', '.join(missing[:3])}{more}")
+    if by_library:  # it is where it shall be, and does not like to be moved
+        return model.eval(), tokenizer
+    if hardware.quantize != "none":
+        from mergelab.evaluation import int8
+
+        int8.quantize(model)
+    try:
+        return model.to(hardware.device).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        raise StepError(
+            f"{path} does not go to hardware.device={hardware.device}: {results.gist(error)}"
+        ) from error
+
+
+def _bitsandbytes(hardware: Hardware) -> dict[str, Any]:
+    """How transformers is asked for a model quantised by bitsandbytes: LLM.int8() of Dettmers et al. 2022
+    (arXiv:2208.07339), or four bits in the steps of QLoRA's NormalFloat (arXiv:2305.14314)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if hardware.quantize == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    return {"quantization_config": config, "device_map": hardware.device}
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; in our words, where it is that code would run, and what to do about that."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs Python code that comes with it, and such code runs only with "
+            "model.trust_remote_code=true; read it first"
+        )
+    if "weights_only" in str(error):
+        return "its pickled weights are damaged, or hold more than weights; use safetensors"
+    return results.gist(error)

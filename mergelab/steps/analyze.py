@@ -1,0 +1,297 @@
+"""analyze: how alike the experts are, and what lies between them, before weights are chosen."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergelab import evaluation
+from mergelab.errors import InputError, StepError, did_you_mean
+from mergelab.evaluation import Evaluator, Measure
+from mergelab.evaluation.checks import KINDS
+from mergelab.preflight import checkpoint, reads_file
+from mergelab.preflight.checkpoint import Facts
+from mergelab.preflight.findings import some
+from mergelab.report import scores, terminal
+from mergelab.schema import Run
+from mergelab.steps.planning import evaluator
+from mergelab.workspace import Workspace, read_json, short_path
+
+if TYPE_CHECKING:
+    from mergelab.analysis.landscape import Landscape, Point
+    from mergelab.analysis.regions import Comparison
+
+BASE = "base"
+
+
+def problems(run: Run) -> Iterator[tuple[str, str]]:
+    """What is wrong with the settings of this step."""
+    a, names = run.analyze, (BASE, *run.experts)
+    if not 0 < a.top < 1:
+        yield "analyze.top", f"{a.top:g} is out of range; a share between 0 and 1"
+    if a.points < 3:
+        yield "analyze.points", f"{a.points} is out of range; at least 3"
+    if not a.margin >= 0:
+        yield "analyze.margin", f"{a.margin:g} is out of range; 0 or more"
+    if not a.models or run.eval.kind not in KINDS:
+        return
+    if reason := untold(run):
+        yield "analyze.models", f"it has no effect, for {reason}"
+        return
+    for name in a.models:
+        if name not in names:
+            near = did_you_mean(name, names)
+            yield "analyze.models", f"there is no '{name}'.{near} There are {', '.join(names)}."
+    if len(set(a.models)) != len(a.models):
+        yield "analyze.models", f"it names one model twice: {', '.join(a.models)}"
+    if len(a.models) not in (2, 3):
+        yield "analyze.models", f"it names {len(a.models)}; two models span a line, three a plane"
+
+
+def untold(run: Run) -> str | None:
+    """Why there is no landscape, as far as the run's settings tell; None where there is one."""
+    if not run.analyze.landscape:
+        return "analyze.landscape=false"
+    if reads_file(run):
+        return f"method={run.method.name} has a file in the place of experts"
+    reported = evaluation.measures(run, "validation")
+    if not reported and not evaluation.measures(run, "search"):
+        return "nothing is measured (eval=none)"
+    if not measured(run)[0]:
+        names = ", ".join(m.task for m in reported)
+        where = "eval.search_tasks" if run.eval.kind == "tasks" else "a search task for each skill"
+        return (
+            f"it would climb {names}, on which results are reported: "
+            f"name tasks over other data ({where}), or accept it: eval.allow_test_split=true"
+        )
+    return None
+
+
+def measured(run: Run) -> tuple[list[Measure], str]:
+    """What the landscape is made of, and the split that it is on: as of a search, not what results are
+    reported on, unless that is allowed, or a text that the user has chosen."""
+    found = evaluation.measures(run, "search")
+    if found or not (run.eval.allow_test_split or run.eval.kind == "perplexity"):
+        return found, "search"
+    return evaluation.measures(run, "validation"), "validation"
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Show how alike the experts are, measure what lies between them, and leave pictures and numbers."""
+    report = workspace.folder / "report"
+    subjects = Subjects.of(run, workspace)
+    landscape = prepare(run, subjects)
+    comparison = compared(run, workspace, subjects, top=run.analyze.top)
+    if comparison is None:
+        return "nothing to compare"
+    from mergelab.report.analysis import files, tables
+
+    if len(comparison.experts) > 1:
+        tables.agreement(comparison)
+        terminal.console.print()
+    stand_ins = dict(files.similarity(report, comparison))
+    if landscape is not None:
+        stand_ins |= survey(run, workspace, landscape, comparison)
+    if stand_ins:
+        terminal.aside("in the pictures " + ", ".join(f"{short} = {w}" for w, short in stand_ins.items()))
+    count = len(comparison.experts)
+    return f"{count} expert{'s' * (count > 1)}, {short_path(report)}"
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The models of a plan whose weights can be compared."""
+
+    folders: Mapping[str, Path]
+    """By name, `base` among them unless a file has none."""
+    places: Mapping[str, str]
+    """What names them."""
+    adapted: tuple[str, ...]
+    """Those that have an adapter, and are left out."""
+
+    @classmethod
+    def of(cls, run: Run, workspace: Workspace) -> Subjects:
+        """Those of a run that has been planned."""
+        models = read_json(workspace.plan)["models"]
+        plain = [m for m in models if not m["adapter"]]
+        keys = {m["name"]: "model.base" if m["name"] == BASE else f"experts.{m['name']}" for m in plain}
+        return cls(
+            {m["name"]: Path(m["folder"]) for m in plain},
+            {m["name"]: m["path"] for m in plain} if reads_file(run) else keys,
+            tuple(m["name"] for m in models if m["adapter"]),
+        )
+
+    @property
+    def experts(self) -> list[str]:
+        """All but the base."""
+        return [n for n in self.folders if n != BASE]
+
+    def facts(self) -> dict[str, Facts]:
+        """Their headers, by name."""
+        return {n: checkpoint.weights(folder) for n, folder in self.folders.items()}
+
+
+def compared(
+    run: Run, workspace: Workspace, subjects: Subjects, top: float | None = None
+) -> Comparison | None:
+    """Read all weights once; show, judge and record how far the experts are from the base and each other.
+
+    Args:
+        top: see `analysis.stream.compare`; None: distances only.
+    Returns:
+        None where there is nothing to compare, which is then said.
+    """
+    from mergelab.analysis import distance, stream
+    from mergelab.report.analysis import tables
+
+    if subjects.adapted:
+        terminal.aside(f"left out, for they have an adapter: {', '.join(subjects.adapted)}")
+    if BASE not in subjects.folders or not subjects.experts:
+        terminal.aside("distances are those of experts from their base, and there is no such pair")
+        return None
+    facts = subjects.facts()
+    with terminal.progress(nbytes=True) as progress:
+        found = stream.compare(
+            facts[BASE], {n: facts[n] for n in subjects.experts}, hardware=run.hardware, top=top,
+            progress=progress,
+        )  # fmt: skip
+    if found.left_out:
+        terminal.aside(f"left out, for not every model has them in one shape: {some(found.left_out)}")
+    for name, (rows, most) in found.cut.items():
+        terminal.aside(f"{name}: compared are the first {rows:,} rows, which all have, of up to {most:,}")
+    if not found.tensors:
+        terminal.aside("no tensor is in every model")
+        return None
+    tables.distances(found)
+    if len(found.experts) > 1:
+        tables.cosines(found)
+    terminal.console.print()
+    for f in distance.findings(found, subjects.places):
+        terminal.finding(f.severity, f.text())
+    workspace.record({"distance": distance.record(found)})
+    return found
+
+
+def prepare(run: Run, subjects: Subjects) -> Prepared | None:
+    """All that has to be in order before anything is read; None where there is no landscape, and why is said.
+
+    Raises:
+        InputError: for a model that cannot take part, and data that are not here.
+    """
+    if reason := untold(run):
+        if run.analyze.landscape:
+            terminal.aside(f"no landscape, for {reason}")
+        return None
+    from mergelab.analysis.landscape import Landscape, Unmergeable
+    from mergelab.analysis.plane import Span
+
+    names = run.analyze.models or _usual(subjects.experts)
+    if lacking := [n for n in names if n not in subjects.folders]:
+        raise InputError(f"analyze.models: {', '.join(lacking)} has an adapter, and cannot span a landscape")
+    try:
+        landscape = Landscape(run, Span(tuple(names)), subjects.folders, subjects.facts())
+    except Unmergeable as e:
+        terminal.aside(f"no landscape, for its models are made in memory, and cannot be: {e}")
+        return None
+    measures, split = measured(run)
+    bench = evaluator(run)
+    try:
+        bench.build(measures)  # data that are not here must not show after all weights have been read
+    except StepError as e:
+        raise InputError(f"eval: {e}") from e
+    return Prepared(landscape, measures, split, bench)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A landscape that can be measured."""
+
+    landscape: Landscape
+    measures: list[Measure]
+    split: str
+    bench: Evaluator
+
+
+def _usual(experts: list[str]) -> list[str]:
+    """What spans a landscape unless it is said: see `schema.Analyze.models`."""
+    return experts if len(experts) == 2 else [BASE, *experts[:2]]
+
+
+def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparison) -> Mapping[str, str]:
+    """Measure a landscape, and tell what is best in it.
+
+    Returns:
+        what the picture shows in the place of words (see `report.analysis.files`).
+    Raises:
+        InputError: where the models span nothing.
+        StepError: where none of them gives usable numbers.
+    """
+    from mergelab.analysis.landscape import best, overrides
+    from mergelab.analysis.plane import place
+    from mergelab.report.analysis import files
+    from mergelab.report.analysis.data import Land
+
+    a, span = run.analyze, ready.landscape.span
+    try:
+        spots = span.spots(comparison.whole.dots, comparison.experts)
+    except ValueError as e:
+        raise InputError(f"analyze.models: {e}") from e
+    places = span.grid(a.points, a.margin)
+    points: list[Point] = []
+    with terminal.progress() as progress:
+        progress("landscape", 0, len(places))
+        for point in ready.landscape.measure(places, ready.measures, ready.bench):
+            points.append(point)
+            workspace.event("point", weights=dict(point.weights), fitness=point.fitness)
+            progress("landscape", len(points), len(places))
+    top = best(points)
+    if top is None:
+        raise StepError("no model of the landscape gives usable numbers")
+    arguments = overrides(read_json(workspace.result)["overrides"], run, top.weights)
+    by_place = {p.at: p for p in points}
+    corners = dict(zip(span.models, (by_place[at] for at in span.corners()), strict=True))
+    workspace.record(
+        {
+            "landscape": {
+                "models": {n: p.json() for n, p in corners.items()},
+                "split": ready.split,
+                "points": len(points),
+                "best": top.json(),
+                "overrides": arguments,
+            }
+        }
+    )
+    land = Land(
+        span.models, span.corners(), span.ticks(a.points, a.margin), points, lambda at: place(at, spots), top,
+        {m.name: top.scores[m.name].higher_is_better for m in ready.measures},
+        {m.name: m.share for m in ready.measures}, ready.split,
+    )  # fmt: skip
+    _tell(top, corners, ready, land.ticks)
+    if all(a.isascii() for a in arguments):
+        terminal.command(shlex.join(["python", "-m", "mergelab", *arguments]))
+    else:
+        terminal.aside("merge it with method=task_arithmetic and these weights in your experts' file")
+    terminal.console.print()
+    return files.landscape(workspace.folder / "report", land)
+
+
+def _tell(top: Point, corners: Mapping[str, Point], ready: Prepared, ticks: Sequence[float]) -> None:
+    """Where the best model of a landscape is."""
+    shares = {m.name: m.share for m in ready.measures}
+
+    def line(point: Point, what: str) -> None:
+        _, error = scores.mean({n: asdict(s) for n, s in point.scores.items()}, shares)
+        terminal.say(f"  {scores.number(point.fitness, error)}  {what}")
+
+    what = "line" if len(corners) == 2 else "plane"
+    terminal.say(f"best of the {what} through {', '.join(corners)}, on the {ready.split} split", "bold")
+    line(top, ", ".join(f"{n} {w:g}" for n, w in top.weights.items()))
+    known = {n: p.fitness for n, p in corners.items() if p.fitness is not None}
+    if known:
+        first = max(known, key=lambda n: known[n])
+        line(corners[first], f"{first}, the fittest of its models")
+    if {ticks[0], ticks[-1]} & {*top.at}:
+        terminal.aside("it is at the edge: analyze.margin says how far to look")

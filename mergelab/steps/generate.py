@@ -1,0 +1,230 @@
+"""generate: ask models, one or several side by side; without prompts, converse at the terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import groupby
+
+from rich.cells import cell_len
+
+from mergelab.errors import InputError, InputErrors
+from mergelab.generation import prompts, settings
+from mergelab.generation.chat import HELP, Screen, chat
+from mergelab.generation.reading import Reader, Request, reader
+from mergelab.generation.record import ENDINGS, NOTHING, Record, rate
+from mergelab.generation.speaking import Answer, Speaker, speaker
+from mergelab.report import terminal
+from mergelab.schema import Evaluation, Run
+from mergelab.steps.planning import check_settings
+from mergelab.steps.subjects import Subject, choose
+from mergelab.workspace import Workspace, read_json, short_path
+
+CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(127, 160), 0xFFFD)
+"""Characters that would steer the terminal, and what is shown for them."""
+
+TOLD = 3
+"""Prompts that are named where models cannot take them; of others only the number is told."""
+
+
+def problems(run: Run) -> Iterator[tuple[str, str]]:
+    """What is wrong with the settings by themselves."""
+    return settings.problems(run.generate)
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Ask every model every prompt, or converse. What was said is in the folder as soon as it was said.
+
+    Raises:
+        InputErrors: with what is wrong with settings, models or prompts, before a weight is read.
+        StepError: where a model cannot be loaded, or fails.
+    """
+    check_settings(replace(run, eval=Evaluation(kind="none")), workspace)  # nothing is measured here
+    subjects = choose(run, read_json(workspace.result)["overrides"])
+    asked = given(run)
+    readers, requests = read(run, subjects, asked)
+    record = Record(workspace.folder, run, {s.name: s.label for s in subjects})
+    try:
+        if asked:
+            for subject, own, those in zip(subjects, readers, requests, strict=True):
+                ask(run, subject, own, those, record, alone=len(subjects) == 1)
+                workspace.event("generated", model=subject.name, answers=len(those))
+        else:
+            converse(run, subjects, readers, record)
+    except KeyboardInterrupt:
+        kept = f"interrupted; what was answered is in {short_path(record.lines)}"
+        raise KeyboardInterrupt(kept if record.answers else "") from None
+    finally:
+        record.close()
+        workspace.record({"generation": record.summary()})
+    if len(subjects) > 1 and asked:
+        side_by_side(record.answers)
+    if record.answers:
+        terminal.aside(f"kept in {short_path(record.page)} and {record.lines.name}")
+    what = _count(record.prompts, "prompt" if asked else "turn")
+    return f"{what} x {_count(len(subjects), 'model')}, {rate(record.answers):.0f} tokens/s"
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
+def given(run: Run) -> list[str]:
+    """The prompts of the configuration and its file, else the lines of a pipe; none at a terminal.
+
+    Raises:
+        InputError: where nothing is asked.
+    """
+    g = run.generate
+    if g.prompts or g.file is not None:
+        return [*g.prompts, *(prompts.of_file(g.file) if g.file is not None else [])]
+    if sys.stdin is not None and sys.stdin.isatty():
+        return []
+    try:
+        return prompts.of_pipe(sys.stdin.buffer if sys.stdin is not None else io.BytesIO())
+    except InputError as e:
+        raise InputError(
+            f"generate.prompts: it is empty, and {e}\n"
+            "Name prompts, or a file of them: generate.file=FILE. To converse, start it at a terminal."
+        ) from None
+
+
+def read(
+    run: Run, subjects: Sequence[Subject], asked: Sequence[str]
+) -> tuple[list[Reader], list[list[Request]]]:
+    """How each model reads, and what it reads of each prompt.
+
+    Raises:
+        InputErrors: with the models that cannot, and the prompts that they cannot take.
+    """
+    readers: list[Reader] = []
+    requests: list[list[Request]] = []
+    wrong: list[str] = []
+    refused: dict[str, list[str]] = {}
+    for s in subjects:
+        try:
+            trust = run.model.trust_remote_code
+            readers.append(reader(s.name, s.folder, run.generate, s.context, trust_remote_code=trust))
+        except InputError as e:
+            wrong.append(str(e))
+            continue
+        requests.append([])
+        for number, prompt in enumerate(asked, start=1):
+            try:
+                requests[-1].append(readers[-1].read([{"role": "user", "content": prompt}]))
+            except InputError as e:
+                refused.setdefault(f"prompt {number}: {e}", []).append(s.name)
+    wrong += [f"{what}: {', '.join(names)}" for what, names in [*refused.items()][:TOLD]]
+    if len(refused) > TOLD:
+        wrong.append(f"and so on, {_count(len(refused) - TOLD, 'more refusal')}")
+    if wrong:
+        raise InputErrors(wrong)
+    return readers, requests
+
+
+# ---------------------------------------------------------------- asking
+
+
+def ask(
+    run: Run, subject: Subject, own: Reader, requests: Sequence[Request], record: Record, *, alone: bool
+) -> None:
+    """Load one model, and let it answer; when this returns, its memory is free for the next.
+
+    Args:
+        alone: whether answers are shown as they are made, or wait for those of other models.
+    """
+    with terminal.waiting() as wait:
+        wait(f"loading {subject.name}")
+        voice = speaker(own, subject.folder, subject.adapter, run)
+    if alone:
+        for number, request in enumerate(requests, start=1):
+            _prompt(request.prompt)
+            answer = voice.answer(request, _write)
+            record.add(number, answer)
+            _write("\n" if answer.text else f"{NOTHING}\n")
+            _cut([answer])
+            terminal.say("")
+        return
+    with terminal.progress() as progress:
+        for number, request in enumerate(requests, start=1):
+            progress(subject.name, number - 1, len(requests))
+            record.add(number, voice.answer(request, lambda piece: None))
+
+
+def converse(run: Run, subjects: Sequence[Subject], readers: Sequence[Reader], record: Record) -> None:
+    """Load all models, and converse with them."""
+    voices: list[Speaker] = []
+    with terminal.waiting() as wait:
+        for subject, own in zip(subjects, readers, strict=True):
+            wait(f"loading {subject.name}")
+            voices.append(speaker(own, subject.folder, subject.adapter, run))
+    alone = len(voices) == 1
+    terminal.aside(f"{', '.join(v.name for v in voices)}: {HELP}")
+    if plain := [v.name for v in voices if not v.reader.templated]:
+        terminal.aside(f"Without a chat template each line is asked by itself: {', '.join(plain)}.")
+
+    def label(name: str) -> None:
+        if not alone:
+            terminal.console.out(f"{name}  ", style="dim", end="")
+
+    with suppress(ImportError):  # with it the arrow keys work; not every Python has it
+        import readline  # noqa: F401
+    chat(voices, record, Screen(_typed, label, _write, terminal.aside))
+
+
+def _typed() -> str:
+    """A line from the terminal; what ends it otherwise leaves the cursor at the beginning of one."""
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        terminal.say("")
+        raise
+
+
+# ---------------------------------------------------------------- showing
+
+
+def shown(text: str) -> str:
+    """A model's text as a terminal may have it: what would steer the terminal is made visible."""
+    return text.translate(CONTROLS)
+
+
+def _write(piece: str) -> None:
+    terminal.console.out(shown(piece), end="")
+
+
+def _prompt(prompt: str) -> None:
+    terminal.console.out("\n".join(f"> {line}" for line in shown(prompt).split("\n")), style="bold")
+
+
+def _cut(answers: Sequence[Answer]) -> None:
+    """Tell of answers that the models did not end by themselves."""
+    for ended, told in ENDINGS.items():
+        cut = [a.model for a in answers if a.ended == ended]
+        if told and cut:
+            who = ", ".join(f"{_count(cut.count(name), 'answer')} of {name}" for name in dict.fromkeys(cut))
+            terminal.aside(f"{told}: {who}")
+
+
+def side_by_side(answers: Sequence[Answer]) -> None:
+    """Answers of several models: in one table where that fits the terminal, else a block for each prompt.
+
+    Args:
+        answers: of all models in turn, each to all prompts in the same order.
+    """
+    models = {name: [*own] for name, own in groupby(answers, key=lambda a: a.model)}
+    asked = [shown(a.request.prompt) for a in next(iter(models.values()))]
+    said = list(zip(*([shown(a.text) or NOTHING for a in own] for own in models.values()), strict=True))
+    rows = [[prompt, *texts] for prompt, texts in zip(asked, said, strict=True)]
+    widths = [max(map(cell_len, column)) + 2 for column in zip(["", *models], *rows, strict=True)]
+    if sum(widths) <= terminal.console.width and not any("\n" in cell for row in rows for cell in row):
+        terminal.table("", ["", *models], rows)
+    else:
+        for prompt, texts in zip(asked, said, strict=True):
+            _prompt(prompt)
+            terminal.table("", ["", ""], [list(pair) for pair in zip(models, texts, strict=True)])
+            terminal.say("")
+    _cut(answers)

@@ -1,0 +1,186 @@
+"""publish: put a finished model, once it has passed its check, into a repository of the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mergelab.errors import InputError, StepError
+from mergelab.hub import client
+from mergelab.hub.upload import Item, Target, check_login, items, look, stale, upload
+from mergelab.preflight.resources import human
+from mergelab.report import terminal
+from mergelab.schema import Run
+from mergelab.steps import check, planning
+from mergelab.workspace import Workspace, finished_model, read_memo
+
+CARD = "README.md"
+SHOWN = ("library_name", "license", "base_model", "tags", "language")
+"""Keys of a card's front matter that are shown."""
+
+
+def problems(run: Run) -> Iterable[tuple[str, str]]:
+    """What is wrong with the settings, and with what they name."""
+    yield from _repo_problems(run.publish.repo)
+    branch = run.publish.revision
+    if branch is not None and (not branch.strip() or re.fullmatch("[0-9a-f]{40}", branch)):
+        yield "publish.revision", f"'{branch}' is no branch; null is main"
+    if run.publish.message is not None and not run.publish.message.strip():
+        yield "publish.message", "it is empty; null writes one"
+    if run.publish.path is None:
+        yield "publish.path", "it is not set; name a model's folder, or that of the run that made it"
+        return
+    try:
+        folder = finished_model(run.publish.path, "publish.path")
+    except InputError as e:
+        yield "publish.path", str(e).removeprefix("publish.path: ")
+        return
+    yield from _run_problems(Path(run.publish.path).expanduser(), folder)
+    yield from _card_problems(folder / CARD)
+
+
+def _repo_problems(repo: str | None) -> Iterator[tuple[str, str]]:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
+
+    key = "publish.repo"
+    if repo is None:
+        yield key, "it is not set; say where it goes, as owner/name"
+    elif repo.count("/") != 1:
+        yield key, f"'{repo}' is not written as owner/name"
+    else:
+        try:
+            validate_repo_id(repo)
+        except HFValidationError as e:
+            yield key, str(e)
+
+
+def _run_problems(named: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """A run that has not finished is not what its model was meant to be."""
+    if named.resolve() == folder:
+        return
+    made = read_memo(named / "result.json")
+    if made.get("status", "done") != "done":
+        failed = made.get("error") or {}
+        where = f" at {failed['step']}" if failed.get("step") else ""
+        message = f"{named} holds a run that is {made['status']}{where}; finish it, or name {folder} itself"
+        yield "publish.path", message
+
+
+def _card_problems(path: Path) -> Iterator[tuple[str, str]]:
+    if not path.is_file():
+        message = f"{path.parent} has no card, {CARD}; write what it was made from, how, and its licence"
+        yield "publish.path", message
+        return
+    try:
+        _card(path)
+    except ValueError as e:
+        reason = " ".join(str(e).split())
+        yield "publish.path", f"the front matter of {path} cannot be read: {reason}"
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """The front matter of a model card. Raises ValueError where it is not sound."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        with client.quiet():
+            return dict(ModelCard.load(path).data.to_dict())
+    except yaml.YAMLError as e:
+        raise ValueError(str(e)) from e
+
+
+def execute(run: Run, workspace: Workspace) -> str:
+    """Show what would go, check the model, and send it.
+
+    Raises:
+        InputErrors: for what can be known before the check.
+        StepError: when the model is not sound, or the hub refuses.
+    """
+    # Nothing is measured, so whatever the composition would measure need not be there.
+    planning.check_settings(replace(run, eval=replace(run.eval, kind="none", tasks=[], text=None)), workspace)
+    settings = run.publish
+    folder = finished_model(str(settings.path), "publish.path")
+    going = items(folder)
+    target, unasked = _target(run)
+    if not settings.dry_run:
+        if unasked:
+            raise InputError(f"publish.repo: {unasked}")
+        check_login(target)
+    show(run, going, target, unasked, _card(folder / CARD))
+    if target.there and not target.private and settings.private:
+        terminal.finding(
+            "warning", f"{target.repo} is there and public: whoever likes can read what goes there"
+        )
+    size = sum(i.size for i in going)
+    if settings.dry_run:
+        return f"{len(going)} files, {human(size)}; nothing was sent"
+    if run.hardware.slurm is not None:  # this is not the node of which hardware.device speaks
+        run = replace(run, hardware=replace(run.hardware, device="cpu"))
+    report = check.look(folder, run, {})
+    workspace.record({"check": report.json(), "model": str(folder)})
+    if report.problems:
+        raise StepError(f"{folder} is not sound, and was not sent: " + "; ".join(report.problems))
+    message = settings.message or f"{folder.name}, by mergelab"
+    with terminal.progress(nbytes=True) as progress:
+        commit = upload(going, target, private=settings.private, message=message, progress=progress)
+    url = _url(target)
+    told = {"repo": target.repo, "revision": settings.revision, "commit": commit, "url": url}
+    workspace.record({"published": {**told, "files": len(going), "bytes": size}})
+    terminal.command(url)
+    if commit == target.head:
+        return f"{target.repo} has this very model already, at {commit[:12]}"
+    return f"{len(going)} files, {human(size)}, to {target.repo} at {commit[:12]}"
+
+
+def _target(run: Run) -> tuple[Target, str]:
+    """The repository as it is, and why it could not be asked, if so."""
+    repo, branch = str(run.publish.repo), run.publish.revision
+    try:
+        return look(repo, branch), ""
+    except Exception as e:
+        if not client.is_traffic(e):
+            raise
+        return Target(repo, branch, None), client.line(e)
+
+
+def _url(target: Target) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{target.repo}" + (f"/tree/{target.branch}" if target.branch else "")
+
+
+def show(run: Run, going: list[Item], target: Target, unasked: str, card: dict[str, Any]) -> None:
+    """The files, where they go, and what the card says."""
+    rows = [[i.name, human(i.size)] for i in going]
+    rows.append(["in all", human(sum(i.size for i in going))])
+    terminal.table("files", ["", ""], rows, texts=1)
+    terminal.console.print()
+    terminal.table("to", ["", ""], [["repository", _url(target)], *_state(run, going, target, unasked)])
+    terminal.console.print()
+    said = [[k, ", ".join(v) if isinstance(v, list) else str(v)] for k in SHOWN if (v := card.get(k))]
+    if not card.get("license"):
+        said.append(["license", "none named"])
+    terminal.table(f"card ({CARD})", ["", ""], said)
+    terminal.console.print()
+
+
+def _state(run: Run, going: list[Item], target: Target, unasked: str) -> Iterator[list[str]]:
+    if target.there is None:
+        yield ["", f"whether it is there could not be asked: {unasked}"]
+    elif not target.there:
+        yield ["", f"not there, or not to be seen; it would be made {_visible(run.publish.private)}"]
+    else:
+        yield ["", f"is there, {_visible(target.private)}, at {str(target.head)[:12]}"]
+    if target.branch and not target.has_branch and target.there is not None:
+        yield ["branch", f"{target.branch}, which would be made"]
+    if gone := stale(going, target):
+        yield ["removed", f"{', '.join(gone)}: of another model"]
+
+
+def _visible(private: bool) -> str:
+    return "private" if private else "public"
