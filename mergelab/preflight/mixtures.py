@@ -113,6 +113,7 @@ def compose(
 
 def _unknown(run: Run) -> Iterator[Finding]:
     """Names of parameters that a mixture does not take."""
+    given: list[tuple[str, dict[str, Any], tuple[str, ...]]]
     given = [("method.parameters", run.method.parameters, PARAMETERS)]
     given += [(f"experts.{n}.parameters", e.parameters, OF_EXPERT) for n, e in run.experts.items()]
     for where, parameters, known in given:
