@@ -422,6 +422,19 @@ def test_an_adapter_of_full_rank_merges_as_its_expert(family: Any, mergelab: Com
     assert ours.result["metrics"]["merged"] == theirs.result["metrics"]["merged"]
 
 
+def test_an_adapter_is_measured_as_its_expert(family: Any, mergelab: Command, tmp_path: Path) -> None:
+    adapter = extracted(mergelab("job=extract", "extract.model=math", "extract.rank=64"))
+    base = family.checkpoint("base")
+    asked = ["job=evaluate", "experts=math_code", "eval.limit=32", "eval.cache=false"]
+    out = mergelab(*asked, f"experts.math.path={base}+{adapter}")
+    assert out.status == 0, out.err
+    found = {n: m["validation"]["math"]["value"] for n, m in out.result["metrics"].items()}
+    assert found["math"] > 0.8 > 0.5 > found["base"]
+    out = mergelab(*asked, f"experts.math.path={base}+{adapter}", "hardware.quantize=int8")
+    assert out.status == 0, out.err
+    assert "not math: adapters" in " ".join(out.out.split()) and "math" not in out.result["metrics"]
+
+
 def test_an_adapter_of_low_rank_brings_its_recorded_error(family: Any, mergelab: Command) -> None:
     outcome = mergelab("job=extract", "extract.model=math", "extract.rank=4")
     adapter, base = extracted(outcome), family.checkpoint("base")

@@ -11,10 +11,13 @@ from mergelab.evaluation.quiet import quiet
 from mergelab.schema import Hardware
 
 
-def load(path: Path, hardware: Hardware, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load(
+    path: Path, hardware: Hardware, *, adapter: Path | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """The causal language model and the tokenizer in a folder, on `hardware.device`.
 
-    In the dtype of its files, or quantised as `hardware.quantize` says. Code that comes with a model
+    In the dtype of its files, or quantised as `hardware.quantize` says, with the LoRA in the folder
+    `adapter` in its modules where there is one (not quantised on a CPU). Code that comes with a model
     runs only where `trust_remote_code` allows it.
 
     Raises StepError if transformers cannot load it, or if weights are missing, which transformers
@@ -42,6 +45,8 @@ def load(path: Path, hardware: Hardware, *, trust_remote_code: bool = False) -> 
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise StepError(f"{path} lacks the weights {', '.join(missing[:3])}{more}")
+    if adapter is not None:
+        model = _adapted(model, adapter)
     if by_library:  # it is where it shall be, and does not like to be moved
         return model.eval(), tokenizer
     if hardware.quantize != "none":
@@ -54,6 +59,25 @@ def load(path: Path, hardware: Hardware, *, trust_remote_code: bool = False) -> 
         raise StepError(
             f"{path} does not go to hardware.device={hardware.device}: {results.gist(error)}"
         ) from error
+
+
+def _adapted(model: Any, adapter: Path) -> Any:
+    """The model with the LoRA in its modules."""
+    from peft import PeftConfig, PeftModel
+
+    try:
+        with quiet():
+            config = PeftConfig.from_pretrained(str(adapter))
+            config.inference_mode = True
+            wrapped = PeftModel(model, config)
+            found = wrapped.load_adapter(str(adapter), "default")
+    except Exception as e:  # peft raises every kind
+        raise StepError(f"the adapter {adapter} does not fit its base: {results.gist(e)}") from e
+    if odd := [*found.missing_keys, *found.unexpected_keys]:
+        raise StepError(
+            f"the adapter {adapter} does not fit its base: {len(odd)} weights have no match, as {odd[0]}"
+        )
+    return wrapped.get_base_model().eval()
 
 
 def _bitsandbytes(hardware: Hardware) -> dict[str, Any]:

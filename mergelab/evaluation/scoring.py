@@ -71,12 +71,14 @@ class Evaluator:
         path: Path,
         measures: Sequence[Measure],
         *,
+        adapter: Path | None = None,
         fingerprint: str | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Score]:
         """Scores by measure name of the model in a folder, those known already from the cache.
 
-        `fingerprint` is a hash of the model's content; without one the cache is not used. The model
+        `adapter` is the folder of a LoRA to put into it (backend hf). `fingerprint` is a hash of the
+        content of both; without one the cache is not used. The model
         is loaded once, and not at all where every score is known; tasks are built before it is,
         so that what is wrong with one shows first.
 
@@ -90,13 +92,13 @@ class Evaluator:
         todo = [measure for measure in measures if measure.name not in scores]
         if todo:
             self.build(todo)
-            scores |= self._evaluate(path, todo, progress)
+            scores |= self._evaluate(path, adapter, todo, progress)
             for measure in todo:
                 self._keep(fingerprint, measure, scores[measure.name])
         return {measure.name: scores[measure.name] for measure in measures}
 
     def _evaluate(
-        self, path: Path, measures: Sequence[Measure], progress: Progress | None
+        self, path: Path, adapter: Path | None, measures: Sequence[Measure], progress: Progress | None
     ) -> dict[str, Score]:
         """Scores of the model in a folder, whose tasks are built, asked through `eval.backend`."""
         if self.settings.backend == "vllm":
@@ -111,7 +113,9 @@ class Evaluator:
             ) as lm:
                 self._check_template(lm.tokenizer)
                 return {m.name: self._score(lm, m, progress) for m in measures}
-        model, tokenizer = load(path, self.hardware, trust_remote_code=self.trust_remote_code)
+        model, tokenizer = load(
+            path, self.hardware, adapter=adapter, trust_remote_code=self.trust_remote_code
+        )
         return self.score(model, tokenizer, measures, progress=progress)
 
     def build(self, measures: Sequence[Measure]) -> None:

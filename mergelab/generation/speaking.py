@@ -133,24 +133,5 @@ def speaker(reader: Reader, folder: Path, adapter: Path | None, run: Run) -> Spe
     Raises:
         StepError: where it cannot be loaded, or the adapter does not fit it.
     """
-    model, _ = load(folder, run.hardware, trust_remote_code=run.model.trust_remote_code)
-    return Speaker(reader, _adapted(model, adapter) if adapter else model, run)
-
-
-def _adapted(model: Any, adapter: Path) -> Any:
-    """The model with the LoRA in its modules."""
-    from peft import PeftConfig, PeftModel
-
-    try:
-        with quiet():
-            config = PeftConfig.from_pretrained(str(adapter))
-            config.inference_mode = True
-            wrapped = PeftModel(model, config)
-            found = wrapped.load_adapter(str(adapter), "default")
-    except Exception as e:
-        raise StepError(f"the adapter {adapter} does not fit its base: {gist(e)}") from e
-    if odd := [*found.missing_keys, *found.unexpected_keys]:
-        raise StepError(
-            f"the adapter {adapter} does not fit its base: {len(odd)} weights have no match, as {odd[0]}"
-        )
-    return wrapped.get_base_model().eval()
+    model, _ = load(folder, run.hardware, adapter=adapter, trust_remote_code=run.model.trust_remote_code)
+    return Speaker(reader, model, run)

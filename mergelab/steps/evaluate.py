@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from mergelab import evaluation, identity, zoo
 from mergelab.report import scores as table
@@ -28,12 +29,15 @@ def execute(run: Run, workspace: Workspace) -> str:
     bench = evaluator(run)
     metrics: dict[str, dict[str, dict[str, object]]] = {}
     with terminal.progress() as progress:
-        for n, (name, folder) in enumerate(subjects.items(), start=1):
-            content = identity.digest(hashes(folder, progress))
+        for n, (name, (folder, adapter)) in enumerate(subjects.items(), start=1):
+            parts = [hashes(f, progress) for f in (folder, adapter) if f is not None]
+            content = identity.digest(parts[0] if adapter is None else parts)
             splits = SPLITS if name == MERGED else SPLITS[:1]
             # One list for all splits, so that the model is loaded once.
             wanted = [replace(m, name=f"{s} {m.name}") for s in splits for m in measured[s]]
-            found = bench.evaluate(folder, wanted, fingerprint=content, progress=_bar(progress, name))
+            found = bench.evaluate(
+                folder, wanted, adapter=adapter, fingerprint=content, progress=_bar(progress, name)
+            )
             metrics[name] = {}
             for split in splits:
                 scores = {m.name: found[f"{split} {m.name}"] for m in measured[split]}
@@ -46,7 +50,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     shares = {m.name: m.share for m in measured["validation"]}
     how = {"quantize": run.hardware.quantize, "backend": run.eval.backend}
     workspace.record({"metrics": metrics, "shares": shares, "measured": how})
-    apart = [m["name"] for m in read_json(workspace.plan)["models"] if m["adapter"] and run.eval.baselines]
+    apart = [m["name"] for m in parents(run, workspace) if m["name"] not in subjects]
     unmeasured = f"; not {', '.join(apart)}: adapters" if apart else ""
     return f"{len(subjects)} models on {', '.join(shares)}{table.how(how)}{unmeasured}"
 
@@ -55,15 +59,23 @@ def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:
     return lambda what, done, total: progress(f"{model}: {what}", done, total)
 
 
-def models(run: Run, workspace: Workspace) -> dict[str, Path]:
-    """The folders to measure, by the name of their row; preflight has looked at evaluate.path."""
-    out: dict[str, Path] = {}
+def parents(run: Run, workspace: Workspace) -> list[dict[str, Any]]:
+    """The models of the plan that are here and shall be measured beside what was made of them."""
+    return [m for m in read_json(workspace.plan)["models"] if m["folder"]] if run.eval.baselines else []
+
+
+def models(run: Run, workspace: Workspace) -> dict[str, tuple[Path, Path | None]]:
+    """What to measure, by the name of its row: the folder of a model, and that of the LoRA that goes into
+    it. Preflight has looked at evaluate.path. vLLM and int8 on a CPU take no LoRA."""
+    out: dict[str, tuple[Path, Path | None]] = {}
     if run.evaluate.path:
-        out[MERGED] = finished_model(run.evaluate.path, "evaluate.path")
+        out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None
     elif "merge" in run.job.steps:
-        out[MERGED] = workspace.model
-    if run.eval.baselines:
-        for m in read_json(workspace.plan)["models"]:
-            if m["folder"] and not m["adapter"]:
-                out[m["name"]] = Path(m["folder"])
+        out[MERGED] = workspace.model, None
+    whole_only = run.eval.backend != "hf" or (
+        run.hardware.quantize != "none" and run.hardware.device == "cpu"
+    )
+    for m in parents(run, workspace):
+        if not (m["adapter"] and whole_only):
+            out[m["name"]] = Path(m["folder"]), Path(m["adapter"]) if m["adapter"] else None
     return out

@@ -26,7 +26,7 @@ RANDOM = ("random", "uniform_random")
 
 def applies(run: Run, workspace: Workspace) -> bool:
     """Whether the run's model is a mixture of experts, and there are prompts to follow through it."""
-    folder = models(run, workspace).get(MERGED)
+    folder, _ = models(run, workspace).get(MERGED, (None, None))
     if folder is None or routing.experts_in(read_memo(folder / "config.json")) < 2:
         return False
     return _asks_tasks(run) or bool(_experts(run, workspace, folder)[1])
@@ -41,7 +41,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     Raises:
         StepError: when the model cannot be loaded or run.
     """
-    folder = models(run, workspace)[MERGED]
+    folder, _ = models(run, workspace)[MERGED]
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in routing.MODEL_TYPES:
         return f"not told of a {kind}, only of {', '.join(routing.MODEL_TYPES)}"
