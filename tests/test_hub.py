@@ -115,7 +115,8 @@ FIVE = [
 ]  # fmt: skip
 
 REASONS = [
-    f"model.base: not on this machine yet: org/there Fetch first: hf download org/there --revision {COMMIT}",
+    "model.base: not on this machine yet: org/there Fetch first, all at once by the same command with "
+    f"job=fetch, or: hf download org/there --revision {COMMIT}",
     "experts.math: org/gated is gated, and this login has no access Accept the licence on the model's page "
     "at the hub, then `hf auth login`, and: hf download org/gated",
     "experts.code: there is no such folder, and the hub has no org/missing, or keeps it private Check the",

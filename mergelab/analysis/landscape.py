@@ -14,7 +14,7 @@ from mergelab.analysis.plane import BASE, At, Span
 from mergelab.errors import InputErrors
 from mergelab.evaluation import Evaluator, Measure, Score
 from mergelab.evaluation.scoring import SMALL
-from mergelab.preflight import assembly, engines, methods
+from mergelab.preflight import assembly, engines, methods, reads_file
 from mergelab.preflight.checkpoint import Facts
 from mergelab.schema import Method, Run
 
@@ -126,6 +126,34 @@ class Landscape:
         }
         run = replace(self._run, method=METHOD, experts=experts)
         return recipes.build(run, self._references, methods.takes(self._method), self._base.dtype)
+
+
+def untold(run: Run) -> str | None:
+    """Why there is no landscape, as far as the run's settings tell; None where there is one."""
+    if not run.analyze.landscape:
+        return "analyze.landscape=false"
+    if reads_file(run):
+        return f"method={run.method.name} has a file in the place of experts"
+    reported = evaluation.measures(run, "validation")
+    if not reported and not evaluation.measures(run, "search"):
+        return "nothing is measured (eval=none)"
+    if not measured(run)[0]:
+        names = ", ".join(m.task for m in reported)
+        where = "eval.search_tasks" if run.eval.kind == "tasks" else "a search task for each skill"
+        return (
+            f"it would climb {names}, on which results are reported: "
+            f"name tasks over other data ({where}), or accept it: eval.allow_test_split=true"
+        )
+    return None
+
+
+def measured(run: Run) -> tuple[list[Measure], str]:
+    """What the landscape is made of, and the split that it is on: as of a search, not what results are
+    reported on, unless that is allowed, or a text that the user has chosen."""
+    found = evaluation.measures(run, "search")
+    if found or not (run.eval.allow_test_split or run.eval.kind == "perplexity"):
+        return found, "search"
+    return evaluation.measures(run, "validation"), "validation"
 
 
 def best(points: Sequence[Point]) -> Point | None:

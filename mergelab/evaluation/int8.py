@@ -44,10 +44,10 @@ class Int8Linear(nn.Module):
 def quantize(model: Any) -> None:
     """Put int8 layers in the place of a model's linear ones, one after another.
 
-    Left as they are, like in bitsandbytes: the head, which may be the embedding as well; norms; and the
-    packed experts of a mixture, which are no layers but one tensor for all of them.
+    Left as they are, like in bitsandbytes: the head, which may be the embedding as well; norms; the packed
+    experts of a mixture, which are no layers but one tensor for all of them; and the factors of a LoRA.
     """
     head = model.get_output_embeddings()
-    found = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
-    for name, layer in found:
-        model.set_submodule(name, Int8Linear(layer))
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and layer is not head and ".lora_" not in name:
+            model.set_submodule(name, Int8Linear(layer))

@@ -17,8 +17,8 @@ def load(
     """The causal language model and the tokenizer in a folder, on `hardware.device`.
 
     In the dtype of its files, or quantised as `hardware.quantize` says, with the LoRA in the folder
-    `adapter` in its modules where there is one (not quantised on a CPU). Code that comes with a model
-    runs only where `trust_remote_code` allows it.
+    `adapter` in its modules where there is one. Code that comes with a model runs only where
+    `trust_remote_code` allows it.
 
     Raises StepError if transformers cannot load it, or if weights are missing, which transformers
     would draw at random.

@@ -18,7 +18,7 @@ Answer = tuple[str, str, str]
 READY = "not-downloaded"
 """The code of what is on the hub, and may be downloaded."""
 
-FETCH = "Fetch first:"
+FETCH = "Fetch first, all at once by the same command with job=fetch, or:"
 ELSEWHERE = "On a machine with internet, then copy its cache here (or share it through HF_HOME):"
 
 SILENT = (

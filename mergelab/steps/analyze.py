@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergelab import evaluation
 from mergelab.errors import InputError, StepError, did_you_mean
 from mergelab.evaluation import Evaluator, Measure
 from mergelab.evaluation.checks import KINDS
@@ -34,10 +34,12 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
         yield "analyze.top", f"{a.top:g} is out of range; a share between 0 and 1"
     if a.points < 3:
         yield "analyze.points", f"{a.points} is out of range; at least 3"
-    if not a.margin >= 0:
+    if not 0 <= a.margin < math.inf:
         yield "analyze.margin", f"{a.margin:g} is out of range; 0 or more"
     if not a.models or run.eval.kind not in KINDS:
         return
+    from mergelab.analysis.landscape import untold
+
     if reason := untold(run):
         yield "analyze.models", f"it has no effect, for {reason}"
         return
@@ -49,34 +51,6 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
         yield "analyze.models", f"it names one model twice: {', '.join(a.models)}"
     if len(a.models) not in (2, 3):
         yield "analyze.models", f"it names {len(a.models)}; two models span a line, three a plane"
-
-
-def untold(run: Run) -> str | None:
-    """Why there is no landscape, as far as the run's settings tell; None where there is one."""
-    if not run.analyze.landscape:
-        return "analyze.landscape=false"
-    if reads_file(run):
-        return f"method={run.method.name} has a file in the place of experts"
-    reported = evaluation.measures(run, "validation")
-    if not reported and not evaluation.measures(run, "search"):
-        return "nothing is measured (eval=none)"
-    if not measured(run)[0]:
-        names = ", ".join(m.task for m in reported)
-        where = "eval.search_tasks" if run.eval.kind == "tasks" else "a search task for each skill"
-        return (
-            f"it would climb {names}, on which results are reported: "
-            f"name tasks over other data ({where}), or accept it: eval.allow_test_split=true"
-        )
-    return None
-
-
-def measured(run: Run) -> tuple[list[Measure], str]:
-    """What the landscape is made of, and the split that it is on: as of a search, not what results are
-    reported on, unless that is allowed, or a text that the user has chosen."""
-    found = evaluation.measures(run, "search")
-    if found or not (run.eval.allow_test_split or run.eval.kind == "perplexity"):
-        return found, "search"
-    return evaluation.measures(run, "validation"), "validation"
 
 
 def execute(run: Run, workspace: Workspace) -> str:
@@ -129,6 +103,11 @@ class Subjects:
         """All but the base."""
         return [n for n in self.folders if n != BASE]
 
+    @property
+    def comparable(self) -> bool:
+        """Whether there is a base, and an expert besides."""
+        return BASE in self.folders and bool(self.experts)
+
     def facts(self) -> dict[str, Facts]:
         """Their headers, by name."""
         return {n: checkpoint.weights(folder) for n, folder in self.folders.items()}
@@ -149,7 +128,7 @@ def compared(
 
     if subjects.adapted:
         terminal.aside(f"left out, for they have an adapter: {', '.join(subjects.adapted)}")
-    if BASE not in subjects.folders or not subjects.experts:
+    if not subjects.comparable:
         terminal.aside("distances are those of experts from their base, and there is no such pair")
         return None
     facts = subjects.facts()
@@ -181,13 +160,15 @@ def prepare(run: Run, subjects: Subjects) -> Prepared | None:
     Raises:
         InputError: for a model that cannot take part, and data that are not here.
     """
+    from mergelab.analysis.landscape import Landscape, Unmergeable, measured, untold
+    from mergelab.analysis.plane import Span
+
     if reason := untold(run):
         if run.analyze.landscape:
             terminal.aside(f"no landscape, for {reason}")
         return None
-    from mergelab.analysis.landscape import Landscape, Unmergeable
-    from mergelab.analysis.plane import Span
-
+    if not subjects.comparable:
+        return None
     names = run.analyze.models or _usual(subjects.experts)
     if lacking := [n for n in names if n not in subjects.folders]:
         raise InputError(f"analyze.models: {', '.join(lacking)} has an adapter, and cannot span a landscape")
@@ -226,7 +207,7 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
     Returns:
         what the picture shows in the place of words (see `report.analysis.files`).
     Raises:
-        InputError: where the models span nothing.
+        InputError: where models that were named span nothing.
         StepError: where none of them gives usable numbers.
     """
     from mergelab.analysis.landscape import best, overrides
@@ -238,7 +219,10 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
     try:
         spots = span.spots(comparison.whole.dots, comparison.experts)
     except ValueError as e:
-        raise InputError(f"analyze.models: {e}") from e
+        if a.models:
+            raise InputError(f"analyze.models: {e}") from e
+        terminal.aside(f"no landscape, for {e}")
+        return {}
     places = span.grid(a.points, a.margin)
     points: list[Point] = []
     with terminal.progress() as progress:

@@ -49,7 +49,8 @@ def execute(run: Run, workspace: Workspace) -> str:
             workspace.event("evaluated", model=name, done=n, of=len(subjects))
     shares = {m.name: m.share for m in measured["validation"]}
     how = {"quantize": run.hardware.quantize, "backend": run.eval.backend}
-    workspace.record({"metrics": metrics, "shares": shares, "measured": how})
+    unusual = {"measured": how} if table.how(how) else {}
+    workspace.record({"metrics": metrics, "shares": shares, **unusual})
     apart = [m["name"] for m in parents(run, workspace) if m["name"] not in subjects]
     unmeasured = f"; not {', '.join(apart)}: adapters" if apart else ""
     return f"{len(subjects)} models on {', '.join(shares)}{table.how(how)}{unmeasured}"
@@ -66,16 +67,13 @@ def parents(run: Run, workspace: Workspace) -> list[dict[str, Any]]:
 
 def models(run: Run, workspace: Workspace) -> dict[str, tuple[Path, Path | None]]:
     """What to measure, by the name of its row: the folder of a model, and that of the LoRA that goes into
-    it. Preflight has looked at evaluate.path. vLLM and int8 on a CPU take no LoRA."""
+    it. Preflight has looked at evaluate.path. vLLM takes no LoRA here."""
     out: dict[str, tuple[Path, Path | None]] = {}
     if run.evaluate.path:
         out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None
     elif "merge" in run.job.steps:
         out[MERGED] = workspace.model, None
-    whole_only = run.eval.backend != "hf" or (
-        run.hardware.quantize != "none" and run.hardware.device == "cpu"
-    )
     for m in parents(run, workspace):
-        if not (m["adapter"] and whole_only):
+        if not m["adapter"] or run.eval.backend == "hf":
             out[m["name"]] = Path(m["folder"]), Path(m["adapter"]) if m["adapter"] else None
     return out
