@@ -82,7 +82,7 @@ class Resident:
             StepError: where the method has no answer for a tensor.
         """
         work = sorted((o for o in outputs if o.name in self._targets), key=lambda o: -o.nbytes)
-        queue = _drawn(work)
+        queue = _Queue(work)
         workers = fast.workers(self.hardware, max(len(o.inputs) for o in work), dtype)
         if self.hardware.device != "cpu":
             workers = [self.hardware.device]
@@ -154,15 +154,19 @@ def _room(hardware: Hardware) -> int:
     return int(free * (1 - RESERVE)) // -(-hardware.workers // devices)
 
 
-def _drawn(items: Sequence[Output]) -> Iterator[Output]:
-    """An iterator that several threads may draw from."""
-    lock, rest = threading.Lock(), iter(items)
-    while True:
-        with lock:
-            item = next(rest, None)
-        if item is None:
-            return
-        yield item
+class _Queue:
+    """What is left of a sequence, for several threads that draw from it. (A generator may not be asked
+    by one while another waits in it.)"""
+
+    def __init__(self, items: Sequence[Output]):
+        self._lock, self._rest = threading.Lock(), iter(items)
+
+    def __iter__(self) -> Iterator[Output]:
+        return self
+
+    def __next__(self) -> Output:
+        with self._lock:
+            return next(self._rest)
 
 
 def _live(donor: Path, outputs: Sequence[Output], template: str | None, device: str) -> tuple[Any, Any]:

@@ -67,13 +67,16 @@ def parents(run: Run, workspace: Workspace) -> list[dict[str, Any]]:
 
 def models(run: Run, workspace: Workspace) -> dict[str, tuple[Path, Path | None]]:
     """What to measure, by the name of its row: the folder of a model, and that of the LoRA that goes into
-    it. Preflight has looked at evaluate.path. vLLM takes no LoRA here."""
+    it. Preflight has looked at evaluate.path. vLLM and int8 on a CPU take no LoRA."""
     out: dict[str, tuple[Path, Path | None]] = {}
     if run.evaluate.path:
         out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None
     elif "merge" in run.job.steps:
         out[MERGED] = workspace.model, None
+    whole_only = run.eval.backend != "hf" or (
+        run.hardware.quantize != "none" and run.hardware.device == "cpu"
+    )
     for m in parents(run, workspace):
-        if not m["adapter"] or run.eval.backend == "hf":
+        if not (m["adapter"] and whole_only):
             out[m["name"]] = Path(m["folder"]), Path(m["adapter"]) if m["adapter"] else None
     return out

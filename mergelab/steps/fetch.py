@@ -58,8 +58,9 @@ def execute(run: Run, workspace: Workspace) -> str:
         _tell_pins(run, plan.models)
         if tasks:
             terminal.aside(f"The data of {', '.join(tasks)} would be read, too.")
-        refused = sum(f.severity == "error" for f in findings)
-        return f"{human(plan.left)} to download{', if all could be had' if refused else ''}; nothing was"
+        refused = any(f.severity == "error" for f in findings)
+        known = f"{human(plan.left)} to download" if plan.left or not refused else "how much is not known"
+        return f"{known}{', if all could be had' if plan.left and refused else ''}; nothing was downloaded"
     stop_on_errors(findings)
     fetched = list(_fetched(plan.wanted))
     with terminal.progress(nbytes=True) as progress:

@@ -66,7 +66,7 @@ def by_layer(compared: Compared, say: Say) -> Figure:
     axes = figure.add_subplot(grid[0])
     for i, name in enumerate(_names(compared, say)):
         axes.plot(layers, [p.relative[i] for p in lengths], **_look(i, len(layers)), label=name)
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
     axes.set_title("norm of the task vector, as a share of the base's (without norms and biases)")
     _beside(axes)
     _layers(axes, layers)
@@ -104,12 +104,12 @@ def by_kind(compared: Compared, say: Say) -> Figure:
     axes = figure.add_subplot(grid[0])
     at = range(len(kinds))
     for i, name in enumerate(_names(compared, say)):
-        look = _look(i, 1) | {"ls": "none"}
+        look = _look(i, 1) | {"ls": "none", "clip_on": False, "zorder": 3}
         axes.plot([p.relative[i] for p in found], at, **look, label=name)
     axes.set_yticks(at, [say(k) for k in kinds], color=INK)
     axes.set_ylim(len(kinds) - 0.5, -0.5)
-    axes.set_xlim(0, None)
-    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 1.08 * axes.dataLim.x1 or 1)
+    axes.tick_params(axis="y", length=0, pad=9)  # room for markers at zero
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_title("norm, as a share of the base's")
     figure.legend(loc="outside upper left", ncols=8, handletextpad=0.2, columnspacing=1.0)
