@@ -36,7 +36,9 @@ from mergelab.preflight import methods
 from mergelab.preflight.resources import available_processors, human
 
 DEFAULT = ["linear", "slerp", "task_arithmetic", "dare_ties", "ties", "della", "sce", "breadcrumbs"]
-ALL = sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem not in ("mergekit", "moe"))
+ALL = sorted(
+    p.stem for p in (CONF / "method").glob("*.yaml") if p.stem not in ("mergekit", "mergekit_moe", "moe")
+)
 HARDWARE = sorted(p.stem for p in (CONF / "hardware").glob("*.yaml"))
 
 EXPERTS = {"slerp": 2, "nuslerp": 2, "nearswap": 2, "arcee_fusion": 2, "passthrough": 1}

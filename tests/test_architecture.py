@@ -14,7 +14,7 @@ from mergelab.main import CONF
 from mergelab.preflight import architecture
 
 FAMILIES = {
-    p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in (Path(CONF) / "model").glob("*.yaml")
+    p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in (Path(CONF) / "model").glob("[!_]*.yaml")
 }
 DESCRIBED = sorted(name for name, content in FAMILIES.items() if "architecture" in content)
 

@@ -169,7 +169,7 @@ ELSEWHERE = [
     ("check nothing", "job=check check.path=/nowhere", ["check.path", "/nowhere"]),
     ("check in vain", "check.path=/tmp", ["check.path", "job=merge does not look at it", "job=check"]),
     ("evaluate nothing", "job=evaluate evaluate.path=/nowhere", ["evaluate.path", "/nowhere is no folder"]),
-    ("evaluate no model", "job=evaluate evaluate.path=/etc", ["evaluate.path", "/etc has no config.json"]),
+    ("evaluate no model", "job=evaluate evaluate.path=/etc", ["evaluate.path", "/etc is neither a model's"]),
 ]  # fmt: skip
 
 ALL = {"composition": COMPOSITION, "experts": EXPERTS, "method": METHODS, "elsewhere": ELSEWHERE}

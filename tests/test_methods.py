@@ -20,7 +20,11 @@ from mergelab.merging import by_mergekit
 from mergelab.preflight import methods
 from mergelab.schema import Hardware
 
-FILES = {p.stem: p for p in sorted((CONF / "method").glob("*.yaml")) if p.stem not in ("mergekit", "moe")}
+FILES = {
+    p.stem: p
+    for p in sorted((CONF / "method").glob("*.yaml"))
+    if p.stem not in ("mergekit", "mergekit_moe", "moe")
+}
 
 EXPERTS = {
     "arcee_fusion": "math_physics",

@@ -125,7 +125,7 @@ def locate(name: str, place: str, path: str, revision: str | None, zoo: Zoo) -> 
 def _check_adapter(adapter: Path, place: str) -> list[Finding]:
     if (adapter / "adapter_model.bin").exists() and not (adapter / "adapter_model.safetensors").exists():
         message = f"{adapter} holds only pickled weights (adapter_model.bin), which can run code"
-        return [error("pickled", place, message, "Convert them: load with peft and save_pretrained.")]
+        return [error("pickled-adapter", place, message, "Convert them: load with peft and save_pretrained.")]
     wrong = [
         name for name in ("adapter_config.json", "adapter_model.safetensors") if not (adapter / name).exists()
     ]

@@ -1,0 +1,5 @@
+"""Adapters, which are not used."""
+
+
+class LoRARequest:
+    """An adapter."""
