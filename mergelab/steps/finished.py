@@ -13,7 +13,7 @@ from mergelab.preflight import checkpoint, inputs
 from mergelab.report import scores, terminal
 from mergelab.schema import Evaluation, Run
 from mergelab.steps.check import look, summary
-from mergelab.steps.planning import evaluator, family, hashes
+from mergelab.steps.planning import evaluator, family, hashes, on_this_machine
 from mergelab.workspace import Workspace, finished_model, read_memo, write_text
 
 NOISE = 8.0
@@ -33,6 +33,7 @@ def check(run: Run, workspace: Workspace) -> str:
         InputError: where there is no model.
         StepError: when it is not sound, or where its parents know language and it does not.
     """
+    run = on_this_machine(run)
     assert run.check.path is not None
     folder = finished_model(run.check.path, "check.path")
     made_of = parents(run, folder)

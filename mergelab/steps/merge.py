@@ -50,6 +50,7 @@ def _mixture(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
             hardware=run.hardware,
             seed=run.seed,
             template=run.model.chat_template,
+            trust_remote_code=run.model.trust_remote_code,
             progress=progress,
         )
     n, k = len(recipe["experts"]), recipe.get("experts_per_token", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def plan_of(
             more=other_findings(run, progress),
             there=lambda recipe: unfinished.allocated(recipe, existing(output), zoo.home()),
         )
+
+
+def on_this_machine(run: Run) -> Run:
+    """The run for work that is done where it is asked for: a cluster's `hardware.device` speaks of its
+    nodes, and its login node may have none."""
+    if run.hardware.slurm is None:
+        return run
+    return replace(run, hardware=replace(run.hardware, device="cpu"))
 
 
 def tell(plan: preflight.Plan, *severities: Severity) -> None:

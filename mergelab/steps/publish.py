@@ -119,8 +119,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     size = sum(i.size for i in going)
     if settings.dry_run:
         return f"{len(going)} files, {human(size)}; nothing was sent"
-    if run.hardware.slurm is not None:  # this is not the node of which hardware.device speaks
-        run = replace(run, hardware=replace(run.hardware, device="cpu"))
+    run = planning.on_this_machine(run)
     report = check.look(folder, run, {})
     workspace.record({"check": report.json(), "model": str(folder)})
     if report.problems:
