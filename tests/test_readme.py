@@ -1,4 +1,4 @@
-"""The README's lines on what is done before and after a merge, typed one after another as they stand there."""
+"""The README's lines on what is done before and after a merge, typed one after another."""
 
 from __future__ import annotations
 
