@@ -174,7 +174,7 @@ def build(
 
 
 def build_mixture(
-    run: Run, references: Mapping[str, str], shared: str, out_dtype: str | None
+    run: Run, references: Mapping[str, str], shared: str, architecture: str | None, out_dtype: str | None
 ) -> dict[str, Any]:
     """The mergekit-moe YAML of a typed Run, whose values are checked afterwards.
 
@@ -184,13 +184,14 @@ def build_mixture(
         run: the composed run with `method=moe`.
         references: the model reference of "base" and of every expert by name.
         shared: the name of the shared expert, or `none`.
+        architecture: as mergekit names it; None where the models' own calls for it.
         out_dtype: the dtype to write, where `hardware.dtype` leaves it to the base.
     """
     p = run.method.parameters
     recipe: dict[str, Any] = {
         "base_model": references.get("base"),
         "gate_mode": p.get("gate_mode"),
-        "architecture": p.get("architecture") or ("qwen" if shared != "none" else None),
+        "architecture": architecture,
         "dtype": run.hardware.dtype or out_dtype,
         "experts_per_token": p.get("experts_per_token"),
         "experts": [],
@@ -230,7 +231,14 @@ def dump(recipe: Mapping[str, Any]) -> str:
     """The recipe as YAML text, keys in the order that people write them."""
     import yaml
 
-    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100))
+    class Dumper(yaml.SafeDumper):
+        """A text of several lines stays on one, with its line breaks written as \\n."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump(dict(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
 def models(recipe: Mapping[str, Any]) -> list[str]:

@@ -176,6 +176,7 @@ def test_hidden_gates_do_better_than_random_ones(mergelab: Command) -> None:
     assert hidden["fitness"]["value"] > random["fitness"]["value"] + 0.1
     assert hidden["fitness"]["value"] > 0.7
     recipe = yaml.safe_load((out.folder / "0" / "recipe.yaml").read_text(encoding="utf-8"))
+    assert "architecture" not in recipe  # Qwen2 calls for it by itself
     assert any("は" in p or "の" in p for e in recipe["experts"] for p in e["positive_prompts"])
     assert recipe["shared_experts"][0]["residual_scale"] == 0.0
     for skill in ("math", "physics", "code", "japanese"):
@@ -277,8 +278,7 @@ def test_what_is_wrong_with_a_file(
 
 def test_a_search_says_why_it_cannot_evolve_a_mixture(mergelab: Command) -> None:
     out = mergelab("-m", "method=moe", "search=cma")
-    assert out.status == 2
-    assert "Traceback" not in out.err
+    assert out.status == 2 and "no weights to evolve" in out.err
 
 
 def test_plans_for_large_families(mergelab: Command) -> None:

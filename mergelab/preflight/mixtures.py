@@ -104,10 +104,13 @@ def compose(
         findings.append(error("setting", "method.parameters.shared_expert", message))
     if findings:
         return None, findings
+    own = shape.config.get("model_type") if shape else None
     if shared == "auto":
-        shared = "base" if shape and shape.config.get("model_type") == "qwen2" else "none"
+        shared = "base" if own == "qwen2" else "none"
     references = {name: s.reference for name, s in sources.items()}
-    recipe = recipes.build_mixture(run, references, shared, shape.dtype if shape else None)
+    # Of Llama and Mistral models with a shared expert mergekit would make DeepSeek's.
+    architecture = p.get("architecture") or ("qwen" if shared != "none" and own != "qwen2" else None)
+    recipe = recipes.build_mixture(run, references, shared, architecture, shape.dtype if shape else None)
     return recipe, findings
 
 

@@ -16,9 +16,10 @@ from typing import Any
 from mergelab import __version__, evaluation, identity, pulse, syncing, zoo
 from mergelab.errors import InputError, InputErrors, StepError, did_you_mean
 from mergelab.evaluation.identity import definition
-from mergelab.preflight import Plan, methods
+from mergelab.preflight import Plan, methods, reads_file
 from mergelab.preflight.findings import MAY_PASS, stop_on_errors
 from mergelab.preflight.resources import human
+from mergelab.recipe import MIXTURE
 from mergelab.report import live, terminal
 from mergelab.schema import Run
 from mergelab.search import bench, grammar, optimizer, space, steered
@@ -267,9 +268,12 @@ def _check_settings(run: Run, looking: bool) -> None:
         wrong.append(
             "search.fidelity: it ranks by one fitness, and cannot be combined with search.objectives"
         )
-    if run.method.name == "mergekit":
-        wrong.append("search: method=mergekit takes everything from its file, so nothing can evolve\n"
-                     "Compose the merge: method=ties experts=balanced")  # fmt: skip
+    if reads_file(run):
+        told = f"search: method={run.method.name} takes everything from its file, so nothing can evolve"
+        wrong.append(f"{told}\nCompose the merge: method=ties experts=balanced")
+    elif run.method.name == MIXTURE:
+        told = "search: method=moe merges nothing, so there are no weights to evolve"
+        wrong.append(f"{told}\nCompare mixtures: -m method.parameters.gate_mode=hidden,cheap_embed")
     if "merge" not in run.job.steps and not looking:
         wrong.append(f"search: job={run.job.name} merges nothing, so there is nothing to evolve")
     h = run.hardware
