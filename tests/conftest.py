@@ -25,11 +25,17 @@ PACKAGES = (Path(__file__).parent / "slurm" / "packages.txt").read_text(encoding
 """What the tests' own cluster is made of, on Debian and Ubuntu."""
 
 LONG = (
-    "test_faults.py",
-    "test_sweeps.py",
+    "test_slurm_faults.py",
+    "test_slurm_sweeps.py",
     "test_search_killed.py",
-    "test_chaos.py",
+    "test_slurm_chaos.py",
     "test_search.py",
+    "test_mixtures.py",
+    "test_analyze.py",
+    "test_readme.py",
+    "test_lora.py",
+    "test_generate.py",
+    "test_fetch.py",
     "test_search_tracking.py",
     "test_resident.py",
 )
