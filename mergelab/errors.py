@@ -5,6 +5,8 @@ Library code raises; only `mergelab.main` turns an exception into an exit status
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
@@ -47,3 +49,8 @@ def did_you_mean(word: str, choices: object) -> str:
     folded = {n.replace("-", "_").lower(): n for n in names}
     near = get_close_matches(word.replace("-", "_").lower(), folded, n=1, cutoff=0.6)
     return f" Did you mean '{folded[near[0]]}'?" if near else ""
+
+
+def none_of(value: object, choices: Collection[str]) -> str:
+    """`'x' is none of a, b, c.`, with the nearest of them."""
+    return f"'{value}' is none of {', '.join(choices)}.{did_you_mean(str(value), choices)}"

@@ -20,13 +20,13 @@ RESULT_SCHEMA = 1
 """Version of result.json; docs/result.md documents it. Raised when a key changes its meaning."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all: aside first, then renamed into place."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` whole or not at all: aside first, then renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as f:
-            f.write(text)
+        with os.fdopen(fd, "wb") as f:
+            f.write(content)
             f.flush()
             os.fsync(f.fileno())
         Path(aside).chmod(0o666 & ~umask())
@@ -35,6 +35,11 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             Path(aside).unlink()
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -74,14 +79,26 @@ def short_path(path: Path) -> str:
 
 
 def finished_model(path: str, key: str) -> Path:
-    """The folder of a finished model that `key` names, by itself or by the run that made it.
+    """`find_model` of the value of `key`.
 
     Raises:
         InputError: where there is none.
     """
+    try:
+        return find_model(path)
+    except LookupError as e:
+        raise InputError(f"{key}: {e.args[0]}") from None
+
+
+def find_model(path: str) -> Path:
+    """The folder of a finished model that a path names, by itself or by the run that made it.
+
+    Raises:
+        LookupError: where there is none, with the reason.
+    """
     folder = Path(os.path.expanduser(path)).resolve()  # noqa: PTH111 (pathlib's raises for ~nobody)
     if not folder.is_dir():
-        raise InputError(f"{key}: {folder} is no folder")
+        raise LookupError(f"{folder} is no folder")
     if (folder / "config.json").exists():
         return folder
     made = read_memo(folder / "result.json")
@@ -89,7 +106,7 @@ def finished_model(path: str, key: str) -> Path:
         if inside and (Path(inside) / "config.json").exists():
             return Path(inside)
     status = f"; its run is {made['status']}" if made.get("status") else ""
-    raise InputError(f"{key}: {folder} is neither a model's folder nor that of a run that made one{status}")
+    raise LookupError(f"{folder} is neither a model's folder nor that of a run that made one{status}")
 
 
 def hydra_value(path: Path) -> str:

@@ -139,11 +139,7 @@ def untold(run: Run) -> str | None:
         return "nothing is measured (eval=none)"
     if not measured(run)[0]:
         names = ", ".join(m.task for m in reported)
-        where = "eval.search_tasks" if run.eval.kind == "tasks" else "a search task for each skill"
-        return (
-            f"it would climb {names}, on which results are reported: "
-            f"name tasks over other data ({where}), or accept it: eval.allow_test_split=true"
-        )
+        return f"it would climb {names}, on which results are reported: {evaluation.other_data(run)}"
     return None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mergelab.evaluation.checks import check_tasks
 from mergelab.evaluation.loading import load
-from mergelab.evaluation.measures import Measure, Score, fitness, measures
+from mergelab.evaluation.measures import Measure, Score, fitness, measures, other_data
 from mergelab.evaluation.scoring import Evaluator
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "fitness",
     "load",
     "measures",
+    "other_data",
 ]

@@ -82,6 +82,12 @@ def measures(run: Run, split: str = "validation") -> list[Measure]:
     raise StepError(f"eval.kind={settings.kind}: choose skills, tasks, perplexity or none")
 
 
+def other_data(run: Run) -> str:
+    """What to do where there is nothing to climb but what results are reported on."""
+    where = "eval.search_tasks" if run.eval.kind == "tasks" else "a search task for each skill"
+    return f"name tasks over other data ({where}), or accept it: eval.allow_test_split=true"
+
+
 def fitness(scores: Mapping[str, Score], measures: Sequence[Measure]) -> float:
     """The mean of the measures' scores weighted by their shares; higher is better.
 

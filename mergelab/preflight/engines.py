@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergelab.errors import did_you_mean
+from mergelab.errors import none_of
 from mergelab.preflight import assembly, trust
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import Finding, error, note
@@ -87,8 +87,7 @@ def check(run: Run) -> Iterator[Finding]:
     for key, value, choices in (("hardware.engine", run.hardware.engine, CHOICES),
                                 ("method.rescale", run.method.rescale, RESCALES)):  # fmt: skip
         if value not in choices:
-            near = did_you_mean(value, choices)
-            yield error("setting", key, f"'{value}' is none of {', '.join(choices)}.{near}")
+            yield error("setting", key, none_of(value, choices))
     if run.hardware.devices < 0:
         yield error("setting", "hardware.devices", f"{run.hardware.devices} is out of range; 0 (all) or more")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from mergelab.errors import did_you_mean
+from mergelab.errors import none_of
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import Finding, Severity, error, note
 from mergelab.schema import Run
@@ -22,8 +22,7 @@ def check(run: Run) -> Iterator[Finding]:
     for key, value, choices in (("hardware.quantize", run.hardware.quantize, QUANTIZE),
                                 ("eval.backend", run.eval.backend, BACKENDS)):  # fmt: skip
         if value not in choices:
-            near = did_you_mean(value, choices)
-            yield error("setting", key, f"'{value}' is none of {', '.join(choices)}.{near}")
+            yield error("setting", key, none_of(value, choices))
     yield from _check_quantize(run)
     if run.eval.backend == "vllm" and run.eval.kind != "none":
         yield from _check_vllm(run)

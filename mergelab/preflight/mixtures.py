@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergelab import recipe as recipes
-from mergelab.errors import did_you_mean
+from mergelab.errors import did_you_mean, none_of
 from mergelab.preflight.checkpoint import Facts
 from mergelab.preflight.findings import Finding, error, note, warning
 from mergelab.preflight.sources import Source
 from mergelab.schema import Run
 
-METHOD, FILE_METHOD = "moe", "mergekit_moe"
+METHOD, FILE_METHOD = recipes.MIXTURE, "mergekit_moe"
 """The names of method that mean: a mixture of the composed experts, or of a mergekit-moe YAML file."""
 
 GATES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
@@ -100,8 +100,7 @@ def compose(
     shared = p.get("shared_expert", "auto")
     choices = ("auto", "none", "base", *run.experts)
     if shared not in choices:
-        message = f"'{shared}' is none of {', '.join(choices)}.{did_you_mean(str(shared), choices)}"
-        findings.append(error("setting", "method.parameters.shared_expert", message))
+        findings.append(error("setting", "method.parameters.shared_expert", none_of(shared, choices)))
     if findings:
         return None, findings
     own = shape.config.get("model_type") if shape else None
@@ -244,8 +243,7 @@ def check(
 def _check_values(recipe: Mapping[str, Any], at: Place) -> Iterator[Finding]:
     gate = recipe.get("gate_mode", GATES[0])
     if gate not in GATES:
-        message = f"'{gate}' is none of {', '.join(GATES)}.{did_you_mean(str(gate), GATES)}"
-        yield error("setting", at(("gate_mode",)), message)
+        yield error("setting", at(("gate_mode",)), none_of(gate, GATES))
     k, n = recipe.get("experts_per_token", 2), len(recipe["experts"])
     if not WHOLE[1](k) or not 1 <= k <= n:
         message = f"{k!r} of {n} experts cannot be asked for each token; 1 to {n}"
@@ -290,13 +288,6 @@ def _check_kind(recipe: Mapping[str, Any], types: Mapping[str, str | None], at: 
         if e["source_model"] not in known:
             message = "mergekit reads the shared expert only where it is the base or one of the experts"
             yield error("shared-expert", at(("shared_experts", i, "source_model")), message)
-
-
-def kind_of(recipe: Mapping[str, Any], model_type: str | None) -> Kind | None:
-    """The architecture that a sound recipe comes to."""
-    shared, asked = len(recipe.get("shared_experts") or []), str(recipe.get("architecture") or "").lower()
-    fit = (k for k in KINDS if model_type in k.of and k.shared == shared)
-    return next((k for k in fit if k.name.lower().startswith(asked)), None)
 
 
 def _check_prompts(recipe: Mapping[str, Any], at: Place) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mergelab.errors import InputError, did_you_mean
+from mergelab.errors import did_you_mean, none_of
 from mergelab.preflight import checkpoint, compare, engines, measuring, mixtures, resources, trust
 from mergelab.preflight.findings import MAY_PASS, Finding, Severity, error, warning
 from mergelab.preflight.inputs import reads_file
@@ -15,7 +15,7 @@ from mergelab.preflight.sources import Source
 from mergelab.preflight.structure import MERGEABLE
 from mergelab.recipe import PER_MODEL
 from mergelab.schema import Hardware, Run
-from mergelab.workspace import finished_model
+from mergelab.workspace import find_model
 
 SIXTY_HOURS = 3600
 """Minutes: as a bare number YAML reads 1:00:00 and more, unless they are in quotes."""
@@ -49,8 +49,7 @@ def check(run: Run, overrides: Iterable[str], lacking: Severity) -> Iterator[Fin
     h = run.hardware
     for key, value in (("hardware.dtype", h.dtype), ("hardware.compute_dtype", h.compute_dtype)):
         if value is not None and value not in MERGEABLE:
-            near = did_you_mean(value, MERGEABLE)
-            yield error("setting", key, f"'{value}' is none of {', '.join(MERGEABLE)}.{near}")
+            yield error("setting", key, none_of(value, MERGEABLE))
     if h.threads is not None and h.threads < 1:
         yield error("setting", "hardware.threads", f"{h.threads} is out of range; at least 1")
     if not 0 <= run.seed < 2**32:
@@ -186,9 +185,9 @@ def _check_finished(run: Run) -> Iterator[Finding]:
         return
     key = "evaluate.path"
     try:
-        folder = finished_model(run.evaluate.path, key)
-    except InputError as e:
-        yield error("missing", key, str(e).removeprefix(f"{key}: "))
+        folder = find_model(run.evaluate.path)
+    except LookupError as e:
+        yield error("missing", key, str(e.args[0]))
         return
     facts = checkpoint.read(folder, key, pickled=pickled_allowed(run))
     yield from facts.findings

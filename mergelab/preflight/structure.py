@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergelab.errors import InputError, did_you_mean
+from mergelab.errors import InputError, did_you_mean, none_of
 from mergelab.preflight.findings import Finding, error
 from mergelab.preflight.layout import Place
 from mergelab.recipe import models, setting
@@ -59,8 +59,7 @@ def check(recipe: Any, place: Place) -> list[Finding]:
     for k in ("dtype", "out_dtype"):
         name = str(recipe.get(k) or MERGEABLE[0]).removeprefix("torch.")
         if name not in MERGEABLE:
-            message = f"'{name}' is none of {', '.join(MERGEABLE)}.{did_you_mean(name, MERGEABLE)}"
-            out.append(error("dtype", place((k,)), message))
+            out.append(error("dtype", place((k,)), none_of(name, MERGEABLE)))
     out += _one_form(recipe, ("models", "slices", "modules"), (), place)
     out += _check_tokenizer(recipe, place)
     out += _check_models(recipe.get("models"), ("models",), place)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergelab.report import terminal
-from mergelab.workspace import write_text
+from mergelab.workspace import write_bytes, write_text
 
 if TYPE_CHECKING:  # matplotlib and numpy are not needed for the words
     import numpy as np
@@ -140,9 +140,7 @@ def write(
     write_text(folder / "routing.csv", text.getvalue())
     told = weights if _everywhere(found) else shares
     say = partial(plots.say, stand_ins=plots.stand_ins(found["tasks"], found["experts"]))
-    aside = folder / ".routing.png.partial"
-    aside.write_bytes(plots.picture(draw, found, layers, told, say))
-    aside.replace(folder / "routing.png")
+    write_bytes(folder / "routing.png", plots.picture(draw, found, layers, told, say))
 
 
 def draw(found: Mapping[str, Any], layers: Sequence[int], told: NDArray[np.float64], say: Say) -> Figure:

@@ -47,10 +47,10 @@ def search_measures(run: Run) -> list[Measure]:
         raise InputError("eval: a search needs something to climb\nChoose an evaluation: eval=skills")
     if not run.eval.allow_test_split:
         names = ", ".join(m.task for m in reported)
-        where = "eval.search_tasks" if run.eval.kind == "tasks" else "a search task for each skill"
+        remedy = evaluation.other_data(run)
         raise InputError(
             f"eval: the search would climb {names}, on which its result is reported\n"
-            f"Name tasks over other data ({where}), or accept it: eval.allow_test_split=true"
+            f"{remedy[0].upper()}{remedy[1:]}"
         )
     return reported
 

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,7 @@ class Subjects:
         """Whether there is a base, and an expert besides."""
         return BASE in self.folders and bool(self.experts)
 
+    @cached_property
     def facts(self) -> dict[str, Facts]:
         """Their headers, by name."""
         return {n: checkpoint.weights(folder) for n, folder in self.folders.items()}
@@ -131,7 +133,7 @@ def compared(
     if not subjects.comparable:
         terminal.aside("distances are those of experts from their base, and there is no such pair")
         return None
-    facts = subjects.facts()
+    facts = subjects.facts
     with terminal.progress(nbytes=True) as progress:
         found = stream.compare(
             facts[BASE], {n: facts[n] for n in subjects.experts}, hardware=run.hardware, top=top,
@@ -173,7 +175,7 @@ def prepare(run: Run, subjects: Subjects) -> Prepared | None:
     if lacking := [n for n in names if n not in subjects.folders]:
         raise InputError(f"analyze.models: {', '.join(lacking)} has an adapter, and cannot span a landscape")
     try:
-        landscape = Landscape(run, Span(tuple(names)), subjects.folders, subjects.facts())
+        landscape = Landscape(run, Span(tuple(names)), subjects.folders, subjects.facts)
     except Unmergeable as e:
         terminal.aside(f"no landscape, for its models are made in memory, and cannot be: {e}")
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from mergelab import __version__, preflight
-from mergelab.errors import InputError, did_you_mean
+from mergelab.errors import did_you_mean
 from mergelab.merging import lora
 from mergelab.merging.adapted import Part, relative_error
 from mergelab.preflight import compare, settings
@@ -26,7 +26,7 @@ from mergelab.report import scores, terminal
 from mergelab.schema import Evaluation, Expert, Extract, Method, Run
 from mergelab.steps.check import move, sync
 from mergelab.steps.planning import family, other_findings, tell
-from mergelab.workspace import Workspace, finished_model, read_json, short_path, write_text
+from mergelab.workspace import Workspace, find_model, finished_model, read_json, short_path, write_text
 
 HEADS = ["", "modules", "rank", "kept", "error"]
 WHOLE = "whole model"
@@ -44,9 +44,9 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
         yield "extract.model", f"'{e.model}' is no expert.{near} There are {', '.join(names) or 'none'}."
     elif e.path is not None:
         try:
-            finished_model(e.path, "")
-        except InputError as wrong:
-            yield "extract.path", str(wrong).removeprefix(": ")
+            find_model(e.path)
+        except LookupError as wrong:
+            yield "extract.path", str(wrong.args[0])
     if e.rank < 1:
         yield "extract.rank", f"{e.rank} is out of range; at least 1"
     if not 0 <= e.epsilon < math.inf:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +32,31 @@ def execute(run: Run, workspace: Workspace) -> str:
     plan = read_json(workspace.plan)
     if plan["engine"]["name"] == "fast":
         said = _fast(run, workspace, recipe, plan)
-    elif recipes.is_mixture(recipe):
-        said = _mixture(run, workspace, recipe)
     else:
         said = _by_mergekit(run, workspace, recipe)
     size = sum(f.stat().st_size for f in workspace.partial.glob("*.safetensors"))
     return f"{recipes.method_of(recipe)}, {human(size)}{said}"
 
 
-def _mixture(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
-    from mergelab.merging import mixture
+def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
+    from mergelab.merging import by_mergekit, mixture
 
+    mixed = recipes.is_mixture(recipe)
+    make = partial(mixture.build, template=run.model.chat_template) if mixed else by_mergekit.merge
     with terminal.progress() as progress, workspace.aside() as out:
         identify(run, workspace, progress)
-        mixture.build(
+        make(
             recipe,
             out,
             hardware=run.hardware,
             seed=run.seed,
-            template=run.model.chat_template,
             trust_remote_code=run.model.trust_remote_code,
             progress=progress,
         )
+    if not mixed:
+        return ""
     n, k = len(recipe["experts"]), recipe.get("experts_per_token", 2)
     return f", {k} of {n} experts a token, gates {recipe.get('gate_mode', 'hidden')}"
-
-
-def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
-    from mergelab.merging import by_mergekit
-
-    with terminal.progress() as progress, workspace.aside() as out:
-        identify(run, workspace, progress)
-        by_mergekit.merge(
-            recipe,
-            out,
-            hardware=run.hardware,
-            seed=run.seed,
-            trust_remote_code=run.model.trust_remote_code,
-            progress=progress,
-        )
-    return ""
 
 
 def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from mergelab.preflight.resources import human
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps import check, planning
-from mergelab.workspace import Workspace, finished_model, read_memo
+from mergelab.workspace import Workspace, find_model, finished_model, read_memo
 
 CARD = "README.md"
 SHOWN = ("library_name", "license", "base_model", "tags", "language")
@@ -34,9 +34,9 @@ def problems(run: Run) -> Iterable[tuple[str, str]]:
         yield "publish.path", "it is not set; name a model's folder, or that of the run that made it"
         return
     try:
-        folder = finished_model(run.publish.path, "publish.path")
-    except InputError as e:
-        yield "publish.path", str(e).removeprefix("publish.path: ")
+        folder = find_model(run.publish.path)
+    except LookupError as e:
+        yield "publish.path", str(e.args[0])
         return
     yield from _run_problems(Path(run.publish.path).expanduser(), folder)
     yield from _card_problems(folder / CARD)

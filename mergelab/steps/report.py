@@ -14,7 +14,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     if "key" not in read_json(workspace.result):
         with terminal.progress() as progress:
             identify(run, workspace, progress)
-    result = workspace.record({"status": "done"})
+    result = read_json(workspace.result)
     if "merge" in run.job.steps:
         write_card(workspace, workspace.model)
     show(result)

@@ -10,6 +10,7 @@ import yaml
 
 from mergelab import evaluation
 from mergelab.evaluation import routing
+from mergelab.preflight import mixtures
 from mergelab.report import routing as report
 from mergelab.report import terminal
 from mergelab.schema import Run
@@ -19,9 +20,6 @@ from mergelab.workspace import Workspace, read_json, read_memo
 
 OWN_RECIPE = "mergekit_moe_config.yml"
 """Where mergekit-moe leaves the recipe of a mixture, in its folder."""
-
-RANDOM = ("random", "uniform_random")
-"""Gates that look at no prompts."""
 
 
 def applies(run: Run, workspace: Workspace) -> bool:
@@ -88,7 +86,7 @@ def _experts(run: Run, workspace: Workspace, folder: Path) -> tuple[list[str], d
         for name, e in zip(names, experts, strict=True)
         if e.get("positive_prompts")
     }
-    return names, prompts, "recipe" if recipe.get("gate_mode") in RANDOM else "gates"
+    return names, prompts, "recipe" if recipe.get("gate_mode") in mixtures.RANDOM else "gates"
 
 
 def _plan(run: Run, workspace: Workspace, folder: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergelab.errors import InputError, did_you_mean
+from mergelab.errors import none_of
 from mergelab.generation.settings import MERGED
 from mergelab.preflight import adapters, checkpoint, compare, inputs, measuring, resources, trust
 from mergelab.preflight.files import load_json
@@ -17,7 +17,7 @@ from mergelab.preflight.sources import Source
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps.planning import family
-from mergelab.workspace import finished_model
+from mergelab.workspace import find_model
 
 OF_ALL = ("duplicate", "inputs")
 """Codes of what is wrong with the composition as a whole, and no matter to a model by itself."""
@@ -88,17 +88,16 @@ def _named(run: Run) -> tuple[list[Source], list[Finding]]:
         findings += [f for f in found.findings if f.place not in others and f.code not in OF_ALL]
     for name in names:
         if name not in places:
-            choices = f"'{name}' is none of {', '.join(places)}.{did_you_mean(name, places)}"
-            findings.append(error("setting", "generate.models", choices))
+            findings.append(error("setting", "generate.models", none_of(name, places)))
     return [sources[n] for n in names if n in sources], findings
 
 
 def _merged(path: str) -> tuple[dict[str, Source], list[Finding]]:
     key = "generate.path"
     try:
-        folder = finished_model(path, key)
-    except InputError as e:
-        return {}, [error("missing", key, str(e).removeprefix(f"{key}: "))]
+        folder = find_model(path)
+    except LookupError as e:
+        return {}, [error("missing", key, str(e.args[0]))]
     return {MERGED: Source(MERGED, key, str(folder), folder=folder)}, []
 
 

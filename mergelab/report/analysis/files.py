@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mergelab.report.analysis import plots, style, surface
 from mergelab.report.analysis.data import Compared, Land, distance_rows, landscape_rows, similarity_rows
-from mergelab.report.evolution import _write
 from mergelab.report.evolution.data import csv_text
+from mergelab.workspace import write_bytes, write_text
 
 
 def similarity(folder: Path, compared: Compared) -> Mapping[str, str]:
@@ -28,15 +28,15 @@ def similarity(folder: Path, compared: Compared) -> Mapping[str, str]:
         }
         tables["similarity.csv"] = similarity_rows(compared)
     for name, rows in tables.items():
-        _write(folder / name, csv_text(rows).encode())
+        write_text(folder / name, csv_text(rows))
     for name, picture in draw.items():
-        _write(folder / name, style.picture(letters, picture, compared))
+        write_bytes(folder / name, style.picture(letters, picture, compared))
     return letters.stand_ins
 
 
 def landscape(folder: Path, land: Land) -> Mapping[str, str]:
     """Write what was measured along a line or on a plane; see `similarity`."""
     letters = style.letters([*land.models, *land.measures])
-    _write(folder / "landscape.csv", csv_text(landscape_rows(land)).encode())
-    _write(folder / "landscape.png", style.picture(letters, surface.landscape, land))
+    write_text(folder / "landscape.csv", csv_text(landscape_rows(land)))
+    write_bytes(folder / "landscape.png", style.picture(letters, surface.landscape, land))
     return letters.stand_ins

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mergelab.report.evolution import data, page, plots
-from mergelab.workspace import umask
+from mergelab.workspace import write_bytes
 
 
 def write_report(folder: Path, journal: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
@@ -23,7 +20,7 @@ def write_report(folder: Path, journal: Sequence[Mapping[str, Any]], result: Map
         result: what has come out; every key but `search` may be missing.
     """
     for name, content in files(journal, result).items():
-        _write(folder / "report" / name, content)
+        write_bytes(folder / "report" / name, content)
 
 
 def files(journal: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> dict[str, bytes]:
@@ -52,20 +49,3 @@ def files(journal: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> di
     text = page.page(evolution, result, importance, pictures, stand_ins)
     csvs = {name: data.csv_text(rows).encode() for name, rows in tables.items()}
     return {**csvs, **pictures, "index.html": text.encode()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write `content` whole or not at all: aside first, then renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        Path(aside).chmod(0o666 & ~umask())
-        Path(aside).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(aside).unlink()
-        raise
