@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -332,19 +333,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(200, {"success": True, "commitOid": sha, "commitUrl": url, "pullRequestUrl": None})
 
 
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on a free port of this machine, for as long as it lasts; its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture(name="hub")
 def hub_fixture() -> Iterator[Hub]:
     """A hub without repositories."""
     state = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    yield state
-    if state.hangs is not None:
-        state.hangs.set()
-    server.shutdown()
-    server.server_close()
+    with served(type("Handler", (_Handler,), {"state": state})) as state.url:
+        yield state
+        if state.hangs is not None:
+            state.hangs.set()
 
 
 @dataclass

@@ -10,13 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import Command
+from hub_server import served
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -72,14 +73,9 @@ def hub() -> Iterator[Hub]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    yield state
-    state.released.set()
-    server.shutdown()
-    server.server_close()
+    with served(Handler) as state.url:
+        yield state
+        state.released.set()
 
 
 @dataclass
