@@ -29,10 +29,10 @@ from hydra import compose, initialize_config_dir
 from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
 from mergelab.main import CONF, _typed
+from mergelab.optimization.bench import Bench
 from mergelab.preflight.resources import available_processors, human
 from mergelab.quiet import quiet
 from mergelab.schema import Expert, Run
-from mergelab.search.bench import Bench
 
 METHODS = {"task_arithmetic": 15, "dare_ties": 30, "ties": 30}
 """And how many times the disk path's time a candidate of ours may be worth, at least."""

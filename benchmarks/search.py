@@ -27,10 +27,10 @@ from rich.console import Console
 
 from benchmarks.printing import console, say, table
 from mergelab.evaluation import Score
+from mergelab.optimization import session
+from mergelab.optimization.bench import Outcome
+from mergelab.optimization.workers import Order
 from mergelab.report import scores
-from mergelab.search import session
-from mergelab.search.bench import Outcome
-from mergelab.search.workers import Order
 
 GAIN = 0.10
 """What the winner has to be above the preset."""

@@ -74,7 +74,7 @@ class Search:
         """All of it; `told` has the time at which each generation was over."""
         from slurm_driver import search
 
-        from mergelab.search.on_slurm import OnSlurm
+        from mergelab.optimization.on_slurm import OnSlurm
 
         def watch(event: str, line: Any) -> None:
             if event == "generation":
@@ -94,7 +94,7 @@ def empty(order: Any, timeout: float | None) -> dict[str, Any]:
 
     import slurm_candidates as candidates
 
-    from mergelab.search.bench import Outcome
+    from mergelab.optimization.bench import Outcome
 
     return asdict(Outcome(scores=candidates.smooth(order)))
 
@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, a_cluster(Path(temporary) / "cluster"):
         top = Path(temporary)
         # What a task of ours loads before its first candidate.
-        loads = "import mergelab.slurm.task, mergelab.search.on_slurm, slurm_candidates"
+        loads = "import mergelab.slurm.task, mergelab.optimization.on_slurm, slurm_candidates"
         python = f"PYTHONPATH={ROOT}/tests {sys.executable} -c '{loads}'"
         arrays = [bare(top / f"empty{i}", "true") for i in range(rounds)]
         started = [bare(top / f"python{i}", python) for i in range(rounds)]

@@ -29,8 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import __version__, composing
 from mergelab.errors import INTERRUPTED, InputError, MergelabError, did_you_mean
+from mergelab.optimization.sweeper import Evolution
 from mergelab.schema import Run
-from mergelab.search.sweeper import Evolution
 from mergelab.slurm import on_node
 from mergelab.slurm.launcher import NAME as SLURM
 from mergelab.slurm.launcher import TASK, Durable, folder_named, is_grid, same_cluster, without_hydra

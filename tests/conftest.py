@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from broken_models import Models
+from hub_cache import cache  # noqa: F401 (a fixture)
 from slurm_search import cluster, searching, session_cluster, setup_file, undisturbed  # noqa: F401 (fixtures)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

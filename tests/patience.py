@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mergelab.search.bench import bounded
+from mergelab.optimization.bench import bounded
 
 within = bounded
 

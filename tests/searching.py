@@ -10,13 +10,13 @@ from typing import Any
 from composing import composed
 
 from mergelab.evaluation import Measure, Score
+from mergelab.optimization import space
+from mergelab.optimization.bench import Outcome
+from mergelab.optimization.controller import Setup, evolve
+from mergelab.optimization.journal import Journal
+from mergelab.optimization.workers import Order
 from mergelab.preflight import methods
 from mergelab.schema import Run
-from mergelab.search import space
-from mergelab.search.bench import Outcome
-from mergelab.search.controller import Setup, evolve
-from mergelab.search.journal import Journal
-from mergelab.search.workers import Order
 
 MEASURES = [Measure("math", "tiny_math_search", None), Measure("code", "tiny_code_search", None)]
 

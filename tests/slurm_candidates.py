@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.evaluation import Score
-from mergelab.search.bench import Outcome
-from mergelab.search.workers import Order
+from mergelab.optimization.bench import Outcome
+from mergelab.optimization.workers import Order
 
 
 def smooth(order: Order) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from typing import Any
 import slurm_candidates as candidates
 import yaml
 
+from mergelab.optimization.controller import Setup, TooManyFailures, Watch, evolve
+from mergelab.optimization.journal import Journal
+from mergelab.optimization.on_slurm import OnSlurm
 from mergelab.report import terminal
 from mergelab.schema import Hardware, Slurm
-from mergelab.search.controller import Setup, TooManyFailures, Watch, evolve
-from mergelab.search.journal import Journal
-from mergelab.search.on_slurm import OnSlurm
 from mergelab.slurm import commands
 
 

@@ -19,7 +19,7 @@ from searching import Pretended, setup_of
 from slurm_cluster import Cluster, absent
 from slurm_driver import search
 
-from mergelab.search.journal import read
+from mergelab.optimization.journal import read
 from mergelab.slurm import ledger
 
 HERE = Path(__file__).parent

@@ -1,0 +1,88 @@
+"""The Hydra sweeper of `search=...`: from what Hydra composed to a sweep's folder.
+
+With `grammar`, the only module of the search that knows Hydra. Nothing heavy is imported until the
+sweep starts: Hydra loads this class at every command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from mergelab.errors import InputError
+from mergelab.schema import Run
+from mergelab.slurm.launcher import NAME, folder_named, without_hydra
+
+Typed = Callable[[DictConfig], Run]
+"""From what Hydra composed to a Run, as the entrypoint does it."""
+
+
+class Evolution(Sweeper):
+    """Evolves the merge; see `mergelab.optimization.session`."""
+
+    typed: Typed
+    """Set by the entrypoint, which knows how."""
+    end: Callable[[BaseException], BaseException]
+    """From what ended a sweep early to what is raised of it; set by the entrypoint, which tells it."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra hands over."""
+        self.hydra_context, self.config, self.launcher = hydra_context, config, None
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run or go on with the sweep that these arguments describe; returns the winner's fitness."""
+        try:
+            return self._sweep(arguments)
+        except (Exception, KeyboardInterrupt) as e:
+            ended = type(self).end(e)
+            if ended is e:
+                raise
+            raise ended from None
+
+    def _sweep(self, arguments: list[str]) -> float | None:
+        from mergelab.optimization import session
+
+        assert self.config is not None and self.hydra_context is not None
+        launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
+        if launcher not in (None, "basic", NAME):
+            raise InputError(
+                f"hydra/launcher={launcher}: a search starts its workers itself\n"
+                "Several at once on this machine: hardware.workers=4"
+            )
+        loader = self.hydra_context.config_loader
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        typed = {o.get_key_element(): o.input_line or "" for o in parsed if o.is_sweep_override()}
+        fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        return session.run(
+            session.Request(
+                compose=lambda groups: self._run([*fixed, *(f"{k}={v}" for k, v in groups.items())]),
+                typed_space={k: line.partition("=")[2] for k, line in typed.items()},
+                groups={k: str(v) for k, v in self.config.hydra.runtime.choices.items() if "/" not in k},
+                overrides=list(arguments),
+                folder=Path(self.config.hydra.sweep.dir),
+                arguments=sys.argv[1:],
+                chosen=folder_named(self.config),
+            )
+        )
+
+    def _run(self, overrides: list[str]) -> Run:
+        assert self.config is not None and self.hydra_context is not None
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        return type(self).typed(without_hydra(cfg))
+
+
+@dataclass
+class _Conf:
+    _target_: str = "mergelab.optimization.sweeper.Evolution"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="evolution", node=_Conf, provider="mergelab")

@@ -1,0 +1,191 @@
+"""Every option of every group composes, quickly, and nothing that does not exist does."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from composing import composed
+from omegaconf import OmegaConf
+
+from mergelab.main import CONF
+from mergelab.report.help import GROUPS
+from mergelab.schema import Run
+
+OPTIONS = [
+    (group.name, option.stem)
+    for group in sorted(CONF.iterdir())
+    if group.is_dir()
+    for option in sorted(group.glob("[!_]*.yaml"))
+]
+
+HEAVY = ("torch", "transformers", "mergekit", "wandb", "lm_eval", "nevergrad", "datasets", "peft")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))
+def test_every_option_composes_to_a_typed_run(group: str, option: str) -> None:
+    run = composed(f"{group}={option}")
+    assert isinstance(run, Run)
+    if group in ("model", "method", "job", "tracking", "search"):
+        assert getattr(run, group).name == option
+
+
+def test_help_knows_every_group() -> None:
+    assert {g for g, _ in OPTIONS} == set(GROUPS)
+
+
+def test_every_option_says_what_it_is_for_in_its_first_line() -> None:
+    for group, option in OPTIONS:
+        lines = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+        first = lines[lines[0] == "# @package _global_"]
+        assert first.startswith("# ") and len(first) > 20, f"{group}/{option}: {first}"
+
+
+def test_the_bare_command_is_the_tiny_family_with_dare_ties() -> None:
+    run = composed()
+    assert (run.model.name, run.method.name, list(run.experts)) == (
+        "tiny", "dare_ties", ["math", "physics", "code", "japanese"],
+    )  # fmt: skip
+    assert run.job.steps == ["preflight", "merge", "check", "evaluate", "routing", "report"]
+
+
+def test_experts_are_overridden_added_and_left_out_by_name() -> None:
+    run = composed("experts.math.weight=0.4", "~experts.code", "experts.mine={path: org/name, weight: 1}")
+    assert list(run.experts) == ["math", "physics", "japanese", "mine"]
+    assert run.experts["math"].weight == 0.4
+    assert run.experts["mine"].path == "org/name"
+
+
+def test_settings_may_be_gradients_and_filters() -> None:
+    run = composed(
+        "experts.math.density=[0.2,0.9]", "experts.code.weight={self_attn: 0.1, mlp: [0.3, 0.8], *: 0.5}"
+    )
+    assert run.experts["math"].density == [0.2, 0.9]
+    assert run.experts["code"].weight == {"self_attn": 0.1, "mlp": [0.3, 0.8], "*": 0.5}
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--version"]], ids=lambda f: f[0])
+def test_looking_at_the_command_loads_nothing_heavy(flags: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["mergelab", *{flags!r}]
+from mergelab.main import main
+try:
+    main()
+except SystemExit as e:
+    assert not e.code, e.code
+print("loaded", sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+    assert python(code).strip().endswith("loaded []")
+
+
+def test_the_help_page_shows_every_option_and_five_examples() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mergelab", "--help"], capture_output=True, text=True, check=True
+    )
+    for _, option in OPTIONS:
+        assert option in done.stdout
+    assert done.stdout.count("python -m mergelab ") + done.stdout.count("python -m mergelab\n") >= 6
+    assert "Exit status" in done.stdout
+
+
+def test_a_user_keeps_groups_of_their_own(tmp_path: Path) -> None:
+    for group, text in (
+        ("model", "# Mine.\nname: mine\nbase: {path: org/base}\nroles: {math: {path: org/math}}\n"),
+        ("experts", "# Mine too.\nmath: {weight: 0.3}\n"),
+        ("method", "# And mine.\nname: task_arithmetic\nparameters: {lambda: 0.7}\n"),
+    ):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(text, encoding="utf-8")
+    arguments = ["--config-dir", str(tmp_path), "model=mine", "experts=mine", "method=mine", "--cfg", "job"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mergelab", *arguments], capture_output=True, text=True, check=True
+    )
+    run = OmegaConf.create(done.stdout)
+    assert run.model.roles.math.path == "org/math"
+    assert run.experts.math.weight == 0.3
+    assert run.method.parameters["lambda"] == 0.7
+    page = subprocess.run(
+        [sys.executable, "-m", "mergelab", "--help", "--config-dir", str(tmp_path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "And mine." in page.stdout
+
+
+LAYERS = {
+    # what a part of the package may import of the rest; its own modules always
+    "errors": set(),
+    "schema": set(),
+    "workspace": {"errors"},
+    "pulse": set(),
+    "lines": {"errors"},
+    "slurm": {
+        "errors", "schema", "workspace", "identity", "lines", "pulse", "report", "merging", "zoo", "syncing",
+        "hydra",
+    },
+    "syncing": {"report", "schema", "workspace"},
+    "recipe": {"errors", "schema"},
+    "identity": {"workspace"},
+    "quiet": set(),
+    "preflight": {"errors", "schema", "recipe", "workspace"},
+    "merging": {"identity", "errors", "schema", "recipe", "preflight", "quiet", "workspace"},
+    "evaluation": {"errors", "schema", "identity", "quiet", "workspace"},
+    "analysis": {"errors", "schema", "recipe", "preflight", "merging", "evaluation", "quiet", "workspace"},
+    "generation": {"errors", "schema", "evaluation", "quiet", "workspace"},
+    "hub": {"errors", "schema", "preflight", "quiet", "workspace"},
+    "zoo": {"errors"},
+    "tracking": {"errors", "schema", "workspace"},
+    "report": {"errors", "schema", "workspace", "pulse"},
+    "monitor": {"errors", "schema", "workspace", "pulse", "slurm", "report"},
+    "steps": {
+        "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
+        "report", "workspace", "pulse", "analysis", "generation", "hub", "quiet",
+    },
+    "optimization": {
+        "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
+        "report", "workspace", "steps", "quiet", "hydra", "lines", "pulse", "slurm", "syncing",
+    },
+}  # fmt: skip
+
+
+def imports_of(file: Path) -> set[str]:
+    """Top-level parts of mergelab, and hydra, that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "mergelab":
+                names = [f"mergelab.{a.name}" for a in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "mergelab" and len(parts) > 1:
+                found.add(parts[1])
+            if parts[0] in ("hydra", "hydra_plugins"):
+                found.add("hydra")
+    return found - {"__version__"}
+
+
+def test_the_arrows_between_the_parts() -> None:
+    package = Path(__file__).parents[2] / "mergelab"
+    for part, allowed in LAYERS.items():
+        files = list((package / part).rglob("*.py")) or [package / f"{part}.py"]
+        for file in files:
+            wrong = imports_of(file) - allowed - {part}
+            assert not wrong, f"{file} imports {wrong}"
+
+
+def test_only_main_the_sweeper_and_its_grammar_know_hydra() -> None:
+    package = Path(__file__).parents[2] / "mergelab"
+    users = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if "hydra" in imports_of(f)}
+    assert users == {"main.py", "optimization/sweeper.py", "optimization/grammar.py", "slurm/launcher.py"}

@@ -1,0 +1,252 @@
+"""Candidates that are merged in memory have the bits of those that go over the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composing import EXPERTS, composed
+from conftest import Command
+from transformers import AutoModelForCausalLM
+
+from mergelab.errors import StepError
+from mergelab.merging import kernels, resident
+from mergelab.merging.kernels import compiled
+from mergelab.merging.kernels.group import Buffers, Group
+from mergelab.merging.kernels.sparsify import ALL, _shrink
+from mergelab.optimization.bench import Bench
+
+Make = Callable[..., Path]
+
+SETTINGS = {
+    "della": ["method.parameters.epsilon=0.1"], "della_linear": ["method.parameters.epsilon=0.1"],
+    "sce": ["method.parameters.select_topk=0.5"], "slerp": ["method.parameters.t=0.3"],
+    "nearswap": ["method.parameters.t=0.01"],
+}  # fmt: skip
+ROLES = ("math", "physics", "code")
+
+
+def bits(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of tensors that differ."""
+    assert one.keys() == other.keys()
+    return [n for n in one if one[n].dtype != other[n].dtype or not torch.equal(one[n], other[n])]
+
+
+@pytest.fixture(params=[False, True], ids=["torch", "compiled"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With and without compiled loops."""
+    monkeypatch.setattr(resident, "COMPILED_FROM", 0 if request.param else 1 << 60)
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module", params=["bfloat16-untied", "float32-tied"])
+def folders(request: pytest.FixtureRequest, make_model: Make, tmp_path_factory: Any) -> dict[str, Path]:
+    """A base and three fine-tunes of it, random."""
+    dtype, _, tied = request.param.partition("-")
+    root = tmp_path_factory.mktemp(request.param)
+    models = {}
+    for seed, name in enumerate(("base", *ROLES)):
+        models[name] = make_model(root / name, dtype=dtype, tied=tied == "tied", seed=0)
+        if seed:
+            _tune(models[name], seed)
+    return models
+
+
+def _tune(folder: Path, seed: int) -> None:
+    from weights import change
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        noise = torch.Generator().manual_seed(seed)
+        for name, t in tensors.items():
+            step = torch.randn(t.shape, generator=noise) * 0.01
+            tensors[name] = (t.float() + step).to(t.dtype)
+
+    change(folder, edit)
+
+
+def overrides_for(method: str, folders: Mapping[str, Path], *more: str) -> list[str]:
+    names = ROLES[: EXPERTS.get(method, 3)]
+    return [
+        f"model.base.path={folders['base']}", *(f"experts.{n}.path={folders[n]}" for n in names),
+        *(f"~experts.{n}" for n in ("math", "physics", "code", "japanese") if n not in names),
+        f"method={method}", "eval=none", *SETTINGS.get(method, []), *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", sorted(kernels.KERNELS))
+def test_every_method_has_the_bits_of_the_disk(
+    method: str, folders: dict[str, Path], mergelab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = overrides_for(method, folders)
+    outcome = mergelab(*arguments)
+    assert outcome.status == 0, outcome.err
+    disk = bits(AutoModelForCausalLM.from_pretrained(outcome.folder / "model", dtype="auto"))
+    for first in (0, 1 << 60):
+        monkeypatch.setattr(resident, "COMPILED_FROM", first)
+        model, _ = Bench(composed(*arguments)).merge(composed(*arguments))
+        assert not same(bits(model), disk)
+
+
+@pytest.mark.parametrize(
+    "method", ["ties", "dare_ties", "dare_linear", "breadcrumbs_ties", "task_arithmetic"]
+)
+def test_gradients_filters_and_other_settings(
+    method: str, folders: dict[str, Path], mergelab: Command, loops: bool
+) -> None:
+    more = ["experts.math.weight={self_attn: [-0.1, 0.9], mlp: 0.4, *: 0.2}", "method.parameters.lambda=0.8",
+            "method.parameters.normalize=true"]  # fmt: skip
+    if method != "task_arithmetic":
+        more += ["experts.physics.density=[0.3, 1.0]", "experts.code.density={mlp: 0.05, *: 0.7}"]
+    arguments = overrides_for(method, folders, *more)
+    outcome = mergelab(*arguments)
+    assert outcome.status == 0, outcome.err
+    disk = bits(AutoModelForCausalLM.from_pretrained(outcome.folder / "model", dtype="auto"))
+    model, _ = Bench(composed(*arguments)).merge(composed(*arguments))
+    assert not same(bits(model), disk)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "breadcrumbs", "della", "sce", "linear"])
+def test_a_candidate_does_not_depend_on_those_before_it(
+    method: str, folders: dict[str, Path], loops: bool
+) -> None:
+    takes_density = method not in ("sce", "linear")
+    run = composed(*overrides_for(method, folders))
+    bench = Bench(run)
+
+    def candidate(weight: float, density: float) -> dict[str, torch.Tensor]:
+        changed = replace(run.experts["math"], weight=None if method == "sce" else weight)
+        if takes_density:
+            changed = replace(changed, density=density)
+        settings = {} if method != "sce" else {"select_topk": density}
+        method_ = replace(run.method, parameters={**run.method.parameters, **settings})
+        other = replace(run, experts={**run.experts, "math": changed}, method=method_)
+        return bits(bench.merge(other)[0])
+
+    first = candidate(0.5, 0.3)
+    second = candidate(0.9, 0.8)
+    assert same(first, second)
+    assert not same(candidate(0.5, 0.3), first)
+    assert not same(candidate(0.9, 0.8), second)
+
+
+def test_models_that_do_not_fit_are_streamed_and_nothing_is_kept(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, loops: bool
+) -> None:
+    run = composed(*overrides_for("ties", folders))
+    roomy = bits(Bench(run).merge(run)[0])
+    monkeypatch.setattr(resident, "_room", lambda hardware: 0)
+    bench = Bench(run)
+    assert not same(bits(bench.merge(run)[0]), roomy)
+    assert not same(bits(bench.merge(run)[0]), roomy)
+
+
+def test_a_model_of_other_tensors_than_its_files_is_refused(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = composed(*overrides_for("linear", folders))
+    live = resident._live
+
+    def other(*arguments: Any) -> Any:
+        model, tokenizer = live(*arguments)
+        model.add_module("extra", torch.nn.Linear(2, 2))
+        return model, tokenizer
+
+    monkeypatch.setattr(resident, "_live", other)
+    with pytest.raises(StepError, match=r"its files differ in extra\.bias, extra\.weight"):
+        Bench(run).merge(run)
+
+
+# ---------------------------------------------------------------- compiled loops
+
+
+def group(n: int, count: int, dtype: torch.dtype, seed: int = 0) -> Group:
+    """Inputs with many equal magnitudes, zeros of both signs, and large and tiny entries."""
+    made = torch.Generator().manual_seed(seed)
+    base = torch.randn(n, generator=made)
+    base[::97] = -0.0
+    experts = [base + torch.randint(-4, 5, (n,), generator=made) * 2.0**-7 for _ in range(count)]
+    for e in experts:
+        e[::89] *= -1e3
+        e[5::97] = 1e-41
+    return Group("x", [e.to(dtype) for e in experts], base.to(dtype), [f"e{i}" for i in range(count)], 3)
+
+
+PARAMETERS: dict[str, Any] = {"normalize": False, "lambda": 1.0, "rescale": True, "rescale_to": "l1"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("count", [1, 3, 5, 16])
+@pytest.mark.parametrize("n", [1, 1023, 70_400, (1 << 18) + 7])
+@pytest.mark.parametrize(
+    "method", ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"]
+)
+def test_compiled_loops_give_the_bits_of_torch(method: str, n: int, count: int, dtype: torch.dtype) -> None:
+    made = group(n, count, dtype)
+    budget = kernels.Budget(1 << 30)
+    shared = kernels.Shared(budget)
+    for i, (normalize, scale, density) in enumerate(((False, 1.0, 0.4), (True, 0.7, 0.9), (True, 1.0, 1.0))):
+        p = PARAMETERS | {
+            "weight": [0.3 - 0.2 * q for q in range(count)],
+            "density": [density / (1 + q) for q in range(count)],
+            "gamma": [0.01 * q for q in range(count)], "normalize": normalize, "lambda": scale,
+            "rescale": i != 1,
+        }  # fmt: skip
+        wanted = torch.empty(n, dtype=dtype)
+        kernels.merge_into(wanted, kernels.KERNELS[method], replace(made, buffers=Buffers()), dict(p))
+        for memory in (None, shared, shared):
+            out = torch.empty(n, dtype=dtype)
+            fast = replace(made, buffers=Buffers(), compiled=True, shared=memory)
+            assert fast.loops is compiled
+            kernels.merge_into(out, kernels.KERNELS[method], fast, dict(p))
+            view = torch.int16 if dtype == torch.bfloat16 else torch.int32
+            assert torch.equal(out.view(view), wanted.view(view))
+
+
+def test_what_the_loops_cannot_read_is_left_to_torch() -> None:
+    for dtype in (torch.float16, torch.float64):
+        assert replace(group(10, 2, dtype), compiled=True).loops is None
+    assert replace(group(10, 2, torch.float32), compiled=True, dtype=torch.float64).loops is None
+    assert replace(group(10, 17, torch.float32), compiled=True).loops is None
+    assert group(10, 2, torch.float32).loops is None
+
+
+def test_not_a_number_stays_one() -> None:
+    made = group(5000, 2, torch.bfloat16)
+    made.experts[0][7] = float("nan")
+    made.experts[1][9] = float("inf")
+    p = PARAMETERS | {"weight": [0.5, 0.5], "density": [0.5, 0.5], "rescale": False}
+    for method in ("task_arithmetic", "ties", "dare_ties"):
+        outs = []
+        for fast in (False, True):
+            out = torch.empty(5000, dtype=torch.bfloat16)
+            g = replace(made, buffers=Buffers(), compiled=fast)
+            kernels.merge_into(out, kernels.KERNELS[method], g, dict(p))
+            outs.append(out)
+        assert torch.equal(outs[0].isnan(), outs[1].isnan())
+        assert torch.equal(outs[0].nan_to_num(1e9), outs[1].nan_to_num(1e9))
+
+
+def test_nothing_is_dropped_up_to_a_bound_that_is_none() -> None:
+    x = torch.tensor([0.0, -0.0, 1.0])
+    _shrink(x, 0, 1, (ALL, ALL))
+    assert x.view(torch.int32).tolist() == torch.tensor([0.0, -0.0, 1.0]).view(torch.int32).tolist()
+
+
+def test_the_place_of_the_nth_entry_of_a_key() -> None:
+    made = replace(group(40_000, 2, torch.bfloat16), compiled=True)
+    size = (made.experts[1].float() - made.base.float()).abs()  # type: ignore[union-attr]
+    key = int(size[100].view(torch.int32))
+    places = (size.view(torch.int32) == key).nonzero().flatten().tolist()
+    assert len(places) > 1000
+    for n in (0, 1, 777, len(places) - 1):
+        assert compiled.place_of(made, 1, 0, 40_000, key, n) == places[n]
+    assert compiled.place_of(made, 1, places[3], places[5], key, 1) == places[4]
+    assert compiled.place_of(made, 1, 0, 40_000, key, len(places)) == -1
