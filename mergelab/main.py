@@ -1,90 +1,42 @@
-"""The entrypoint, and the only module that knows Hydra is running.
+"""The command line: what was typed becomes a `Run`, what goes wrong one short message and an exit status: 0
+done, 1 a step failed, 2 the input was wrong, 130 interrupted.
 
-It lets Hydra compose, turns what Hydra composed into a `Run`, and what goes wrong into one short
-message and an exit status: 0 done, 1 a step failed, 2 the input was wrong, 130 interrupted.
-
-Nothing heavy is imported here: `--help` and `--cfg` must answer at once.
+A thin layer: `composition` composes, `execution` executes, as they do for the Python API. Nothing heavy is
+imported here: `--help` and `--cfg` must answer at once.
 """
 
 import atexit
 import gc
-import logging
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict  # noqa: UP035 (OmegaConf reads it at run time)
+from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mergelab import __version__, composing
-from mergelab.errors import INTERRUPTED, InputError, MergelabError, did_you_mean
+from mergelab import __version__, composition, execution, offline
+from mergelab.composition import CONF, typed
+from mergelab.errors import INTERRUPTED, InputError, MergelabError
 from mergelab.optimization.sweeper import Evolution
 from mergelab.schema import Run
 from mergelab.slurm import on_node
 from mergelab.slurm.launcher import NAME as SLURM
-from mergelab.slurm.launcher import TASK, Durable, folder_named, is_grid, same_cluster, without_hydra
-
-PACKAGE = Path(__file__).resolve().parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The shipped groups: inside an installed package, beside it in the repository."""
-
+from mergelab.slurm.launcher import TASK, Durable, folder_named, is_grid, same_cluster
 
 HERE = {"plan", "inspect", "fetch", "publish"}
 """Steps that are done where they are asked for, on a cluster's login node, whatever the hardware."""
 
 
-@dataclass
-class _Composed(Run):
-    """What Hydra composes: a Run whose mappings are still open, so that a new expert or a parameter
-    is given like any other value, without a plus. `_typed` closes them."""
-
-    experts: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006 (read by OmegaConf)
-
-
-def _schema() -> DictConfig:
-    node: DictConfig = OmegaConf.structured(_Composed)
-    for mapping in (node.experts, node.method.parameters, node.eval.shares, node.eval.metrics):
-        OmegaConf.set_struct(mapping, False)
-    return node
-
-
-def _typed(cfg: DictConfig) -> Run:
-    """The Run that a composition comes to.
-
-    Raises:
-        InputError: for an expert's key or value that the schema does not have.
-    """
-    try:
-        run: Run = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.to_container(cfg))
-        )  # type: ignore[assignment]
-    except OmegaConfBaseException as e:
-        raise InputError(composing.explain(e)) from None
-    return run
-
-
-ConfigStore.instance().store(name="run", node=_schema(), replace=True)
-
-
 class _Finished(SystemExit):
     """The end of a run or an evolution whose failure has been told; passes through Hydra untouched."""
-
-
-def _evolution_run(cfg: DictConfig) -> Run:
-    run = _typed(cfg)
-    _stay_offline(run)
-    return run
 
 
 def _evolution_end(error: BaseException) -> BaseException:
@@ -112,11 +64,11 @@ def _on_node(
     return {"fitness": done.return_value}  # raises what ended the run
 
 
-Evolution.typed = Durable.typed = staticmethod(_evolution_run)
 Evolution.end = Durable.end = staticmethod(_evolution_end)
 Durable.on_node = staticmethod(_on_node)
 for plugin in (Evolution, Durable):
     Plugins.instance().register(plugin)
+composition.register()
 
 
 class Hooks:
@@ -149,11 +101,11 @@ class Hooks:
         slurm = config.hydra.runtime.choices.get("hydra/launcher") == SLURM
         runs: dict[int, tuple[list[str], Run]] = {}
         messages: list[str] = []
-        for number, (typed, cfg) in enumerate(_grid(config)):
+        for number, (arguments, cfg) in enumerate(_grid(config)):
             try:
-                runs[number] = typed, _typed(cfg)
+                runs[number] = arguments, typed(cfg, cfg)
             except InputError as e:
-                messages.append(f"run {number} ({' '.join(typed)}): {e}")
+                messages.append(f"run {number} ({' '.join(arguments)}): {e}")
         try:
             if slurm and not messages:
                 _check_cluster(config, [run for _, run in runs.values()])
@@ -161,12 +113,12 @@ class Hooks:
                 raise InputError("hardware: a cluster cannot be one of several choices; name it alone")
         except InputError as e:
             messages.append(str(e))
-        for number, (typed, run) in runs.items():
+        for number, (arguments, run) in runs.items():
             folder = Path(config.hydra.sweep.dir).resolve() / str(number)
             if slurm and (folder / "result.json").exists():
                 continue  # it is gone on with, or was done
-            for message in _problems(run, folder, typed):
-                messages.append(f"run {number} ({' '.join(typed)}): {message}")
+            for message in _problems(run, folder):
+                messages.append(f"run {number} ({' '.join(arguments)}): {message}")
         if messages:
             for message in messages:
                 terminal.failure(message)
@@ -195,7 +147,7 @@ def _watch_if_asked(config: DictConfig) -> None:
     if config.job.name == "monitor":
         from mergelab.monitor.view import watch
 
-        watch(_typed(without_hydra(config)).monitor)
+        watch(typed(config, config).monitor)
         raise _Finished(0)
 
 
@@ -224,24 +176,19 @@ def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
     (grid,) = BasicSweeper.split_arguments(parsed, None)
-    for typed in grid:
-        yield typed, without_hydra(loader.load_sweep_config(config, list(typed)))
+    for arguments in grid:
+        yield arguments, loader.load_sweep_config(config, list(arguments))
 
 
-def _problems(run: Run, folder: Path, typed: list[str]) -> list[str]:
+def _problems(run: Run, folder: Path) -> list[str]:
     """What preflight has against one run of a sweep that would work in `folder`."""
     from mergelab.steps.planning import plan_of
 
     if "preflight" not in run.job.steps:
         return []
-    _stay_offline(run)
-    plan = plan_of(run, _model_folder(run, folder), typed, merges="merge" in run.job.steps)
+    with offline.where_local(run):
+        plan = plan_of(run, execution.model_folder(run, folder), merges="merge" in run.job.steps)
     return [f.text() for f in plan.findings if f.severity == "error"]
-
-
-def _model_folder(run: Run, folder: Path) -> Path:
-    """Where the run's model goes: `output`, or `model/` in the run's folder."""
-    return Path(run.output).expanduser().resolve() if run.output else folder / "model"
 
 
 @hydra.main(config_path=str(CONF), config_name="config")
@@ -254,7 +201,6 @@ def _task(cfg: DictConfig) -> float | None:
         if isinstance(e, OSError) and e.strerror:  # of a step it would be an error of that step
             e = InputError(_unwritable(e))
         if not isinstance(e, (MergelabError, KeyboardInterrupt)):
-            logging.getLogger("mergelab").exception("unexpected")
             log = str(Path(HydraConfig.get().runtime.output_dir)) + "/mergelab.log"
             e = MergelabError(f"unexpected: {type(e).__name__}: {e}\nThis is a bug; {log} has the traceback.")
         status = _tell(e)
@@ -264,52 +210,14 @@ def _task(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig) -> float | None:
-    from mergelab.merging import scratch
     from mergelab.report import terminal
-    from mergelab.workspace import Workspace, read_json, short_path
 
     h = HydraConfig.get()
-    run = _typed(cfg)
-    folder = Path(h.runtime.output_dir)
-    workspace = Workspace(folder, _model_folder(run, folder), scratch.folder())
-    chosen = h.runtime.choices
-    parts = [str(chosen[g]) for g in ("job", "model", "experts", "method", "eval") if chosen.get(g)]
+    run = typed(cfg, OmegaConf.create({"hydra": h}))
     if TASK in os.environ:  # on the node that has been asked for
         run = on_node(run)
     terminal.brief = h.mode == RunMode.MULTIRUN and os.environ.get(TASK) != "alone"
-    terminal.heading("mergelab  " + " · ".join(parts), short_path(folder))
-    _stay_offline(run)
-    from mergelab.steps import run_job
-
-    with workspace.held():
-        workspace.begin(
-            {
-                "choices": {k: v for k, v in chosen.items() if not k.startswith("hydra/") and v},
-                "overrides": list(h.overrides.task),
-                "command": _command(list(h.overrides.task)),
-                "seed": run.seed,
-            }
-        )
-        run_job(run, workspace)
-    result = read_json(workspace.result)
-    fitness = (result.get("fitness") or {}).get("value")
-    return float(fitness) if fitness is not None else None
-
-
-def _command(overrides: list[str]) -> str:
-    return shlex.join(["python", "-m", "mergelab", *overrides])
-
-
-def _stay_offline(run: Run) -> None:
-    """Tell the libraries not to look anything up where everything is on this machine."""
-    local = run.eval.kind in ("none", "perplexity") or (run.eval.kind == "skills" and run.model.tasks)
-    names = [run.model.base, *(run.model.roles[e] for e in run.experts if e in run.model.roles)]
-    zoo = all(str(c.path).startswith("zoo:") for c in names) and not any(e.path for e in run.experts.values())
-    if local and zoo and run.method.path is None and "publish" not in run.job.steps:
-        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-            os.environ.setdefault(name, "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return execution.execute(run, Path(h.runtime.output_dir)).fitness
 
 
 def _tell(error: BaseException) -> int:
@@ -323,36 +231,11 @@ def _tell(error: BaseException) -> int:
         for message in getattr(error, "messages", [str(error)]):
             terminal.failure(message)
         return error.exit_status
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = [o for o in error.options if not str(o).startswith("_")]
-        near = did_you_mean(name, options)
-        terminal.failure(f"{group}={name}: there is no such option.{near}\nThere are {', '.join(options)}.")
-        return InputError.exit_status
-    terminal.failure(_message(error))
-    return InputError.exit_status
-
-
-def _message(error: BaseException) -> str:
-    """What Hydra or OmegaConf has against the command line."""
-    cause = error.__cause__
-    if isinstance(error, OverrideParseException):
-        reason = composing.plain(str(error)).splitlines()[-1]
-        reason = reason.replace("missing EQUAL at", "there is no = before")
-        if set(reason) <= {"^"}:  # Hydra points at a sign that it knows only within quotes
-            return f"'{error.override}' cannot be read\nPut texts in quotes: 'key=[\"one\", \"other\"]'."
-        return (
-            f"'{error.override}' cannot be read: {reason}\nArguments are key=value; quote what holds spaces."
-        )
-    if isinstance(error, OmegaConfBaseException):
-        return composing.explain(error)
-    if isinstance(cause, OmegaConfBaseException):
-        return composing.explain(cause, composing.overridden(str(error)))
     if isinstance(error, OSError) and error.strerror:
-        return _unwritable(error)
-    if isinstance(error, ValueError):
-        return f"{shlex.join(sys.argv[1:])}: {error}"
-    return composing.plain(str(error), str(cause or ""))
+        terminal.failure(_unwritable(error))
+    else:
+        terminal.failure(composition.explain(error, sys.argv[1:]))
+    return InputError.exit_status
 
 
 def _unwritable(error: OSError) -> str:
@@ -407,7 +290,8 @@ def main() -> None:
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra prints a traceback and exits with 1 unless it is asked to raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    warnings.filterwarnings("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")  # but in a run's log
     try:
         _task()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as e:  # while composing

@@ -7,8 +7,8 @@ a gradient or a mapping are `Any` here and checked in `mergelab.recipe`.
 (No `from __future__ import annotations`: OmegaConf reads the types at run time.)
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from omegaconf import MISSING
 
@@ -430,7 +430,7 @@ class Search:
     """From keys to ranges, in the grammar of Hydra's Nevergrad sweeper: `interval(0, 1.5)`,
     `choice(a, b)`, `range(1, 5)`, `tag(log, interval(1e-4, 1))`, or a mapping with lower, upper, log,
     integer. `experts.*.weight` stands for every expert's, `{a,b}` for both; what follows a weight or
-    density picks a filter and a point of the gradient: `experts.math.weight.mlp.0`."""
+    density picks a filter and a point of the gradient: `experts.math.weight.mlp.0`. Null: that one not."""
     budget: int = 100
     """Candidates in all, rounded down to whole populations."""
     population: Optional[int] = None
@@ -464,6 +464,18 @@ class Search:
 # ---------------------------------------------------------------- the whole
 
 
+@dataclass(frozen=True)
+class Composition:
+    """What a Run was composed from."""
+
+    overrides: Tuple[str, ...] = ()
+    """As they were typed."""
+    choices: Dict[str, str] = field(default_factory=dict)
+    """The chosen option of each group."""
+    config_dir: Optional[str] = None
+    """The user's own folder of groups."""
+
+
 @dataclass
 class Run:
     """One composed experiment."""
@@ -491,3 +503,24 @@ class Run:
     """Where the merged model goes. Null: `model/` in the run's folder."""
     allow: List[str] = field(default_factory=list)
     """Findings to let pass, by the code shown in brackets, when you know better."""
+    composition: Optional[Composition] = field(
+        default=None, compare=False, repr=False, metadata={"omegaconf_ignore": True}
+    )
+    """What it was composed from: no setting, and not a part of what decides a result."""
+
+    @property
+    def overrides(self) -> List[str]:
+        """What was typed to compose it."""
+        return list(self.composition.overrides) if self.composition else []
+
+
+def settings_of(run: Run) -> Dict[str, Any]:
+    """Every setting of a run, as nested mappings: all that decides what comes of it."""
+    out = asdict(run)
+    del out["composition"]
+    return out
+
+
+def with_overrides(run: Run, overrides: Iterable[str]) -> Run:
+    """The run with other arguments as those that it was composed from."""
+    return replace(run, composition=replace(run.composition or Composition(), overrides=tuple(overrides)))

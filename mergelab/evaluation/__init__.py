@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from mergelab.evaluation.checks import check_tasks
 from mergelab.evaluation.loading import load
-from mergelab.evaluation.measures import Measure, Score, fitness, measures, other_data
+from mergelab.evaluation.measures import Measure, fitness, measures, other_data
 from mergelab.evaluation.scoring import Evaluator
+from mergelab.result import Score
 
 __all__ = [
     "Evaluator",

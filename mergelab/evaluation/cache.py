@@ -17,8 +17,9 @@ from typing import Any
 
 from mergelab.evaluation.identity import definition
 from mergelab.evaluation.index import Catalogue
-from mergelab.evaluation.measures import TEXT, Measure, Score
+from mergelab.evaluation.measures import TEXT, Measure
 from mergelab.identity import digest, file_hash
+from mergelab.result import Score
 from mergelab.schema import Evaluation
 from mergelab.workspace import read_json, write_json
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mergelab.errors import StepError
+from mergelab.result import Score
 from mergelab.schema import Run
 
 TEXT = "text"
@@ -26,23 +27,6 @@ class Measure:
     task declares."""
     share: float = 1.0
     """How much it counts in the fitness."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one measure gave."""
-
-    value: float
-    stderr: float | None
-    """The standard error of `value`; None where neither lm_eval nor we know one."""
-    samples: int
-    """Documents that were judged."""
-    metric: str
-    """`exact_match`, or with its filter where that is not "none": `exact_match,strict-match`."""
-    higher_is_better: bool
-    task: str
-    others: dict[str, float] = field(default_factory=dict)
-    """The task's further metrics."""
 
 
 def measures(run: Run, split: str = "validation") -> list[Measure]:

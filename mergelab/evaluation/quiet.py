@@ -9,29 +9,7 @@ import random
 from collections.abc import Iterator
 
 from mergelab.quiet import quiet as silence
-
-log = logging.getLogger(__name__)
-
-_NOISY = (
-    "transformers", "datasets", "huggingface_hub", "fsspec", "filelock", "httpx", "bitsandbytes", "vllm",
-)  # fmt: skip
-
-
-class _Relay(logging.Handler):
-    """Passes lm_eval's records on to our log, one for each line of code that sends them.
-
-    A prompt that had to be cut short is worth a line; two thousand of them are not.
-    """
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.seen: set[tuple[str, int]] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        place = (record.pathname, record.lineno)
-        if place not in self.seen:
-            self.seen.add(place)
-            log.log(record.levelno, "lm_eval: %s", record.getMessage())
+from mergelab.quiet import relayed
 
 
 @contextlib.contextmanager
@@ -50,25 +28,8 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
         # Its bootstrap prints, and would fork a pool of processes for 100 000 resamples.
         stack.enter_context(mock.patch.object(lm_eval.api.metrics, "print", lambda *_: None, create=True))
         stack.enter_context(mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}))
-        for name in _NOISY:
-            stack.enter_context(_logger(name, logging.ERROR))
-        stack.enter_context(_logger("lm_eval", level, _Relay(level)))
+        stack.enter_context(relayed("lm_eval", level))
         yield
-
-
-@contextlib.contextmanager
-def _logger(name: str, level: int, handler: logging.Handler | None = None) -> Iterator[None]:
-    """A logger's level for a while, and `handler` instead of its own and its parents'."""
-    logger = logging.getLogger(name)
-    before, handlers, propagate = logger.level, logger.handlers, logger.propagate
-    logger.setLevel(level)
-    if handler is not None:
-        logger.handlers, logger.propagate = [handler], False
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logger.handlers, logger.propagate = handlers, propagate
 
 
 @contextlib.contextmanager

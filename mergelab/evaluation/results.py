@@ -6,7 +6,8 @@ from typing import Any, SupportsFloat, TypeGuard
 
 from mergelab.errors import StepError, did_you_mean
 from mergelab.evaluation import text
-from mergelab.evaluation.measures import Measure, Score
+from mergelab.evaluation.measures import Measure
+from mergelab.result import Score
 
 
 def read(found: dict[str, Any], measure: Measure) -> Score:

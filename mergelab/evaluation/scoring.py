@@ -11,8 +11,9 @@ from mergelab.errors import MergelabError, StepError
 from mergelab.evaluation import cache, results, tasks
 from mergelab.evaluation.index import Catalogue
 from mergelab.evaluation.loading import load
-from mergelab.evaluation.measures import Measure, Score
+from mergelab.evaluation.measures import Measure
 from mergelab.evaluation.quiet import quiet, undisturbed
+from mergelab.result import Score
 from mergelab.schema import Evaluation, Hardware
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ STYLES = {"running": "cyan", "done": "green", "pending": "dim", "submitted": "di
 FIRST = ("running", "pending", "done", "failed")
 
 
-def watch(settings: Monitor, console: Console = terminal.console) -> None:
+def watch(settings: Monitor, console: Console | None = None) -> None:
     """Show what runs until Ctrl-C; once where that is asked for, or where there is no terminal.
 
     Raises:
@@ -41,6 +41,7 @@ def watch(settings: Monitor, console: Console = terminal.console) -> None:
     folder = Path(settings.folder).expanduser().absolute() if settings.folder is not None else None
     if folder is not None and not folder.is_dir():
         raise InputError(f"monitor.folder: {settings.folder} is no folder")
+    console = console or terminal.console
     roots = [folder] if folder else [Path.cwd() / name for name in HERE]
     watcher = Watcher(roots, settings.hours)
 

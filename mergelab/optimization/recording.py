@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.report import terminal
-from mergelab.schema import Run
+from mergelab.schema import Run, settings_of
 from mergelab.workspace import read_memo, short_path
 
 STATE = "recorded.json"
@@ -47,7 +47,7 @@ class Recorder:
         told = {
             "folder": str(folder),
             "tracking": asdict(run.tracking),
-            "config": asdict(run),
+            "config": settings_of(run),
         }
         with (folder / "mergelab.log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergelab import __version__, evaluation, identity, pulse, syncing, zoo
+from mergelab import __version__, evaluation, identity, offline, pulse, run_log, syncing, zoo
 from mergelab.errors import InputError, InputErrors, StepError, did_you_mean
 from mergelab.evaluation.identity import definition
 from mergelab.optimization import bench, grammar, optimizer, space, steered
@@ -23,19 +24,20 @@ from mergelab.optimization.on_slurm import OnSlurm
 from mergelab.optimization.recording import Recorder
 from mergelab.optimization.settle import settle, show
 from mergelab.optimization.space import Genome
+from mergelab.optimization.study import Study
 from mergelab.optimization.workers import Workers, workers
 from mergelab.preflight import Plan, methods, reads_file
 from mergelab.preflight.findings import MAY_PASS, stop_on_errors
 from mergelab.preflight.resources import human
 from mergelab.recipe import MIXTURE
 from mergelab.report import live, terminal
-from mergelab.schema import Run
+from mergelab.schema import Run, with_overrides
 from mergelab.slurm import asking
 from mergelab.slurm.ledger import job_name
 from mergelab.steps import plan as step
 from mergelab.steps import planning
 from mergelab.steps.identify import JUDGING
-from mergelab.workspace import Workspace, read_json, read_memo, short_path, write_json
+from mergelab.workspace import Workspace, read_memo, short_path, write_json
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Request:
     groups: Mapping[str, str]
     """The chosen option of each group."""
     overrides: list[str]
+    command: str
+    """The command line that repeats it."""
     folder: Path
     chosen: bool
     """Whether the folder was named; else the sweep of this command that was interrupted goes on."""
@@ -64,13 +68,18 @@ class Request:
     """The command line as it was typed."""
 
 
-def run(request: Request) -> float | None:
-    """Evolve; returns the winner's fitness, None of several objectives.
+def run(request: Request) -> Study | None:
+    """Evolve; returns what came of it, None where only a plan was asked for or a job steers it unwatched.
 
     Raises:
         InputError: before anything is measured, for everything that is wrong.
         TooManyFailures, StepError: see `controller` and `settle`.
     """
+    with offline.where_local(request.compose({})):
+        return _run(request)
+
+
+def _run(request: Request) -> Study | None:
     terminal.say(_title(request), "bold")  # at once: much has to be imported before the first check
     if request.groups.get("job") == "plan":
         _show_plan(request)
@@ -83,17 +92,26 @@ def run(request: Request) -> float | None:
     if steered.wanted(setup.run):
         _tell(setup, plan, folder, read(folder / NAME))
         return _leave_to_a_job(setup, workspace, request)
-    with workspace.held():
+    with workspace.held(), run_log.written(folder / run_log.NAME):
+        log.info("command: %s", request.command)
         journal = Journal(folder)
         _begin(journal, setup, about, request)
-        _log_to(folder / "mergelab.log")
         _tell(setup, plan, folder, journal.lines)
         known = len(journal.lines)
-        with steered.succession(setup.run, folder, request.arguments, known), pulse.beating(folder):
-            return _evolve(setup, plan, journal, workspace, request)
+        try:
+            with (
+                steered.succession(setup.run, folder, request.arguments, known),
+                pulse.beating(folder),
+                _tasks_left_on_hangup(setup.run),
+            ):
+                _evolve(setup, plan, journal, workspace, request)
+        except (Exception, KeyboardInterrupt) as e:
+            log.error("the search did not finish: %s", e or type(e).__name__, exc_info=e)
+            raise
+    return Study.load(folder)
 
 
-def _leave_to_a_job(setup: Setup, workspace: Workspace, request: Request) -> float | None:
+def _leave_to_a_job(setup: Setup, workspace: Workspace, request: Request) -> Study | None:
     """Have the sweep steered by a job, and look on. The job alone writes the journal."""
     steered.start(setup.run, workspace.folder, request.arguments)
     if setup.run.hardware.detach:
@@ -103,16 +121,13 @@ def _leave_to_a_job(setup: Setup, workspace: Workspace, request: Request) -> flo
     result = steered.follow(workspace.folder, setup.budget, setup.population)
     show(workspace, result)
     syncing.finish(workspace.folder, setup.run.tracking)
-    return None if result.get("winner") is None else float(result["winner"]["fitness"])
+    return Study.load(workspace.folder)
 
 
-def _evolve(
-    setup: Setup, plan: Plan, journal: Journal, workspace: Workspace, request: Request
-) -> float | None:
+def _evolve(setup: Setup, plan: Plan, journal: Journal, workspace: Workspace, request: Request) -> None:
     slurm = OnSlurm(setup.run, workspace.folder) if setup.run.hardware.slurm else None
     crew: Workers = slurm or workers(setup.run)
     done = len(journal.of("candidate"))
-    _leave_tasks_on_hangup(slurm)
     recorder = Recorder(setup.run, workspace.folder, setup.budget)
     try:
         with live.table(setup.budget, setup.population, done) as shown:
@@ -128,7 +143,7 @@ def _evolve(
             evolve(setup, journal, crew, watch)
         if slurm is not None:
             slurm.show = None
-        fitness = settle(setup, plan, journal, workspace, crew, _command(request))
+        settle(setup, plan, journal, workspace, crew, request.command)
         recorder.finish(0)
         if setup.run.tracking.sync:
             syncing.finish(workspace.folder, setup.run.tracking)
@@ -144,12 +159,13 @@ def _evolve(
     finally:
         recorder.leave()
         crew.close(at_once=True)
-    return fitness
 
 
-def _leave_tasks_on_hangup(slurm: OnSlurm | None) -> None:
+@contextmanager
+def _tasks_left_on_hangup(run: Run) -> Iterator[None]:
     """A closed terminal ends this process and not the cluster's work, which the same command adopts."""
-    if slurm is None:
+    if run.hardware.slurm is None or threading.current_thread() is not threading.main_thread():
+        yield
         return
 
     def left(*_: object) -> None:
@@ -157,7 +173,11 @@ def _leave_tasks_on_hangup(slurm: OnSlurm | None) -> None:
         logging.shutdown()
         os._exit(128 + signal.SIGHUP)
 
-    signal.signal(signal.SIGHUP, left)
+    before = signal.signal(signal.SIGHUP, left)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # ---------------------------------------------------------------- before anything is measured
@@ -182,7 +202,7 @@ def prepare(request: Request, looking: bool = False) -> tuple[Setup, Plan]:
         if run.method.name in methods.declarations()
         else set()
     )
-    ranges = {**s.space, **request.typed_space}
+    ranges = _ranges(request, run)
     genes = space.genes(ranges, run, takes)
     wrong: list[str] = []
     starts: Genome = {}
@@ -229,17 +249,22 @@ def _show_plan(request: Request) -> None:
         ["fitness", ", ".join(f"{m.name} ({m.task})" for m in setup.measures)],
         *([["objectives", ", ".join(s.objectives)]] if s.objectives else []),
     ])  # fmt: skip
-    terminal.console.print()
+    terminal.gap()
     genes = [[g.key, g.text, str(setup.starts[g.key])] for g in setup.genes]
     terminal.table("space", ["", "range", "starts at"], genes, texts=3)
     terminal.say("nothing was run")
+
+
+def _ranges(request: Request, run: Run) -> dict[str, Any]:
+    """What evolves, by key: the space's, without those that are null, and those that were typed."""
+    return {k: v for k, v in {**run.search.space, **request.typed_space}.items() if v is not None}
 
 
 def _first_choices(request: Request, run: Run) -> dict[str, str]:
     """Where a group evolves, and the composed option is none of its choices, the first of them: there
     the search starts."""
     out = {}
-    for key, text in {**run.search.space, **request.typed_space}.items():
+    for key, text in _ranges(request, run).items():
         if key in request.groups:
             choices = grammar.read(str(key), text).choices
             if choices and request.groups[key] not in choices:
@@ -317,7 +342,8 @@ def _preflight(run: Run, request: Request, looking: bool) -> Plan:
     if output.exists():  # the winner of a sweep that goes on
         output = output.with_name(f"{output.name}.next")
     fixed = [o for o in request.overrides if o.partition("=")[0] not in request.typed_space]
-    plan = planning.plan_of(run, output, fixed, merges=True, lacking="warning" if looking else "error")
+    typed = with_overrides(run, fixed)
+    plan = planning.plan_of(typed, output, merges=True, lacking="warning" if looking else "error")
     if not looking:
         planning.tell(plan, "warning")
     stop_on_errors(plan.findings)
@@ -354,7 +380,7 @@ def _check_ends(setup: Setup, request: Request) -> None:
         ends += [{gene.key: choice} for choice in gene.choices]
     for genome in ends:
         run = setup.compose({**setup.starts, **genome})
-        plan = planning.plan_of(run, request.folder.resolve() / "model.next", [], merges=True)
+        plan = planning.plan_of(with_overrides(run, []), request.folder.resolve() / "model.next", merges=True)
         group = next((k for k in genome if k in request.groups), None)
         for f in plan.findings:
             if f.severity == "error" and (f.code in BLAMED or (group and f.code not in MAY_PASS)):
@@ -451,31 +477,16 @@ def _begin(journal: Journal, setup: Setup, about: Mapping[str, Any], request: Re
         "begin",
         schema=1,
         id=identity.digest(about)[:16],
-        command=_command(request),
+        command=request.command,
         search={"name": s.name, "optimizer": s.optimizer, "population": setup.population,
                 "space": {g.key: g.text for g in setup.genes}},
         identity=_plain(about),
     )  # fmt: skip
 
 
-def _log_to(path: Path) -> None:
-    """The sweep's own log, as a run has one."""
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
-        root.removeHandler(handler)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-
-
 def _title(request: Request) -> str:
     chosen = [request.groups.get(g, "") for g in ("search", "model", "experts", "method", "eval")]
     return "mergelab  " + " · ".join(["search", *(c for c in chosen if c)])
-
-
-def _command(request: Request) -> str:
-    return shlex.join(["python", "-m", "mergelab", "-m", *request.overrides])
 
 
 def _tell(setup: Setup, plan: Plan, folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -535,10 +546,3 @@ def _where(setup: Setup, folder: Path) -> str:
         tasks = -(-setup.population // h.candidates_per_task)
         return f"on Slurm as {job_name(folder)}, {tasks} tasks an array"
     return "in this process" if h.workers == 1 else f"in {h.workers} processes"
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """result.json of a sweep that has ended, or None."""
-    path = folder / "result.json"
-    result = read_json(path) if path.exists() else {}
-    return result if result.get("status") == "done" else None

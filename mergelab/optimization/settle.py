@@ -18,7 +18,7 @@ from mergelab.optimization.space import Genome
 from mergelab.optimization.workers import Order, Workers
 from mergelab.preflight import Plan
 from mergelab.report import live, scores, terminal
-from mergelab.schema import Run
+from mergelab.schema import Run, with_overrides
 from mergelab.steps.evaluate import MERGED
 from mergelab.workspace import Workspace, read_json, short_path, write_json
 
@@ -98,6 +98,12 @@ def _candidate(setup: Setup, line: Mapping[str, Any]) -> Run:
     return setup.run if line["event"] == PRESET else setup.compose(line["genome"])
 
 
+def _arguments(setup: Setup, line: Mapping[str, Any]) -> list[str]:
+    """The arguments that compose a candidate: those of the run that is searched, and its genome."""
+    fixed = [o for o in setup.run.overrides if not o.startswith(("search=", "search."))]
+    return [*fixed, *space.overrides(_candidate(setup, line), line["genome"])]
+
+
 # ---------------------------------------------------------------- the winner's folder
 
 
@@ -134,9 +140,9 @@ def _finish(
         evaluate=replace(run.evaluate, path=path),
         tracking=replace(run.tracking, name="none"),
     )
+    run = with_overrides(run, space.overrides(run, genome or {}))
     write_json(workspace.result, {"status": "settling"})
-    workspace.begin({"command": command, "overrides": space.overrides(run, genome or {}), "seed": run.seed,
-                     "choices": {}})  # fmt: skip
+    workspace.begin({"command": command, "overrides": run.overrides, "seed": run.seed, "choices": {}})
     crew.finish(run, workspace, turn=len(before))
     metrics: dict[str, Any] = read_json(workspace.result).get("metrics", {})
     journal.write("merged", genome=genome, metrics=metrics)
@@ -227,8 +233,7 @@ def _result(
         return result | {
             "winner": None,
             "pareto": [x["number"] for x in leading],
-            "overrides": {str(x["number"]): space.overrides(_candidate(setup, x), x["genome"])
-                          for x in leading},
+            "overrides": {str(x["number"]): _arguments(setup, x) for x in leading},
             "verdict": f"{len(leading)} of {len(lines)} candidates are on the Pareto front of "
                        f"{' and '.join(s.objectives)}: each is better than any other in something.",
         }  # fmt: skip
@@ -241,7 +246,7 @@ def _result(
         "genome": winner["genome"],
         "fitness": {"value": winner["fitness"], "split": split},
         "on_disk": on_disk,
-        "overrides": space.overrides(_candidate(setup, winner), winner["genome"]),
+        "overrides": _arguments(setup, winner),
         "model": str(workspace.model),
         "gain": gain,
         "verdict": told,
@@ -317,11 +322,11 @@ def fidelity(setup: Setup, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 def show(workspace: Workspace, result: Mapping[str, Any]) -> None:
     """Print the table, the genome, the verdict."""
     heads, body = scores.rows(result["metrics"], "validation", result["shares"])
-    terminal.console.print()
+    terminal.gap()
     if body:
         body = [[row[0].replace("candidate ", "#"), *row[1:]] for row in body]  # for 80 columns
         terminal.table("validation", heads, body, first_bold=WINNER in result["metrics"], texts=1)
-        terminal.console.print()
+        terminal.gap()
     if result["winner"] is None:
         terminal.say("Pareto front: " + ", ".join(f"candidate {n}" for n in result["pareto"]))
     else:

@@ -57,6 +57,14 @@ class Gene:
 def expand(key: str, run: Run) -> tuple[list[str], bool]:
     """The keys that one of the space's stands for, and whether it has a `*` for experts: what the
     method does not take is then left out, and is an error otherwise."""
+    keys = braces(key)
+    if not key.startswith("experts.*."):
+        return keys, False
+    return [k.replace("*", name, 1) for name in run.experts for k in keys], True
+
+
+def braces(key: str) -> list[str]:
+    """The keys that one with `{a,b}` in it stands for."""
     keys = [key]
     while any("{" in k for k in keys):
         keys = [
@@ -65,9 +73,7 @@ def expand(key: str, run: Run) -> tuple[list[str], bool]:
             if (m := re.search(r"\{([^{}]*)\}", k))
             for part in m[1].split(",")
         ]
-    if not key.startswith("experts.*."):
-        return keys, False
-    return [k.replace("*", name, 1) for name in run.experts for k in keys], True
+    return keys
 
 
 def genes(space: Mapping[str, Any], run: Run, takes: set[str]) -> list[Gene]:

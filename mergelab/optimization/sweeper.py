@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mergelab import composition
 from mergelab.errors import InputError
-from mergelab.schema import Run
-from mergelab.slurm.launcher import NAME, folder_named, without_hydra
-
-Typed = Callable[[DictConfig], Run]
-"""From what Hydra composed to a Run, as the entrypoint does it."""
+from mergelab.schema import Run, with_overrides
+from mergelab.slurm.launcher import NAME, folder_named
 
 
 class Evolution(Sweeper):
     """Evolves the merge; see `mergelab.optimization.session`."""
 
-    typed: Typed
-    """Set by the entrypoint, which knows how."""
     end: Callable[[BaseException], BaseException]
     """From what ended a sweep early to what is raised of it; set by the entrypoint, which tells it."""
 
@@ -62,27 +56,21 @@ class Evolution(Sweeper):
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         typed = {o.get_key_element(): o.input_line or "" for o in parsed if o.is_sweep_override()}
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-        return session.run(
+        study = session.run(
             session.Request(
                 compose=lambda groups: self._run([*fixed, *(f"{k}={v}" for k, v in groups.items())]),
                 typed_space={k: line.partition("=")[2] for k, line in typed.items()},
                 groups={k: str(v) for k, v in self.config.hydra.runtime.choices.items() if "/" not in k},
                 overrides=list(arguments),
+                command=composition.command(with_overrides(self._run(fixed), arguments), "-m"),
                 folder=Path(self.config.hydra.sweep.dir),
                 arguments=sys.argv[1:],
                 chosen=folder_named(self.config),
             )
         )
+        return None if study is None or study.result is None else study.result.fitness
 
     def _run(self, overrides: list[str]) -> Run:
         assert self.config is not None and self.hydra_context is not None
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        return type(self).typed(without_hydra(cfg))
-
-
-@dataclass
-class _Conf:
-    _target_: str = "mergelab.optimization.sweeper.Evolution"
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="evolution", node=_Conf, provider="mergelab")
+        return composition.typed(cfg, cfg)

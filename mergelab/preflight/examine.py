@@ -49,6 +49,16 @@ class Plan:
     engine: Engine | None = None
     """What merges; None where that cannot be told yet."""
 
+    @property
+    def errors(self) -> list[Finding]:
+        """What keeps the run from starting."""
+        return [f for f in self.findings if f.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """What somebody should look at."""
+        return [f for f in self.findings if f.severity == "warning"]
+
     def json(self) -> dict[str, Any]:
         """plan.json."""
         return {

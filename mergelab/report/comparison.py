@@ -26,12 +26,12 @@ def compare_runs(folder: Path) -> None:
     if not any(r.get("metrics") or r.get("model") or r.get("error") for r in runs):
         return  # nothing was made or measured, as by job=generate
     heads, body = table(runs)
-    terminal.console.print()
+    terminal.gap()
     words = 1 + len(varied(runs))
     terminal.table(f"{len(runs)} runs, best first", heads, body, first_bold=True, texts=words)
     best = [*leaders(runs)]
     if len(runs) > 1 and best:
-        terminal.console.print()
+        terminal.gap()
         terminal.table("best on", ["", "run", "", "not clearly worse"], best)
     text = io.StringIO()
     csv.writer(text).writerows([heads, *body])

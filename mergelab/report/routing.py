@@ -45,7 +45,7 @@ def show(found: Mapping[str, Any]) -> None:
     """
     if not terminal.brief:
         what = "mean weight" if _everywhere(found) else "share of tokens"
-        terminal.console.print()
+        terminal.gap()
         terminal.table(f"routing: {what} by expert", *rows(found), texts=1)
         for line in words(found):
             terminal.aside(line)

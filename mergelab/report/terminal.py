@@ -1,7 +1,11 @@
-"""The terminal: calm, legible, and the same story in a log file without colour."""
+"""What a run narrates: on the terminal, calm and legible, and line by line in the run's log.
+
+The consoles are those of the process; `shown_on` lets a run have another, or none.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mergelab import pulse
+from mergelab.errors import InputError
 
 console = Console(highlight=False, markup=False, emoji=False)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -33,10 +38,37 @@ Callback = Callable[[str, int, int], None]
 brief = False
 """Of many runs in a row: the tables wait for the comparison at the end."""
 
+log = logging.getLogger("mergelab.run")
+
+
+@contextmanager
+def shown_on(target: Console | bool = True) -> Iterator[None]:
+    """Show what is narrated on a console until the body ends.
+
+    Args:
+        target: the console; True: the terminal; False: nowhere. The run's log has it in any case.
+    """
+    global console, errors, brief
+    before = console, errors, brief
+    if target is False:
+        console = errors = Console(quiet=True)
+    elif target is not True:
+        console = errors = target
+    try:
+        yield
+    finally:
+        console, errors, brief = before
+
 
 def say(text: str, style: str = "") -> None:
     """One line."""
+    log.info("%s", text)
     console.print(Text(text, style=style))
+
+
+def gap() -> None:
+    """An empty line."""
+    console.print()
 
 
 def aside(text: str) -> None:
@@ -49,16 +81,20 @@ def aside(text: str) -> None:
 
 def command(text: str) -> None:
     """A command to be copied, on one line however long it is."""
+    log.info("%s", text)
     console.print(Text(f"  {text}"), soft_wrap=True)
 
 
 def heading(title: str, subtitle: str) -> None:
     """What runs, and where it is recorded."""
+    log.info("%s in %s", title, subtitle)
     console.print(Text.assemble((title, "bold"), "\n", (subtitle, "dim")))
 
 
 def finding(severity: str, text: str) -> None:
     """A finding of preflight; the remedy on a line of its own."""
+    level = {"error": logging.ERROR, "warning": logging.WARNING}.get(severity, logging.INFO)
+    log.log(level, "%s: %s", severity, "; ".join(text.splitlines()))
     mark, style = MARKS[severity]
     first, _, rest = text.partition("\n")
     target = errors if severity == "error" else console
@@ -69,6 +105,7 @@ def finding(severity: str, text: str) -> None:
 
 def failure(message: str) -> None:
     """What went wrong, on stderr."""
+    log.error("%s", "; ".join(line.strip() for line in message.splitlines()))
     first, _, rest = message.partition("\n")
     errors.print(Text.assemble(("✗ ", "bold red"), first), soft_wrap=True)
     for line in rest.splitlines():
@@ -82,16 +119,20 @@ def step(name: str) -> Iterator[Callable[[str], None]]:
     Yields a function that sets what came of it.
     """
     start, summary = time.monotonic(), [""]
+    log.info("%s: started", name)
 
     def done(text: str) -> None:
         summary[0] = text
 
     try:
         yield done
-    except BaseException:
+    except BaseException as e:
+        log.error("%s: did not finish after %.1f s", name, time.monotonic() - start,
+                  exc_info=None if isinstance(e, InputError) else e)  # fmt: skip
         console.print(Text.assemble(("✗ ", "bold red"), f"{name:<11}", ("did not finish", "dim")))
         raise
     seconds = time.monotonic() - start
+    log.info("%s: done in %.1f s%s", name, seconds, f": {summary[0]}" if summary[0] else "")
     console.print(
         Text.assemble(("✓ ", "green"), f"{name:<11}", f"{summary[0]:<58}", (f"{seconds:6.1f} s", "dim"))
     )
@@ -151,6 +192,8 @@ def table(
     Args:
         texts: how many columns hold words; the rest are numbers, to the right. None: all of them.
     """
+    for line in [[title], *([columns] if any(columns) else []), *rows]:
+        log.info("%s", "   ".join(cell for cell in line if cell))
     t = Table(
         title=title,
         title_justify="left",

@@ -8,8 +8,10 @@ squeue.html, sacct.html.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergelab.errors import MergelabError
+
+log = logging.getLogger("mergelab.slurm")
 
 PATIENCE = 60.0
 """Seconds that a command may take. Slurm's own patience with its controller is about 30."""
@@ -139,6 +143,9 @@ def _call(*command: str) -> str:
         raise Refused(f"{command[0]}: {e.strerror}") from None
     except OSError as e:  # no more processes, no more memory: for now
         raise Away(f"{command[0]}: {e.strerror}") from None
+    if command[0] in ("sbatch", "scancel"):
+        answer = " ".join((done.stdout + done.stderr).split())
+        log.info("%s: %s", shlex.join(command), answer or f"exit status {done.returncode}")
     if done.returncode == 0:
         return done.stdout
     raise sorted_out(command[0], done.stderr or done.stdout)

@@ -8,20 +8,20 @@ class at every command, so that what it works with is imported when it launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, open_dict
 
-from mergelab import identity
+from mergelab import composition, identity
+from mergelab.composition import without_hydra
 from mergelab.errors import InputError, MergelabError, StepError
-from mergelab.schema import Run
+from mergelab.schema import Run, settings_of
 from mergelab.workspace import hydra_value, short_path
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ TASK = "MERGELAB_TASK"
 class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
     """Runs the runs of a sweep as Slurm tasks, and survives what happens to them and to itself."""
 
-    typed: Callable[[DictConfig], Run]
-    """From what Hydra composed to a Run; set by the entrypoint."""
     on_node: Callable[..., dict[str, Any]]
     """What a task calls: with the launcher, a run's overrides, its number, Hydra's own state, the run's
     folder and whether it is the only one. Set by the entrypoint, and a function of its module."""
@@ -64,7 +62,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
 
         assert self.config is not None
         configs = [self._composed(o, first + i) for i, o in enumerate(job_overrides)]
-        runs = [type(self).typed(without_hydra(c)) for c in configs]
+        runs = [composition.typed(c, c) for c in configs]
         h = runs[0].hardware
         assert h.slurm is not None
         sweep = self._sweep = self._sweep or self._place(runs)
@@ -74,7 +72,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         items = []
         for i, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True)):
             number = first + i
-            about = identity.digest(asdict(replace(runs[i], hardware=replace(h, detach=False))))
+            about = identity.digest(settings_of(replace(runs[i], hardware=replace(h, detach=False))))
             state = Singleton.get_state()
             there = [*overrides, f"hydra.sweep.dir={hydra_value(sweep)}"]
             folder = sweep / str(config.hydra.sweep.subdir)
@@ -198,14 +196,6 @@ def folder_named(config: DictConfig) -> bool:
     return any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
 
 
-def without_hydra(config: DictConfig) -> DictConfig:
-    """What Hydra composed, without its own settings."""
-    out: DictConfig = config.copy()
-    with open_dict(out):
-        del out["hydra"]
-    return out
-
-
 def _tell(item: Item, done: Done, alone: bool) -> None:
     from mergelab.report import terminal
 
@@ -215,14 +205,6 @@ def _tell(item: Item, done: Done, alone: bool) -> None:
     elif not alone:
         fitness = done.value["fitness"]
         terminal.say(f"✓ run {number}" + ("" if fitness is None else f"   {fitness:.3f}"))
-
-
-@dataclass
-class _Conf:
-    _target_: str = "mergelab.slurm.launcher.Durable"
-
-
-ConfigStore.instance().store(group="hydra/launcher", name=NAME, node=_Conf, provider="mergelab")
 
 
 def same_cluster(runs: Sequence[Run]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mergelab import identity
-from mergelab.schema import Run
+from mergelab.schema import Run, settings_of
 from mergelab.slurm.ledger import FOLDER, NAME
 from mergelab.workspace import read_memo, write_json
 from mergelab.zoo import home
@@ -36,5 +36,5 @@ def collected(runs: Sequence[Run]) -> None:
 
 
 def _memo(runs: Sequence[Run]) -> Path:
-    same = [asdict(replace(r, hardware=replace(r.hardware, detach=False))) for r in runs]
+    same = [settings_of(replace(r, hardware=replace(r.hardware, detach=False))) for r in runs]
     return home() / "clusters" / f"{identity.digest([same, str(Path.cwd())])[:32]}.json"

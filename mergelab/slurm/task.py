@@ -15,12 +15,11 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from mergelab import pulse
+from mergelab import pulse, run_log
 from mergelab.errors import MergelabError
 from mergelab.slurm.ledger import begun, result
 from mergelab.workspace import write_json
@@ -96,7 +95,7 @@ def _do(place: Path, item: Any) -> None:
     told: dict[str, Any] = {}
     gpu = "CUDA_VISIBLE_DEVICES" in os.environ
     try:
-        with _logged(item.folder / "mergelab.log"), pulse.beating(item.folder, gpu):
+        with run_log.written(item.folder / run_log.NAME), pulse.beating(item.folder, gpu):
             try:
                 _time["working"] = True
                 if _time["over"]:
@@ -140,21 +139,6 @@ def _event(folder: Path, state: str, **data: Any) -> None:
     line = {"time": round(time.time(), 3), "event": "task", "state": state, **about, **data}
     with (folder / "events.jsonl").open("a", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """What is logged meanwhile goes to a file of its own."""
-    root = logging.getLogger()
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
 
 
 if __name__ == "__main__":

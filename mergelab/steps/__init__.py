@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from importlib import import_module
 
 from mergelab import pulse
 from mergelab.errors import InputError, MergelabError, StepError, did_you_mean
 from mergelab.report import scores as scores_table
 from mergelab.report import terminal
-from mergelab.schema import Run
+from mergelab.schema import Run, settings_of
 from mergelab.tracking import Tracker, track
 from mergelab.workspace import Workspace, read_json
 
@@ -57,7 +56,13 @@ def run_job(run: Run, workspace: Workspace) -> None:
                 continue
             if tracker is None and name not in UNRECORDED:
                 tracker = stack.enter_context(
-                    track(run.tracking, asdict(run), workspace.folder, name=_name(run), job_type=run.job.name)
+                    track(
+                        run.tracking,
+                        settings_of(run),
+                        workspace.folder,
+                        name=_name(run),
+                        job_type=run.job.name,
+                    )
                 )
             _run_step(name, run, workspace)
         if not set(run.job.steps) <= {*LOOKING}:

@@ -66,7 +66,7 @@ def execute(run: Run, workspace: Workspace) -> str:
 
     if len(comparison.experts) > 1:
         tables.agreement(comparison)
-        terminal.console.print()
+        terminal.gap()
     stand_ins = dict(files.similarity(report, comparison))
     if landscape is not None:
         stand_ins |= survey(run, workspace, landscape, comparison)
@@ -149,7 +149,7 @@ def compared(
     tables.distances(found)
     if len(found.experts) > 1:
         tables.cosines(found)
-    terminal.console.print()
+    terminal.gap()
     for f in distance.findings(found, subjects.places):
         terminal.finding(f.severity, f.text())
     workspace.record({"distance": distance.record(found)})
@@ -236,7 +236,7 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
     top = best(points)
     if top is None:
         raise StepError("no model of the landscape gives usable numbers")
-    arguments = overrides(read_json(workspace.result)["overrides"], run, top.weights)
+    arguments = overrides(run.overrides, run, top.weights)
     by_place = {p.at: p for p in points}
     corners = dict(zip(span.models, (by_place[at] for at in span.corners()), strict=True))
     workspace.record(
@@ -260,7 +260,7 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
         terminal.command(shlex.join(["python", "-m", "mergelab", *arguments]))
     else:
         terminal.aside("merge it with method=task_arithmetic and these weights in your experts' file")
-    terminal.console.print()
+    terminal.gap()
     return files.landscape(workspace.folder / "report", land)
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mergelab import evaluation, identity, zoo
+from mergelab import evaluation, zoo
 from mergelab.report import scores as table
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.planning import SPLITS, evaluator, hashes
+from mergelab.steps.planning import SPLITS, evaluator, fingerprint
 from mergelab.workspace import Workspace, finished_model, read_json
 
 MERGED = "merged"
@@ -30,8 +30,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     metrics: dict[str, dict[str, dict[str, object]]] = {}
     with terminal.progress() as progress:
         for n, (name, (folder, adapter)) in enumerate(subjects.items(), start=1):
-            parts = [hashes(f, progress) for f in (folder, adapter) if f is not None]
-            content = identity.digest(parts[0] if adapter is None else parts)
+            content = fingerprint(folder, adapter, progress)
             splits = SPLITS if name == MERGED else SPLITS[:1]
             # One list for all splits, so that the model is loaded once.
             wanted = [replace(m, name=f"{s} {m.name}") for s in splits for m in measured[s]]

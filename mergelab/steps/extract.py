@@ -112,7 +112,7 @@ def examine(run: Run, workspace: Workspace) -> preflight.Plan:
         plan = preflight.examine(
             asked,
             output=workspace.model,
-            overrides=read_json(workspace.result)["overrides"],
+            overrides=run.overrides,
             zoo=lambda role: family(run, progress).checkpoint(role),
             merges=False,
             more=other_findings(replace(run, eval=asked.eval)),

@@ -82,7 +82,7 @@ def show(plan: Plan) -> None:
         rows.append(["in all", "", "", human(total - plan.left), human(plan.left)])
     terminal.table("models", ["", "where", "commit", "here", "to download"], rows, texts=3)
     if plan.wanted:
-        terminal.console.print()
+        terminal.gap()
         room = [["cache", str(cache.root())], ["disk free", human(plan.free)]]
         terminal.table("", ["", ""], room)
 

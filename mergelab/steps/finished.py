@@ -100,14 +100,14 @@ def _compare(run: Run, workspace: Workspace, folder: Path, made_of: dict[str, Pa
         for name, place in {"this model": folder, **made_of}.items():
             content = identity.digest(hashes(place, progress))
             found[name] = bench.evaluate(place, measures, fingerprint=content)[measures[0].name]
-    terminal.console.print()
+    terminal.gap()
     rows = [
         [name, scores.number(s.value, s.stderr), scores.number(2 ** min(s.value, 1000))]
         for name, s in found.items()
     ]
     title = f"on {asked_on.name} ({found['this model'].samples} texts; lower is better)"
     terminal.table(title, ["", "bits per byte", "perplexity of a byte"], rows, first_bold=True, texts=1)
-    terminal.console.print()
+    terminal.gap()
     values = {n: {"bits_per_byte": s.value, "stderr": s.stderr} for n, s in found.items()}
     workspace.record({"perplexity": values})
     _judge(found.pop("this model").value, {n: s.value for n, s in found.items()})

@@ -21,7 +21,7 @@ from mergelab.report import terminal
 from mergelab.schema import Evaluation, Run
 from mergelab.steps.planning import check_settings
 from mergelab.steps.subjects import Subject, choose
-from mergelab.workspace import Workspace, read_json, short_path
+from mergelab.workspace import Workspace, short_path
 
 CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(127, 160), 0xFFFD)
 """Characters that would steer the terminal, and what is shown for them."""
@@ -43,7 +43,7 @@ def execute(run: Run, workspace: Workspace) -> str:
         StepError: where a model cannot be loaded, or fails.
     """
     check_settings(replace(run, eval=Evaluation(kind="none")), workspace)  # nothing is measured here
-    subjects = choose(run, read_json(workspace.result)["overrides"])
+    subjects = choose(run, run.overrides)
     asked = given(run)
     readers, requests = read(run, subjects, asked)
     record = Record(workspace.folder, run, {s.name: s.label for s in subjects})

@@ -30,16 +30,16 @@ def show(run: Run, plan: Plan) -> None:
     """The plan as text."""
     rows = [[s.name, s.label, _where(s)] for s in plan.sources]
     terminal.table("run", ["", ""], run_rows(run, plan.engine))
-    terminal.console.print()
+    terminal.gap()
     terminal.table("models", ["", "", ""], rows)
-    terminal.console.print()
+    terminal.gap()
     if plan.recipe:
         terminal.say("recipe.yaml", "bold")
         terminal.console.print(Syntax(dump(plan.recipe), "yaml", background_color="default"))
     if plan.estimate:
-        terminal.console.print()
+        terminal.gap()
         terminal.table("estimate", ["", ""], [*estimate_rows(plan.estimate), *time_rows(run, plan)])
-    terminal.console.print()
+    terminal.gap()
     tell(plan, "warning", "note")
 
 

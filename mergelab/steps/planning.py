@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import logging
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,30 +17,46 @@ from mergelab.preflight.findings import Finding, Severity, error, settle, stop_o
 from mergelab.preflight.resources import existing
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.workspace import Workspace, read_json, write_json, write_text
+from mergelab.workspace import Workspace, write_json, write_text
+
+log = logging.getLogger("mergelab.run")
 
 SPLITS = ("validation", "search")
 
 
 def make_plan(run: Run, workspace: Workspace, *, merges: bool, lacking: Severity = "error") -> preflight.Plan:
     """Examine the run, and leave plan.json and, where there is one, recipe.yaml in its folder."""
-    overrides = read_json(workspace.result)["overrides"]
-    plan = plan_of(run, workspace.model, overrides, merges=merges, lacking=lacking)
+    plan = plan_of(run, workspace.model, merges=merges, lacking=lacking)
     write_json(workspace.plan, plan.json())
     if plan.recipe:
         write_text(workspace.recipe, recipes.dump(plan.recipe))
+    _log(plan)
     return plan
 
 
-def plan_of(
-    run: Run, output: Path, overrides: Iterable[str], *, merges: bool, lacking: Severity = "error"
-) -> preflight.Plan:
+def _log(plan: preflight.Plan) -> None:
+    """What was decided, and what was found that the terminal does not show."""
+    for s in plan.sources:
+        adapter = f" with the adapter in {s.adapter}" if s.adapter else ""
+        log.info("model %s: %s in %s%s", s.name, s.label, s.folder or "no folder here", adapter)
+    if plan.engine:
+        log.info("engine: %s%s", plan.engine.name, f", because {plan.engine.why}" if plan.engine.why else "")
+    if plan.recipe:
+        log.info("recipe: %s", json.dumps(plan.recipe, ensure_ascii=False))
+    if plan.estimate:
+        log.info("estimate in bytes: %s", plan.estimate.json())
+    for f in plan.findings:
+        if f.severity == "note":
+            log.info("note: %s", "; ".join(f.text().splitlines()))
+
+
+def plan_of(run: Run, output: Path, *, merges: bool, lacking: Severity = "error") -> preflight.Plan:
     """`preflight.examine` with a bar, together with what evaluation and tracking have to say."""
     with terminal.progress() as progress:
         return preflight.examine(
             run,
             output=output,
-            overrides=overrides,
+            overrides=run.overrides,
             zoo=lambda role: family(run, progress).checkpoint(role),
             merges=merges,
             lacking=lacking,
@@ -94,6 +111,12 @@ def hashes(folder: Path, progress: zoo.Progress) -> dict[str, str]:
     return identity.file_hashes(folder, zoo.home() / "hashes.json", progress)
 
 
+def fingerprint(folder: Path, adapter: Path | None, progress: zoo.Progress) -> str:
+    """A hash of the content of a model, and of the LoRA that goes into it."""
+    parts = [hashes(f, progress) for f in (folder, adapter) if f is not None]
+    return identity.digest(parts[0] if adapter is None else parts)
+
+
 def family(run: Run, progress: zoo.Progress | None = None) -> zoo.Family:
     """The tiny family of the run's seed, built if it has to be."""
     return zoo.open_family(run.model.zoo_seed, progress)
@@ -122,6 +145,5 @@ def check_settings(run: Run, workspace: Workspace) -> None:
     Raises:
         InputErrors: with all of it.
     """
-    overrides = read_json(workspace.result)["overrides"]
-    found = [*other_findings(run), *settings.check(run, overrides, "warning")]
+    found = [*other_findings(run), *settings.check(run, run.overrides, "warning")]
     stop_on_errors(settle(found, [*run.allow, *run.model.allow]))

@@ -158,14 +158,14 @@ def show(run: Run, going: list[Item], target: Target, unasked: str, card: dict[s
     rows = [[i.name, human(i.size)] for i in going]
     rows.append(["in all", human(sum(i.size for i in going))])
     terminal.table("files", ["", ""], rows, texts=1)
-    terminal.console.print()
+    terminal.gap()
     terminal.table("to", ["", ""], [["repository", _url(target)], *_state(run, going, target, unasked)])
-    terminal.console.print()
+    terminal.gap()
     said = [[k, ", ".join(v) if isinstance(v, list) else str(v)] for k in SHOWN if (v := card.get(k))]
     if not card.get("license"):
         said.append(["license", "none named"])
     terminal.table(f"card ({CARD})", ["", ""], said)
-    terminal.console.print()
+    terminal.gap()
 
 
 def _state(run: Run, going: list[Item], target: Target, unasked: str) -> Iterator[list[str]]:

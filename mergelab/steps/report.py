@@ -30,7 +30,7 @@ def show(result: dict[str, object]) -> None:
     heads, body = scores.rows(metrics, "validation", result.get("shares") or {})  # type: ignore[arg-type]
     if not body:
         return
-    terminal.console.print()
+    terminal.gap()
     how = scores.how(result.get("measured") or {})  # type: ignore[arg-type]
     terminal.table(f"validation{how}", heads, body, first_bold="merged" in metrics, texts=1)
-    terminal.console.print()
+    terminal.gap()

@@ -124,20 +124,33 @@ LAYERS = {
     # what a part of the package may import of the rest; its own modules always
     "errors": set(),
     "schema": set(),
+    "run_log": set(),
+    "result": {"errors", "workspace"},
+    "offline": {"schema"},
+    "composing": {"errors"},
+    "composition": {"composing", "errors", "schema", "workspace", "hydra"},
+    "execution": {
+        "composition", "errors", "merging", "offline", "report", "result", "run_log", "schema", "steps",
+        "workspace",
+    },
+    "api": {
+        "composition", "errors", "evaluation", "execution", "offline", "optimization", "preflight", "recipe",
+        "report", "result", "schema", "steps", "workspace",
+    },
     "workspace": {"errors"},
     "pulse": set(),
     "lines": {"errors"},
     "slurm": {
         "errors", "schema", "workspace", "identity", "lines", "pulse", "report", "merging", "zoo", "syncing",
-        "hydra",
+        "hydra", "composition", "run_log",
     },
     "syncing": {"report", "schema", "workspace"},
     "recipe": {"errors", "schema"},
     "identity": {"workspace"},
-    "quiet": set(),
+    "quiet": {"run_log"},
     "preflight": {"errors", "schema", "recipe", "workspace"},
     "merging": {"identity", "errors", "schema", "recipe", "preflight", "quiet", "workspace"},
-    "evaluation": {"errors", "schema", "identity", "quiet", "workspace"},
+    "evaluation": {"errors", "schema", "identity", "quiet", "result", "workspace"},
     "analysis": {"errors", "schema", "recipe", "preflight", "merging", "evaluation", "quiet", "workspace"},
     "generation": {"errors", "schema", "evaluation", "quiet", "workspace"},
     "hub": {"errors", "schema", "preflight", "quiet", "workspace"},
@@ -151,7 +164,8 @@ LAYERS = {
     },
     "optimization": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "workspace", "steps", "quiet", "hydra", "lines", "pulse", "slurm", "syncing",
+        "report", "workspace", "steps", "quiet", "hydra", "lines", "pulse", "slurm", "syncing", "composition",
+        "offline", "result", "run_log",
     },
 }  # fmt: skip
 
@@ -188,4 +202,7 @@ def test_the_arrows_between_the_parts() -> None:
 def test_only_main_the_sweeper_and_its_grammar_know_hydra() -> None:
     package = Path(__file__).parents[2] / "mergelab"
     users = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if "hydra" in imports_of(f)}
-    assert users == {"main.py", "optimization/sweeper.py", "optimization/grammar.py", "slurm/launcher.py"}
+    assert users == {
+        "main.py", "composition.py", "optimization/sweeper.py", "optimization/grammar.py",
+        "slurm/launcher.py",
+    }  # fmt: skip

@@ -21,14 +21,14 @@ def distances(compared: Compared) -> None:
         [name, number(found.whole.to_base[i], 4), *(number(p.relative[i]) for p in parts)]
         for i, name in enumerate(found.experts)
     ]
-    terminal.console.print()
+    terminal.gap()
     terminal.say("distance from the base, as a share of its norm, without norms and biases", "bold")
     terminal.table("", ["", "cosine with it", "all", *heads], rows, texts=1)
 
 
 def cosines(compared: Compared) -> None:
     """The cosine of each pair of task vectors."""
-    terminal.console.print()
+    terminal.gap()
     _matrix("cosine of task vectors", compared, compared.whole.cosine)
 
 
@@ -36,7 +36,7 @@ def agreement(compared: Compared) -> None:
     """How many signs of each pair are the same, and how many of the largest entries."""
     whole = compared.whole
     _matrix("sign agreement (by chance 0.5)", compared, whole.agreement)
-    terminal.console.print()
+    terminal.gap()
     _matrix(overlap_title(compared), compared, whole.overlap)
 
 

@@ -1,0 +1,291 @@
+"""From arguments to a `Run`: what Hydra composes, typed and closed, in a process that may use Hydra itself.
+
+Nothing heavy is imported here: `--help`, `--cfg` and `mergelab.compose` must answer at once.
+"""
+
+import shlex
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Dict  # noqa: UP035 (OmegaConf reads it at run time)
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.basecontainer import BaseContainer
+from omegaconf.errors import OmegaConfBaseException
+
+from mergelab import composing
+from mergelab.errors import InputError, did_you_mean
+from mergelab.schema import Composition, Run, settings_of, with_overrides
+from mergelab.workspace import write_text
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The shipped groups: inside an installed package, beside it in the repository."""
+
+
+# ---------------------------------------------------------------- what Hydra knows of us
+
+
+@dataclass
+class _Composed(Run):
+    """What Hydra composes: a Run whose mappings are still open, so that a new expert or a parameter
+    is given like any other value, without a plus. `typed` closes them."""
+
+    experts: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006 (read by OmegaConf)
+
+
+def _schema() -> DictConfig:
+    node: DictConfig = OmegaConf.structured(_Composed)
+    for mapping in (
+        node.experts, node.method.parameters, node.eval.shares, node.eval.metrics, node.search.space,
+    ):  # fmt: skip
+        OmegaConf.set_struct(mapping, False)
+    return node
+
+
+def register() -> None:
+    """Tell Hydra of the schema, the sweeper of searches and the launcher of clusters."""
+    store = ConfigStore.instance()
+    store.store(name="run", node=_schema(), provider="mergelab", replace=True)
+    for group, name, target in (
+        ("hydra/sweeper", "evolution", "mergelab.optimization.sweeper.Evolution"),
+        ("hydra/launcher", "mergelab_slurm", "mergelab.slurm.launcher.Durable"),
+    ):
+        node = {"_target_": target}
+        store.store(group=group, name=name, node=node, provider="mergelab", replace=True)
+
+
+SHARED = ("Plugins", "SourcesRegistry")
+"""Singletons of Hydra that only say what is installed."""
+
+_lock = threading.RLock()
+_own: dict[type, Any] = {}
+"""Hydra's singletons as they are while we compose, kept from one composition to the next."""
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra with a state of its own: that of a program which uses it is back when the body ends."""
+    with _lock:
+        Plugins.instance()  # imports what is installed, which registers itself, once a process
+        singletons, resolvers = Singleton._instances, BaseContainer._resolvers
+        known = ConfigStore.instance().repo
+        Singleton._instances, BaseContainer._resolvers = _own, dict(resolvers)
+        try:
+            if not _own:
+                _own.update({k: v for k, v in singletons.items() if k.__name__ in SHARED})
+                ConfigStore.instance().repo = {k: _copied(v) for k, v in known.items() if k == "hydra"}
+                register()
+            yield
+        finally:
+            Singleton._instances, BaseContainer._resolvers = singletons, resolvers
+
+
+def _copied(node: Any) -> Any:
+    """A group of the config store, without sharing what is in it."""
+    return {k: _copied(v) for k, v in node.items()} if isinstance(node, dict) else node
+
+
+# ---------------------------------------------------------------- composing
+
+
+def compose(*overrides: str, config_dir: str | Path | None = None) -> Run:
+    """The Run that these arguments come to, those of the command line.
+
+    May be called any number of times, from any thread, in a notebook, and in a program that uses Hydra
+    itself: no state of Hydra is changed.
+
+    Args:
+        overrides: such as `"method=ties"`, `"experts.math.weight=0.4"`, `"~experts.code"`.
+        config_dir: a folder of groups of your own, as `--config-dir` names it.
+    Raises:
+        InputError: for whatever Hydra or the schema has against them, in the words of the command.
+    """
+    for text in overrides:
+        if not isinstance(text, str):
+            raise InputError(f"compose: {text!r} is not a text such as 'method=ties'")
+        if text.lstrip("+~").partition("=")[0].startswith("hydra"):
+            raise InputError(f"{text}: settings of Hydra are for the command line")
+    folder = None if config_dir is None else Path(config_dir).expanduser().resolve()
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"config_dir: {folder} is not a folder")
+    sources = [f"file://{CONF}", *([f"file://{folder}"] if folder else [])]
+    with _own_hydra():
+        try:
+            with initialize_config_search_path(sources):
+                cfg = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+                return typed(cfg, cfg)
+        except (HydraException, OmegaConfBaseException, ValueError) as e:
+            raise InputError(explain(e, overrides)) from None
+
+
+def typed(cfg: DictConfig, whole: DictConfig) -> Run:
+    """The Run that a composition comes to.
+
+    Args:
+        cfg: what was composed, with or without the node `hydra`.
+        whole: with it.
+    Raises:
+        InputError: for an expert's key or value that the schema does not have.
+    """
+    content = {
+        k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in cfg.items() if k != "hydra"
+    }
+    try:
+        run: Run = OmegaConf.to_object(OmegaConf.merge(_closed(), content))  # type: ignore[assignment]
+    except OmegaConfBaseException as e:
+        raise InputError(composing.explain(e)) from None
+    h = whole.hydra
+    folders = [s.path for s in h.runtime.config_sources if s.provider == "command-line"]
+    extra = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
+    run.composition = Composition(
+        tuple(h.overrides.task),
+        {k: str(v) for k, v in h.runtime.choices.items() if "/" not in k and v},
+        next(iter(folders or extra), None),
+    )
+    return run
+
+
+@cache
+def _closed() -> DictConfig:
+    node: DictConfig = OmegaConf.structured(Run)
+    return node
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """What Hydra composed, without its own settings."""
+    out: DictConfig = config.copy()
+    with open_dict(out):
+        out.pop("hydra", None)
+    return out
+
+
+# ---------------------------------------------------------------- and back to arguments
+
+
+def arguments(run: Run) -> list[str]:
+    """Arguments that compose a run, one that was changed after it had been composed included.
+
+    Raises:
+        InputError: for a run that no arguments compose.
+    """
+    c = run.composition or Composition()
+    base = compose(*c.overrides, config_dir=c.config_dir)
+    if settings_of(base) == settings_of(run):
+        return list(c.overrides)
+    out = [*c.overrides, *_differences(settings_of(base), settings_of(run))]
+    try:
+        told = compose(*out, config_dir=c.config_dir)
+    except InputError:
+        told = base
+    if settings_of(told) != settings_of(run):
+        raise InputError("the run cannot be expressed as arguments of the command line, so it could not be "
+                         "repeated\nChange it through arguments of mergelab.compose.")  # fmt: skip
+    return out
+
+
+def recomposed(run: Run) -> Run:
+    """The run with the arguments that compose it, also where it was changed in the meantime."""
+    known = run if run.composition else replace(run, composition=compose().composition)
+    return with_overrides(known, arguments(known))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> Iterator[str]:
+    for name in old.keys() - new.keys():
+        yield f"~{key}{name}"
+    for name, value in new.items():
+        if name not in old:
+            yield f"++{key}{name}={value_text(value)}"
+        elif old[name] != value:
+            if isinstance(old[name], dict) and isinstance(value, dict):
+                if all(map(_plain_key, {*value, *old[name]})):
+                    yield from _differences(old[name], value, f"{key}{name}.")
+                    continue
+                if old[name].keys() - value.keys():  # a mapping is merged into what is there
+                    yield f"{key}{name}=null"
+            yield f"{key}{name}={value_text(value)}"
+
+
+def _plain_key(key: object) -> bool:
+    return str(key).replace("_", "").replace("-", "").isalnum()
+
+
+def value_text(value: Any) -> str:
+    """A value in the words of Hydra's command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_key_text(k)}:{value_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(value_text, value)) + "]"
+    return _quoted(str(value))
+
+
+def _key_text(key: object) -> str:
+    return str(key)  # Hydra reads no quotes there
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+
+
+def save(run: Run, folder: Path) -> None:
+    """Leave what was composed in a run's folder, as Hydra does: `.hydra/config.yaml` and `overrides.yaml`."""
+    place = folder / ".hydra"
+    write_text(place / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings_of(run))))
+    write_text(place / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(run.overrides)))
+
+
+def command(run: Run, *flags: str) -> str:
+    """The command line that repeats a composed run."""
+    c = run.composition or Composition()
+    folder = ["--config-dir", c.config_dir] if c.config_dir else []
+    return shlex.join(["python", "-m", "mergelab", *folder, *flags, *c.overrides])
+
+
+# ---------------------------------------------------------------- what is wrong with arguments
+
+
+def explain(error: BaseException, arguments: Sequence[str]) -> str:
+    """What Hydra or OmegaConf has against arguments, without their internals.
+
+    Args:
+        error: what they raised.
+        arguments: what was typed.
+    """
+    cause = error.__cause__
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [o for o in error.options if not str(o).startswith("_")]
+        near = did_you_mean(name, options)
+        return f"{group}={name}: there is no such option.{near}\nThere are {', '.join(options)}."
+    if isinstance(error, OverrideParseException):
+        reason = composing.plain(str(error)).splitlines()[-1]
+        reason = reason.replace("missing EQUAL at", "there is no = before")
+        if set(reason) <= {"^"}:  # Hydra points at a sign that it knows only within quotes
+            return f"'{error.override}' cannot be read\nPut texts in quotes: 'key=[\"one\", \"other\"]'."
+        return (
+            f"'{error.override}' cannot be read: {reason}\nArguments are key=value; quote what holds spaces."
+        )
+    if isinstance(error, OmegaConfBaseException):
+        return composing.explain(error)
+    if isinstance(cause, OmegaConfBaseException):
+        return composing.explain(cause, composing.overridden(str(error)))
+    if isinstance(error, ValueError):
+        return f"{shlex.join(arguments)}: {error}"
+    return composing.plain(str(error), str(cause or ""))
