@@ -73,9 +73,10 @@ class Search:
         """Begin, or go on."""
         env = {k: str(v) for k, v in env.items()}
         driver = [sys.executable, str(HERE / "slurm_driver.py")]
+        path = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         return subprocess.Popen(
             [*driver, str(self.folder), str(self.setup), *self.settings],
-            env=self.cluster.env | {"PYTHONPATH": str(HERE)} | env, text=True,
+            env=self.cluster.env | {"PYTHONPATH": os.pathsep.join(path)} | env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
