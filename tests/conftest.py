@@ -45,7 +45,7 @@ LONG = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """A marker that holds what a test comes after; see `slurm_together`."""
-    config.addinivalue_line("markers", "after(deed): the test looks at what came of it")
+    config.addinivalue_line("markers", "after(*deeds): the test looks at what came of them")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

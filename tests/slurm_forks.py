@@ -9,6 +9,7 @@ answers with the search's process id, and `out`.status has the exit status when 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -45,7 +46,7 @@ class Fork:
 
     def wait(self, seconds: float = 500) -> int:
         """Its exit status, when it has ended."""
-        until(lambda: self.status is not None, f"the search of {self.out} has ended", seconds)
+        until(lambda: self.status is not None, f"the search of {self.out} has ended", seconds, every=0.2)
         assert self.status is not None
         return self.status
 
@@ -112,8 +113,10 @@ def serve() -> list[str] | None:
 
 
 if __name__ == "__main__":
-    import nevergrad  # noqa: F401 (most of what a search imports)
+    import cma  # noqa: F401 (with nevergrad, most of what a search imports)
+    import nevergrad  # noqa: F401
     import slurm_driver
 
+    gc.freeze()
     if arguments := serve():
         slurm_driver.main(arguments)

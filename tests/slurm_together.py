@@ -24,9 +24,9 @@ Deed = Callable[[Lab], Any]
 Ended = Callable[[], Any]
 
 
-def after(deed: Deed) -> pytest.MarkDecorator:
-    """A test that comes after a deed."""
-    return pytest.mark.after.with_args(deed)
+def after(*deeds: Deed) -> pytest.MarkDecorator:
+    """A test that comes after deeds; `ended()` is what that one, or a list of what each, has returned."""
+    return pytest.mark.after.with_args(*deeds)
 
 
 class Deeds:
@@ -80,14 +80,14 @@ def ended(request: pytest.FixtureRequest, deeds: Deeds) -> Ended:
     """`ended()`: what came of the test's deed."""
     divided = hasattr(request.config, "workerinput")  # among processes, by files
     items = [i for i in request.session.items if not divided or i.path == request.path]
-    tests = [(m.args[0], "family" in i.fixturenames) for i in items if (m := i.get_closest_marker("after"))]
+    tests = [(m.args, "family" in i.fixturenames) for i in items if (m := i.get_closest_marker("after"))]
     for few in (False, True):
-        for deed in (d for d, needs_family in tests if needs_family is few):
+        for deed in (d for wanted, large in tests if large is few for d in wanted):
             if few:
                 request.getfixturevalue("family")
             deeds.begin(deed, few)
-    deed = request.node.get_closest_marker("after").args[0]
-    return lambda: deeds.result(deed)
+    wanted = request.node.get_closest_marker("after").args
+    return lambda: [deeds.result(d) for d in wanted] if len(wanted) > 1 else deeds.result(*wanted)
 
 
 @pytest.fixture
