@@ -1,7 +1,7 @@
 """Candidates that cost nothing, and do what a test has asked for: die, hang, fail.
 
 A test leaves `FOLDER/faults/NAME` (such as candidate3) with a line for each time that the candidate is
-measured: `kill`, `sleep 5`, `deaf 5`, `memory`, `raise`, `ok`; the last one stays. Each time leaves a line
+measured: `kill`, `kill 5`, `sleep 5`, `deaf 5`, `memory`, `raise`, `ok`; the last one stays. Each time leaves a line
 in `FOLDER/calls/NAME`: job, rank, node, and what it writes on the node's own disk, where there is one.
 """
 
@@ -65,6 +65,7 @@ def happen(fault: str) -> None:
     """The fault of that name."""
     word, _, seconds = fault.partition(" ")
     if word == "kill":
+        time.sleep(float(seconds or 0))
         os.kill(os.getpid(), signal.SIGKILL)
     elif word == "sleep":
         time.sleep(float(seconds))

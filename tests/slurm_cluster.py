@@ -38,6 +38,11 @@ class Cluster:
         self._tool("up")
         return self
 
+    @property
+    def begun(self) -> bool:
+        """Whether it was ever up."""
+        return self.folder.exists()
+
     def wipe(self) -> None:
         """End it, and leave nothing of it."""
         self._tool("wipe")

@@ -7,8 +7,10 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,29 +145,36 @@ class Shared:
         self.forks = Forks()
         self.cluster = Cluster(folder / "cluster", port(), nodes=7, apart=3)
         self.setup = folder / "setup.pkl"
-        self._small: Cluster | None = None
-        self._turn = threading.Lock()
+        self._small = Cluster(folder / "small", port() + 50, nodes=2, accounting=False, array=4)
+        self._frail = Cluster(folder / "frail", port() + 100)
+        self._first, self._alone = threading.Lock(), threading.Lock()
 
     def begin(self) -> None:
         """Start the cluster, and meanwhile compose two generations of four."""
         with ThreadPoolExecutor(1) as aside:
             starting = aside.submit(self.cluster.up)
-            self.compose(self.setup, budget=8)
+            self.setup.write_bytes(cloudpickle.dumps(setup_of("hardware=slurm", population=4, budget=8)))
             starting.result()
 
-    def compose(self, path: Path, budget: int) -> None:
-        """A search in populations of four."""
-        path.write_bytes(cloudpickle.dumps(setup_of("hardware=slurm", population=4, budget=budget)))
+    def longer(self, path: Path, budget: int) -> None:
+        """The same search with another budget."""
+        setup = pickle.loads(self.setup.read_bytes())
+        run = replace(setup.run, search=replace(setup.run.search, budget=budget))
+        path.write_bytes(cloudpickle.dumps(replace(setup, run=run)))
 
     @property
     def small(self) -> Cluster:
         """A cluster without accounting, whose arrays have at most three tasks."""
-        with self._turn:
-            self._small = (
-                self._small
-                or Cluster(self.folder / "small", port() + 100, nodes=2, accounting=False, array=4).up()
-            )
-            return self._small
+        with self._first:
+            return self._small if self._small.begun else self._small.up()
+
+    @contextmanager
+    def frail(self) -> Iterator[Cluster]:
+        """A cluster in order, whose daemons may be ended and killed: one deed has it at a time."""
+        with self._alone:
+            if self._frail.begun:
+                self._frail.heal()
+            yield self._frail.up()
 
     def lab(self, name: str) -> Lab:
         """One with a folder of its own."""
@@ -176,9 +185,8 @@ class Shared:
     def close(self) -> None:
         """The end of all."""
         self.forks.close()
-        self.cluster.wipe()
-        if self._small is not None:
-            self._small.wipe()
+        for cluster in (self.cluster, self._small, self._frail):
+            cluster.wipe()
 
 
 def without_cluster(folder: Path, setup: Path) -> Lines:

@@ -13,7 +13,7 @@ family are whole commands, which need memory: a few of them at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -51,10 +51,6 @@ class Deeds:
         """What it has returned; raises what it has raised."""
         return self._futures[deed].result()
 
-    def wait(self) -> None:
-        """Until all are over."""
-        wait(self._futures.values())
-
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
@@ -88,14 +84,6 @@ def ended(request: pytest.FixtureRequest, deeds: Deeds) -> Ended:
             deeds.begin(deed, few)
     wanted = request.node.get_closest_marker("after").args
     return lambda: [deeds.result(d) for d in wanted] if len(wanted) > 1 else deeds.result(*wanted)
-
-
-@pytest.fixture
-def lab(shared: Shared, deeds: Deeds, request: pytest.FixtureRequest) -> Lab:
-    """For what disturbs all others: a cluster in order, of which nobody else wants anything."""
-    deeds.wait()
-    shared.cluster.heal()
-    return shared.lab(f"{request.node.name}")
 
 
 @pytest.fixture(scope="session")
