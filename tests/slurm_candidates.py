@@ -1,8 +1,8 @@
 """Candidates that cost nothing, and do what a test has asked for: die, hang, fail.
 
 A test leaves `FOLDER/faults/NAME` (such as candidate3) with a line for each time that the candidate is
-measured: `kill`, `kill 5`, `sleep 5`, `deaf 5`, `memory`, `raise`, `ok`; the last one stays. Each time leaves a line
-in `FOLDER/calls/NAME`: job, rank, node, and what it writes on the node's own disk, where there is one.
+measured: `kill`, `kill 5`, `sleep 5`, `deaf 5`, `memory`, `raise`, `ok`; the last one stays. Each time leaves
+a line in `FOLDER/calls/NAME`: job, rank, node, and what it writes on the node's own disk, where there is one.
 """
 
 from __future__ import annotations
