@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from broken_models import Models
 from hub_cache import cache  # noqa: F401 (a fixture)
-from slurm_search import cluster, searching, session_cluster, setup_file, undisturbed  # noqa: F401 (fixtures)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -28,8 +27,9 @@ PACKAGES = (Path(__file__).parent / "slurm" / "packages.txt").read_text(encoding
 LONG = (
     "test_slurm_faults.py",
     "test_slurm_sweeps.py",
-    "test_search_killed.py",
+    "test_slurm_outages.py",
     "test_slurm_chaos.py",
+    "test_search_killed.py",
     "test_search.py",
     "test_mixtures.py",
     "test_analyze.py",
@@ -41,6 +41,11 @@ LONG = (
     "test_resident.py",
 )
 """Files that take minutes; they begin first, so that no worker is left with one at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A marker that holds what a test comes after; see `slurm_together`."""
+    config.addinivalue_line("markers", "after(*deeds): the test looks at what came of them")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

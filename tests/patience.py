@@ -13,12 +13,14 @@ from mergelab.optimization.bench import bounded
 within = bounded
 
 
-def until(true: Callable[[], Any], what: str = "it has come to that", seconds: float = 30) -> Any:
+def until(
+    true: Callable[[], Any], what: str = "it has come to that", seconds: float = 30, every: float = 0.02
+) -> Any:
     """Wait until something is so, and return it."""
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end, f"waited {seconds:g} s in vain: {what}"
-        time.sleep(0.02)
+        time.sleep(every)
     return found
 
 

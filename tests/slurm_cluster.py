@@ -1,4 +1,4 @@
-"""The tests' own Slurm cluster: started once a test process, and what is done to it."""
+"""The tests' own Slurm cluster, and what is done to it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,27 @@ class Cluster:
     nodes: int = 4
     accounting: bool = True
     array: int = 1001
+    apart: int = 0
+    """So many of the nodes, the last ones, are each in a partition of their own name only."""
 
     def up(self) -> Cluster:
         """Start it; it is up when all its nodes answer."""
         self._tool("up")
         return self
 
+    @property
+    def begun(self) -> bool:
+        """Whether it was ever up."""
+        return self.folder.exists()
+
+    def wipe(self) -> None:
+        """End it, and leave nothing of it."""
+        self._tool("wipe")
+
     def _tool(self, *arguments: str) -> None:
         knobs = {
             "SLURM_LAB_NODES": self.nodes, "SLURM_LAB_PORT": self.port,
-            "SLURM_LAB_ACCT": int(self.accounting),
+            "SLURM_LAB_ACCT": int(self.accounting), "SLURM_LAB_APART": self.apart,
             "SLURM_LAB_NODE_TIMEOUT": 8, "SLURM_LAB_JOB_AGE": 60, "SLURM_LAB_ARRAY": self.array,
         }  # fmt: skip
         done = subprocess.run(
@@ -51,8 +62,9 @@ class Cluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process needs to talk to it."""
-        return {**os.environ, "SLURM_CONF": str(self.folder / "etc" / "slurm.conf")}
+        """What a process needs to talk to it. Its many tasks compile a module once."""
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        return {**env, "SLURM_CONF": str(self.folder / "etc" / "slurm.conf")}
 
     def kill(self, daemon: str) -> None:
         """SIGKILL to `slurmctld`, `slurmdbd`, or a `slurmd-n1` with all that runs on that node."""
@@ -71,10 +83,10 @@ class Cluster:
         daemons = ["slurmctld", *(f"slurmd-n{i + 1}" for i in range(self.nodes))]
         for daemon in (["slurmdbd"] if self.accounting else []) + daemons:
             self.start(daemon)
-        until(lambda: self.call("sinfo", check=False), "slurmctld answers", 120)
+        until(lambda: self.call("sinfo", check=False), "slurmctld answers", 120, every=0.2)
         self.call("scancel", "--user", str(os.getuid()))
-        until(self._idle, "all nodes are idle", 180)
-        until(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 120)
+        until(self._idle, "all nodes are idle", 180, every=0.2)
+        until(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 120, every=0.2)
 
     def _idle(self) -> bool:
         states = self.call("sinfo", "-h", "-N", "-o", "%N %T").split("\n")
@@ -99,11 +111,15 @@ class Cluster:
 
     def settle(self, name: str, jobs: set[str]) -> None:
         """Until the accounting has heard the end of all jobs of a name."""
-        until(lambda: not self.call("squeue", "-h", f"--name={name}"), "no task is left", 120)
+        self.emptied(name)
 
         def ended() -> bool:
             out = self.call("sacct", "-X", "-n", "-P", f"--name={name}", "-o", "JobID,State").splitlines()
             known = {line.partition("|")[0].partition("_")[0] for line in out}
             return jobs <= known and not any(line.endswith(("RUNNING", "PENDING")) for line in out)
 
-        until(ended, "the accounting knows of the end", 120)
+        until(ended, "the accounting knows of the end", 120, every=0.3)
+
+    def emptied(self, name: str) -> None:
+        """Until no task of a name waits or runs."""
+        until(lambda: not self.call("squeue", "-h", f"--name={name}"), "no task is left", 120, every=0.3)

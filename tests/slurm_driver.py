@@ -8,6 +8,7 @@ STOP_AT=intended or STOP_AT=submitted kills it at its second submission, before 
 
 from __future__ import annotations
 
+import copyreg
 import os
 import pickle
 import signal
@@ -23,6 +24,7 @@ import yaml
 from mergelab.optimization.controller import Setup, TooManyFailures, Watch, evolve
 from mergelab.optimization.journal import Journal
 from mergelab.optimization.on_slurm import OnSlurm
+from mergelab.optimization.workers import Order
 from mergelab.report import terminal
 from mergelab.schema import Hardware, Slurm
 from mergelab.slurm import commands
@@ -45,6 +47,12 @@ def stop_at(where: str) -> None:
     commands.submit = submitting
 
 
+def light(order: Order) -> tuple[type, tuple[Any, ...]]:
+    """How an order travels to its task."""
+    weights = [e.weight for e in order.run.experts.values() if isinstance(e.weight, float)]
+    return candidates.Asked, (order.name, weights)
+
+
 def hardware(settings: list[str]) -> Hardware:
     """That of hardware=slurm, with these settings, `slurm.KEY` among them."""
     given = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in settings)}
@@ -63,12 +71,13 @@ def search(folder: Path, setup: Setup, crew: Any, watch: Watch = lambda event, l
     evolve(setup, journal, crew, watch)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """The command."""
-    folder, setup = Path(sys.argv[1]).resolve(), pickle.loads(Path(sys.argv[2]).read_bytes())
+    folder, setup = Path(arguments[0]).resolve(), pickle.loads(Path(arguments[1]).read_bytes())
     if where := os.environ.get("STOP_AT"):
         stop_at(where)
-    setup = replace(setup, run=replace(setup.run, hardware=hardware(sys.argv[3:])))
+    setup = replace(setup, run=replace(setup.run, hardware=hardware(arguments[2:])))
+    copyreg.pickle(Order, light)
     crew = OnSlurm(setup.run, folder, measure=partial(candidates.measure, str(folder)))
     try:
         search(folder, setup, crew)
@@ -83,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import os
-import signal
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import pytest
-import slurm_candidates as candidates
 from patience import until
 from searching import Pretended, setup_of
-from slurm_cluster import Cluster, absent
+from slurm_cluster import Cluster
 from slurm_driver import search
+from slurm_forks import Fork, Forks
 
 from mergelab.optimization.journal import read
 from mergelab.slurm import ledger
 
 HERE = Path(__file__).parent
+Lines = list[dict[str, Any]]
 
 
 def port() -> int:
     """The first of some ports that no other test process uses."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     return 26800 + 200 * int(worker)
-
-
-def started(folder: Path, **knobs: Any) -> Cluster:
-    """A cluster that is up, if this machine has the programs."""
-    if absent():
-        pytest.skip("needs a Slurm cluster")
-    return Cluster(folder, **knobs).up()
-
-
-@pytest.fixture(scope="session")
-def session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster of this test process: 4 nodes of 16 processors and 8 GPUs."""
-    cluster = started(tmp_path_factory.mktemp("cluster"), port=port())
-    yield cluster
-    cluster._tool("wipe")
-
-
-@pytest.fixture
-def cluster(session_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The cluster, in order, and our own commands talking to it."""
-    session_cluster.heal()
-    monkeypatch.setenv("SLURM_CONF", session_cluster.env["SLURM_CONF"])
-    return session_cluster
 
 
 @dataclass
@@ -61,7 +41,9 @@ class Search:
     folder: Path
     setup: Path
     cluster: Cluster
+    forks: Forks
     settings: list[str] = field(default_factory=list)
+    runs: int = 0
 
     def fault(self, name: str, *lines: str) -> None:
         """What is to happen when a candidate is measured: a line each time, the last one from then on."""
@@ -69,38 +51,39 @@ class Search:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines))
 
-    def start(self, **env: Any) -> subprocess.Popen[str]:
+    def start(self, **env: Any) -> Fork:
         """Begin, or go on."""
-        env = {k: str(v) for k, v in env.items()}
-        driver = [sys.executable, str(HERE / "slurm_driver.py")]
-        return subprocess.Popen(
-            [*driver, str(self.folder), str(self.setup), *self.settings],
-            env=self.cluster.env | {"PYTHONPATH": str(HERE)} | env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        self.runs += 1
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        return self.forks.start(
+            [str(self.folder), str(self.setup), *self.settings],
+            self.cluster.env | {"PYTHONPATH": os.pathsep.join(path)} | {k: str(v) for k, v in env.items()},
+            self.folder.with_name(f"{self.folder.name}-said{self.runs}"),
+        )
 
-    def end(self, process: subprocess.Popen[str], status: int = 0) -> str:
+    def end(self, process: Fork, status: int = 0) -> str:
         """Wait for it; returns what it said."""
-        out, _ = process.communicate(timeout=500)
-        assert process.returncode == status, out
-        return out
+        assert process.wait() == status, process.out.read_text()
+        return process.out.read_text()
 
     def run(self, status: int = 0, **env: Any) -> str:
         """From where it is to its end."""
         return self.end(self.start(**env), status)
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> Lines:
         """The candidates in the journal."""
-        return [x for x in read(self.folder / "journal.jsonl") if x["event"] == "candidate"]
+        return measured(self.folder)
 
     def calls(self, name: str) -> list[str]:
-        """How often a candidate was measured, and where: job, rank, node."""
+        """How often a candidate was measured, and where: job, rank, node, place on the node's disk."""
         path = self.folder / "calls" / name
         return path.read_text().splitlines() if path.exists() else []
 
     def measured(self, name: str) -> Any:
-        """Wait until a candidate is being measured; returns where."""
-        return until(lambda: self.calls(name), f"{name} is measured", 120)[-1].split()
+        """Wait until a candidate is being measured; returns job, rank, node."""
+        found = until(lambda: self.calls(name), f"{name} is measured", 200, every=0.1)
+        return found[-1].split()[:3]
 
     @property
     def name(self) -> str:
@@ -126,41 +109,87 @@ class Search:
         assert self.cluster.call("squeue", "-h", f"--name={self.name}", "--states=R,PD,CG,CF") == ""
 
 
-@pytest.fixture(scope="session")
-def setup_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two generations of four, composed once."""
-    setup = setup_of("hardware=slurm", population=4, budget=8)
-    path = tmp_path_factory.mktemp("setup") / "setup.pkl"
-    path.write_bytes(cloudpickle.dumps(setup))
-    return path
-
-
-@pytest.fixture(scope="session")
-def undisturbed(setup_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The candidates of the same search without a cluster."""
-    import pickle
-
-    folder = tmp_path_factory.mktemp("undisturbed")
-    search(folder, pickle.loads(setup_file.read_bytes()), Pretended(candidates.smooth))
+def measured(folder: Path) -> Lines:
+    """The candidates in a search's journal."""
     return [x for x in read(folder / "journal.jsonl") if x["event"] == "candidate"]
 
 
-@pytest.fixture
-def searching(cluster: Cluster, setup_file: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]:
-    """`searching("workers=2")`: a search on the cluster, not begun yet."""
-    made: list[Search] = []
+@dataclass
+class Lab:
+    """Where things are done to searches and commands: a folder, and the clusters."""
 
-    def make(*settings: str, on: Cluster | None = None) -> Search:
-        made.append(Search(tmp_path / f"sweep{len(made)}", setup_file, on or cluster, list(settings)))
-        return made[-1]
+    folder: Path
+    cluster: Cluster
+    shared: Shared
 
-    yield make
-    for one in made:
-        if one.cluster is cluster:  # another is gone by now
-            one.cluster.call("scancel", f"--name={one.name}", check=False)
+    def search(self, *settings: str, on: Cluster | None = None) -> Search:
+        """`search("workers=2")`: one on the cluster, not begun yet."""
+        return Search(self.folder / "sweep", self.shared.setup, on or self.cluster, self.shared.forks,
+                      list(settings))  # fmt: skip
+
+    def command(self, *arguments: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """What a user types on the login node, in the folder."""
+        done = subprocess.run(
+            [sys.executable, "-m", "mergelab", *arguments], env=self.cluster.env | env, cwd=self.folder,
+            text=True, capture_output=True, check=False, timeout=700,
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
 
 
-def interrupt(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKILL) -> None:
-    """End a process by a signal."""
-    process.send_signal(how)
-    process.wait(timeout=60)
+class Shared:
+    """What all labs of a test process have in common."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.forks = Forks()
+        self.cluster = Cluster(folder / "cluster", port(), nodes=7, apart=3)
+        self.setup = folder / "setup.pkl"
+        self._small = Cluster(folder / "small", port() + 50, nodes=2, accounting=False, array=4)
+        self._frail = Cluster(folder / "frail", port() + 100)
+        self._first, self._alone = threading.Lock(), threading.Lock()
+
+    def begin(self) -> None:
+        """Start the cluster, and meanwhile compose two generations of four."""
+        with ThreadPoolExecutor(1) as aside:
+            starting = aside.submit(self.cluster.up)
+            self.setup.write_bytes(cloudpickle.dumps(setup_of("hardware=slurm", population=4, budget=8)))
+            starting.result()
+
+    def longer(self, path: Path, budget: int) -> None:
+        """The same search with another budget."""
+        setup = pickle.loads(self.setup.read_bytes())
+        run = replace(setup.run, search=replace(setup.run.search, budget=budget))
+        path.write_bytes(cloudpickle.dumps(replace(setup, run=run)))
+
+    @property
+    def small(self) -> Cluster:
+        """A cluster without accounting, whose arrays have at most three tasks."""
+        with self._first:
+            return self._small if self._small.begun else self._small.up()
+
+    @contextmanager
+    def frail(self) -> Iterator[Cluster]:
+        """A cluster in order, whose daemons may be ended and killed: one deed has it at a time."""
+        with self._alone:
+            if self._frail.begun:
+                self._frail.heal()
+            yield self._frail.up()
+
+    def lab(self, name: str) -> Lab:
+        """One with a folder of its own."""
+        folder = self.folder / name
+        folder.mkdir()
+        return Lab(folder, self.cluster, self)
+
+    def close(self) -> None:
+        """The end of all."""
+        self.forks.close()
+        for cluster in (self.cluster, self._small, self._frail):
+            cluster.wipe()
+
+
+def without_cluster(folder: Path, setup: Path) -> Lines:
+    """The candidates of a search in this process."""
+    search(folder, pickle.loads(setup.read_bytes()), Pretended())
+    return measured(folder)

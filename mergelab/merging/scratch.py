@@ -25,7 +25,6 @@ from pathlib import Path
 
 from mergelab.errors import InputError, StepError
 from mergelab.identity import digest
-from mergelab.preflight.resources import human
 
 
 def ours(what: str) -> str:
@@ -116,6 +115,8 @@ def _copy(files: list[Path], to: Path) -> None:
     """Copy files, with their times, into a folder that is there whole or not at all."""
     size, free = sum(f.stat().st_size for f in files), shutil.disk_usage(to.parent).free
     if size > free:
+        from mergelab.preflight.resources import human
+
         raise StepError(
             f"hardware.scratch: a copy needs {human(size)}, and {human(free)} are free in {to.parent}"
         )

@@ -1,8 +1,12 @@
 """Work on a Slurm cluster: batches of tasks that outlive whoever submitted them."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from mergelab.schema import Run
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a task begins with this package; what its work needs, the work imports
+    from mergelab.schema import Run
 
 
 def on_node(run: Run) -> Run:

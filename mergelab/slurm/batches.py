@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergelab.errors import MergelabError
-from mergelab.schema import Slurm
 from mergelab.slurm import commands
 from mergelab.slurm.commands import Away, Limited, Refused, Task
 from mergelab.slurm.job import last_lines, status_of, with_exit, write_script
 from mergelab.slurm.ledger import Key, Ledger, begun, result
 from mergelab.workspace import read_memo, write_json
+
+if TYPE_CHECKING:
+    from mergelab.schema import Slurm
 
 GLANCE = 0.1
 """Seconds between two looks for results."""

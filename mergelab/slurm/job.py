@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mergelab.schema import Slurm
 from mergelab.slurm import script
 from mergelab.slurm.commands import Task
+
+if TYPE_CHECKING:
+    from mergelab.schema import Slurm
 
 
 def write_script(

@@ -6,9 +6,11 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mergelab.schema import Slurm
+if TYPE_CHECKING:
+    from mergelab.schema import Slurm
+
 
 WORK = """\
 {srun}{command} &

@@ -5,6 +5,7 @@
 # DIR (default $SLURM_LAB_DIR, else ./.slurm) holds every file: config, keys, pids, logs, spool, database.
 # Knobs (read by `up`): SLURM_LAB_NODE_TIMEOUT=120  SLURM_LAB_JOB_AGE=600  SLURM_LAB_ARRAY=1001  SLURM_LAB_NODES=2  SLURM_LAB_CPUS=16  SLURM_LAB_GPUS=8  SLURM_LAB_MEM_MB=65536
 #   SLURM_LAB_ACCT=1|0  SLURM_LAB_PORT=26800   (slurmctld=PORT, slurmdbd=PORT+1, node i=PORT+10+i)
+#   SLURM_LAB_APART=0   so many of the nodes, the last ones, are each in a partition of their own name only
 # Runs as the calling user (root or not); no systemd, no cgroups, nothing outside DIR.
 set -euo pipefail
 umask 022
@@ -16,7 +17,7 @@ t0=$(date +%s.%N)
 since() { awk -v a="$t0" -v b="$(date +%s.%N)" 'BEGIN{printf "%.1f", b-a}'; }
 die() { echo "cluster.sh: $*" >&2; exit 1; }
 
-case $cmd in up|down|status|env|wipe|kill|stop|start) ;; *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2;; esac
+case $cmd in up|down|status|env|wipe|kill|stop|start) ;; *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2;; esac
 [ "$cmd" = up ] && mkdir -p "$dir"
 [ -d "$dir" ] || { [ "$cmd" = down ] || [ "$cmd" = wipe ] && exit 0; echo "down (no $dir)"; exit 3; }
 dir=$(cd "$dir" && pwd -P)
@@ -82,9 +83,10 @@ need() {
 up() {
   nodes=${SLURM_LAB_NODES:-2} cpus=${SLURM_LAB_CPUS:-16} gpus=${SLURM_LAB_GPUS:-8}
   mem=${SLURM_LAB_MEM_MB:-65536} acct=${SLURM_LAB_ACCT:-1} port=${SLURM_LAB_PORT:-26800}
+  apart=${SLURM_LAB_APART:-0}
   need
   echo "$port" | grep -qxE '[0-9]+' || die "SLURM_LAB_PORT=$port is not a number"
-  local want="nodes=$nodes cpus=$cpus gpus=$gpus mem=$mem acct=$acct port=$port"
+  local want="nodes=$nodes cpus=$cpus gpus=$gpus mem=$mem acct=$acct port=$port apart=$apart"
   if [ -f "$dir/lab.env" ] && [ "$(cat "$dir/lab.env")" != "$want" ]; then down; fi
   export SLURM_CONF=$dir/etc/slurm.conf
   if [ -f "$dir/lab.env" ] && all_alive && idle; then echo "up (already), $nodes nodes"; return; fi
@@ -159,7 +161,10 @@ CONF
     for ((i = 1; i <= nodes; i++)); do
       echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 10 + i)) CPUs=$cpus RealMemory=$mem$gres State=UNKNOWN"
     done
-    echo "PartitionName=lab Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP PriorityTier=1"
+    echo "PartitionName=lab Nodes=n[1-$((nodes - apart))] Default=YES MaxTime=INFINITE State=UP PriorityTier=1"
+    for ((i = nodes - apart + 1; i <= nodes; i++)); do
+      echo "PartitionName=n$i Nodes=n$i MaxTime=INFINITE State=UP PriorityTier=1"
+    done
     echo "PartitionName=urgent Nodes=n[1-$nodes] MaxTime=60 State=UP PriorityTier=9 PreemptMode=OFF"
   } >"$dir/etc/slurm.conf"
   : >"$dir/etc/gres.conf"

@@ -5,26 +5,21 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
-from pathlib import Path
 
-import cloudpickle
 import psutil
 import pytest
-import slurm_candidates as candidates
 from patience import until
-from searching import Pretended, setup_of
-from slurm_cluster import Cluster
-from slurm_driver import search
-from slurm_search import Search
+from slurm_search import Lab, Search, without_cluster
+from slurm_together import Ended, after
 
-from mergelab.optimization.journal import read
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-pytestmark = pytest.mark.slurm
-
-SECONDS = 75.0
-"""How long there are faults."""
+SECONDS = float(os.environ.get("CHAOS_SECONDS", 25))
+"""How long there are faults, as long as the search lasts."""
+BUDGET = max(16, int(SECONDS / 4) // 4 * 4)
+"""Of candidates, four at a time, which take about two seconds each."""
+SEED = int(os.environ.get("CHAOS_SEED", random.randrange(1 << 16)))
 
 
 class Chaos:
@@ -49,7 +44,7 @@ class Chaos:
         """Start what is down, and the search if it was killed."""
         while self.down:
             self.cluster.start(self.down.pop())
-        if self.process.poll() is not None and self.process.returncode < 0:
+        if (self.process.status or 0) < 0:
             self.process = self.s.start(PACE=2)
 
     def running(self) -> list[tuple[str, psutil.Process]]:
@@ -100,9 +95,9 @@ class Chaos:
 
     def kill_sweeper(self) -> bool:
         """SIGKILL to the process that submits."""
-        self.process.kill()
-        self.process.wait()
-        return True
+        if going := self.process.status is None:
+            self.process.interrupt()
+        return going
 
     def slurmctld(self) -> bool:
         """Slurm does not answer for a while."""
@@ -118,35 +113,30 @@ class Chaos:
         return True
 
 
-def test_chaos_ends_with_the_right_result(cluster: Cluster, tmp_path: Path) -> None:
-    setup = setup_of("hardware=slurm", population=4, budget=16)
-    path = tmp_path / "setup.pkl"
-    path.write_bytes(cloudpickle.dumps(setup))
-    search(tmp_path / "whole", setup, Pretended(candidates.smooth))
-    whole = [x for x in read(tmp_path / "whole" / "journal.jsonl") if x["event"] == "candidate"]
-
-    seed = int(os.environ.get("CHAOS_SEED", random.randrange(1 << 16)))
-    print(f"CHAOS_SEED={seed}")
-    chaos = Chaos(Search(tmp_path / "sweep", path, cluster), random.Random(seed))
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end and (chaos.process.poll() is None or chaos.process.returncode < 0):
-        time.sleep(chaos.chance.uniform(2, 4))
+def chaos(lab: Lab) -> tuple[Chaos, str]:
+    """What has happened, and what the search said at its end."""
+    setup = lab.folder / "setup.pkl"
+    lab.shared.longer(setup, BUDGET)
+    with lab.shared.frail() as cluster:
+        s = Search(lab.folder / "sweep", setup, cluster, lab.shared.forks)
+        chaos = Chaos(s, random.Random(SEED))
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end and chaos.process.status in (None, -signal.SIGKILL):
+            time.sleep(chaos.chance.uniform(2, 4))
+            chaos.mend()
+            chaos.strike()
         chaos.mend()
-        chaos.strike()
-    chaos.mend()
-    out = finished(chaos)
-    assert chaos.s.lines() == whole, f"{seed} {chaos.done}\n{out}"
-    assert len(chaos.done) >= 5, chaos.done
-    chaos.s.nothing_twice()
-    until(lambda: not chaos.running(), "no process is left", 120)
+        chaos.process.wait()
+        until(lambda: not chaos.running(), "no process is left", 120, every=0.5)
+        return chaos, chaos.process.out.read_text()
 
 
-def finished(chaos: Chaos) -> str:
-    """Wait for the end, or go on to it."""
-    try:
-        out, _ = chaos.process.communicate(timeout=500)
-    except subprocess.TimeoutExpired:
-        chaos.process.send_signal(signal.SIGKILL)
-        raise
-    assert chaos.process.returncode == 0, out
-    return out
+@after(chaos)
+def test_chaos_ends_with_the_right_result(ended: Ended) -> None:
+    print(f"CHAOS_SEED={SEED}")
+    found, out = ended()
+    told = f"{SEED} {found.done}\n{out}"
+    assert found.process.status == 0, told
+    assert found.s.lines() == without_cluster(found.s.folder.with_name("whole"), found.s.setup), told
+    assert len(found.done) >= 5, told
+    found.s.nothing_twice()

@@ -1,4 +1,5 @@
-"""What a user types on a login node, on a real cluster, with the tiny family."""
+"""What a user types on a login node, on a real cluster, with the tiny family. What does not disturb others is
+done at the same time (`slurm_together`)."""
 
 from __future__ import annotations
 
@@ -8,176 +9,204 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb_stub
 from patience import until
-from slurm_cluster import Cluster
-from wandb_stub import KEY, Stub
+from slurm_search import Lab, Shared, measured
+from slurm_together import Ended, after
+from wandb_stub import KEY
 
-from mergelab.optimization.journal import read
 from mergelab.slurm import ledger
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("family")]
 
 TASK = ("hardware=slurm", "hardware.slurm.memory=4GB")
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def command(cluster: Cluster, family: Any, tmp_path: Path) -> Command:
-    """`command("-m", ...)`: on the login node, in a directory of its own."""
-
-    def run(*arguments: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "mergelab", *arguments], env=cluster.env | env, cwd=tmp_path, text=True,
-            capture_output=True, check=False, timeout=700,
-        )  # fmt: skip
-        assert done.returncode == status, done.stdout + done.stderr
-        return done
-
-    return run
-
-
-def candidates(folder: Path) -> list[dict[str, Any]]:
-    return [x for x in read(folder / "journal.jsonl") if x["event"] == "candidate"]
+RUN = ("method=linear", "eval=none")
+RECORDED = ("tracking=wandb", "tracking.mode=offline")
+SEARCH = ("search=cma", "search.budget=8", "search.population=4", "search.finalists=1", "eval.limit=40")
 
 
 def result(folder: Path) -> Any:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
-def test_a_budget_of_24_in_populations_of_8_is_three_arrays_and_the_same_search(
-    command: Command, cluster: Cluster, tmp_path: Path
-) -> None:
-    search = ["-m", "search=cma", "search.budget=24", "search.population=8"]
-    command(*search, "hydra.sweep.dir=here", SLURM_CONF="/nonexistent")
-    there = ["hardware.candidates_per_task=4", "hardware.scratch=$SCRATCH", "hydra.sweep.dir=there"]
-    (tmp_path / "disk").mkdir()
-    out = command(*search, *TASK, *there, SCRATCH=str(tmp_path / "disk")).stdout
+def jobs(sweep: Path) -> list[str]:
+    return [x["job"] for x in ledger.read(sweep) if x["event"] == "submitted"]
 
-    here, there_ = tmp_path / "here", tmp_path / "there"
-    assert candidates(there_) == candidates(here)
-    assert [x["genome"] for x in candidates(there_)] == [x["genome"] for x in candidates(here)]
+
+def here(lab: Lab) -> Path:
+    """The search in one process."""
+    lab.command("-m", *SEARCH, "hydra.sweep.dir=here", SLURM_CONF="/nonexistent")
+    return lab.folder / "here"
+
+
+def there(lab: Lab) -> tuple[Path, str, str]:
+    """The same on the cluster, and again after somebody has removed its model."""
+    disk = lab.folder / "disk"
+    disk.mkdir()
+    tasks = ("hardware.candidates_per_task=2", "hardware.scratch=$SCRATCH", "hydra.sweep.dir=there")
+    first = lab.command("-m", *SEARCH, *TASK, *tasks, SCRATCH=str(disk)).stdout
+    shutil.rmtree(lab.folder / "there" / "model")
+    again = lab.command("-m", *SEARCH, *TASK, *tasks, SCRATCH=str(disk)).stdout
+    return lab.folder / "there", first, again
+
+
+@after(here, there)
+def test_a_budget_of_8_in_populations_of_4_is_two_arrays_and_the_same_search(
+    ended: Ended, shared: Shared
+) -> None:
+    alone, (sweep, out, _) = ended()
+    assert measured(sweep) == measured(alone)
+    assert len(measured(sweep)) == 8
     for key in ("genome", "fitness", "metrics", "verdict", "on_disk"):
-        assert result(there_)[key] == result(here)[key], key
-    name = ledger.job_name(there_)
-    jobs = {x["job"] for x in ledger.read(there_) if x["event"] == "submitted"}
-    arrays = {t["id"].partition("_")[0] for t in cluster.tasks(name, jobs) if "_" in t["id"]}
-    assert len(arrays) == 3
-    assert out.count("submitted array") == 3
-    assert (there_ / "17" / "mergelab.log").exists() and list((there_ / "17").glob("slurm-*_*.out"))
-    assert list((tmp_path / "disk").glob("*/*")) == []  # nothing stays on the nodes' disks
+        assert result(sweep)[key] == result(alone)[key], key
+    tasks = shared.cluster.tasks(ledger.job_name(sweep), set(jobs(sweep)))
+    assert len({t["id"].partition("_")[0] for t in tasks if "_" in t["id"]}) == 2
+    assert out.count("submitted array") == 2
+    assert (sweep / "5" / "mergelab.log").exists() and list((sweep / "5").glob("slurm-*_*.out"))
+    assert list((sweep.parent / "disk").glob("*/*")) == []  # nothing stays on the nodes' disks
 
-    # A model that somebody has removed is merged again; no candidate is.
-    shutil.rmtree(there_ / "model")
-    again = command(*search, *TASK, *there, SCRATCH=str(tmp_path / "disk")).stdout
+
+@after(there)
+def test_a_model_that_somebody_has_removed_is_merged_again_and_no_candidate_is(ended: Ended) -> None:
+    sweep, _, again = ended()
     assert "submitted job" in again and "submitted array" not in again
-    assert (there_ / "model" / "config.json").exists()
+    assert (sweep / "model" / "config.json").exists()
 
 
-def test_the_runs_of_a_grid_are_the_tasks_of_one_array(command: Command, tmp_path: Path) -> None:
-    recorded = ["tracking=wandb", "tracking.mode=offline", "hydra.sweep.dir=grid"]
-    done = command("-m", *TASK, "method=linear,ties", "eval=none", *recorded)
-    assert done.stdout.count("submitted array") == 1
+def grid(lab: Lab) -> tuple[Path, str]:
+    command = ("-m", *TASK, "method=linear,ties", "eval=none", *RECORDED, "hydra.sweep.dir=grid")
+    return lab.folder / "grid", lab.command(*command).stdout
+
+
+@after(grid)
+def test_the_runs_of_a_grid_are_the_tasks_of_one_array(ended: Ended) -> None:
+    sweep, out = ended()
+    assert out.count("submitted array") == 1
     for i in range(2):
-        assert result(tmp_path / "grid" / str(i))["status"] == "done", i
-    assert "2 runs, best first" in done.stdout
+        assert result(sweep / str(i))["status"] == "done", i
+    assert "2 runs, best first" in out
     # What nodes without internet have recorded is in one place, and one command uploads it.
-    assert len(list((tmp_path / "grid" / "wandb").glob("offline-run-*"))) == 2
-    assert "wandb sync grid/wandb/offline-run-*" in done.stdout
+    assert len(list((sweep / "wandb").glob("offline-run-*"))) == 2
+    assert "wandb sync grid/wandb/offline-run-*" in out
 
 
-@pytest.fixture
-def server() -> Iterator[Stub]:
-    with wandb_stub.serve() as stub:
-        yield stub
+def uploaded(lab: Lab) -> tuple[Path, str, int]:
+    """A run that is recorded on its node and uploaded from the login node; how many the server has."""
+    with wandb_stub.serve() as server:
+        out = lab.command(
+            "-m", *TASK, *RUN, *RECORDED, "tracking.sync=true", "hydra.sweep.dir=one",
+            WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY,
+        ).stdout  # fmt: skip
+        return lab.folder / "one", out, len(server.runs)
 
 
-def test_offline_records_are_uploaded_from_the_login_node(
-    command: Command, server: Stub, tmp_path: Path
-) -> None:
-    online = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-    done = command(
-        "-m", *TASK, "method=linear", "eval=none", "tracking=wandb", "tracking.mode=offline",
-        "tracking.sync=true", "hydra.sweep.dir=one", **online,
-    )  # fmt: skip
-    assert "1 runs uploaded" in done.stdout, done.stdout
-    assert len(server.runs) == 1
-    assert list((tmp_path / "one" / "wandb").glob("offline-run-*/*.synced"))
+@after(uploaded)
+def test_offline_records_are_uploaded_from_the_login_node(ended: Ended) -> None:
+    sweep, out, there = ended()
+    assert "1 runs uploaded" in out
+    assert there == 1
+    assert list((sweep / "wandb").glob("offline-run-*/*.synced"))
 
 
-def test_detached_runs_are_seen_by_the_monitor_and_picked_up_by_the_same_command(
-    command: Command, tmp_path: Path
-) -> None:
-    run = ["-m", *TASK, "method=task_arithmetic", "eval=none"]
-    first = command(*run, "hardware.detach=true").stdout
-    assert "submitted job" in first
-    seen = until(lambda: (out := command("job=monitor").stdout) and "running" in out and out, "it runs", 120)
-    assert all(len(line) <= 80 for line in seen.splitlines())
-    second = command(*run).stdout
-    assert "submitted" not in second and "loads, generates" in second
-    (sweep,) = (tmp_path / "multirun").glob("*/*")  # the second command made none of its own
+def detached(lab: Lab) -> list[str]:
+    """What a run says, the monitor while it runs, the run again, the monitor, and the run once more."""
+    run = ("-m", *TASK, "method=task_arithmetic", "eval=none")
+
+    def seen() -> str:
+        out = lab.command("job=monitor").stdout
+        return out if "running" in out else ""
+
+    said = [lab.command(*run, "hardware.detach=true").stdout]
+    said.append(until(seen, "it runs", 200, every=0.5))
+    said += [lab.command(*run).stdout, lab.command("job=monitor").stdout]
+    (sweep,) = (lab.folder / "multirun").glob("*/*")  # the second command made none of its own
     assert result(sweep / "0")["status"] == "done"
-    assert "done" in command("job=monitor").stdout
-    assert "submitted job" in command(*run).stdout  # when all has been told, it is a new run
+    said.append(lab.command(*run, "hardware.detach=true").stdout)
+    for other in (lab.folder / "multirun").glob("*/*"):
+        lab.cluster.call("scancel", f"--name={ledger.job_name(other)}")
+    return said
 
 
-def test_a_run_that_fails_says_why_in_the_terminal(command: Command, tmp_path: Path) -> None:
-    few = ["hardware=slurm", "hardware.slurm.memory=90MB", "eval=none", "hydra.sweep.dir=few"]
-    done = command("-m", *few, "method=linear", status=1)
+@after(detached)
+def test_detached_runs_are_seen_by_the_monitor_and_picked_up_by_the_same_command(ended: Ended) -> None:
+    first, seen, second, seen_again, third = ended()
+    assert "submitted job" in first
+    assert all(len(line) <= 80 for line in seen.splitlines())
+    assert "submitted" not in second and "loads, generates" in second
+    assert "done" in seen_again
+    assert "submitted job" in third  # when all has been told, it is a new run
+
+
+def too_large(lab: Lab) -> subprocess.CompletedProcess[str]:
+    few = ("hardware=slurm", "hardware.slurm.memory=90MB", "hydra.sweep.dir=few")
+    return lab.command("-m", *few, *RUN, status=1)
+
+
+@after(too_large)
+def test_a_run_that_fails_says_why_in_the_terminal(ended: Ended) -> None:
+    done = ended()
     assert "out of memory" in done.stderr and "few/0/mergelab.log" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_what_has_failed_is_tried_again_by_the_same_command(command: Command, tmp_path: Path) -> None:
-    setup = f'hardware.slurm.setup=["[ -e {tmp_path}/mended ] || exit 3"]'
-    run = ["-m", *TASK, setup, "eval=none", "method=linear", "hydra.sweep.dir=here"]
-    assert "failed with exit status 3" in command(*run, status=1).stderr
-    (tmp_path / "mended").touch()
-    assert "loads, generates" in command(*run).stdout
-    again = command(*run).stdout  # and what is done is shown, not done
-    assert "loads, generates" in again and "submitted" not in again
+def mended(lab: Lab) -> tuple[str, str, str]:
+    """What the same command says three times: before and after what fails is mended, and when all is done."""
+    setup = f'hardware.slurm.setup=["[ -e {lab.folder}/mended ] || exit 3"]'
+    run = ("-m", *TASK, setup, *RUN, "hydra.sweep.dir=here")
+    failed = lab.command(*run, status=1).stderr
+    (lab.folder / "mended").touch()
+    return failed, lab.command(*run).stdout, lab.command(*run).stdout
 
 
-def test_a_sweep_steered_by_a_job_outlives_its_controllers(
-    command: Command, cluster: Cluster, tmp_path: Path
-) -> None:
-    sweep = tmp_path / "sweep"
-    search = [
-        "-m", *TASK, "search=cma", "search.budget=12", "search.population=4", "eval.limit=40",
-        "hardware.candidates_per_task=4", "search.controller=job", "hydra.sweep.dir=sweep",
-        "search.finalists=1",
-    ]  # fmt: skip
-    out = command(*search, "hardware.detach=true").stdout
-    assert "which steers the sweep" in out
-    until(lambda: len(candidates(sweep)) >= 4, "the first population is measured", 400)
+@after(mended)
+def test_what_has_failed_is_tried_again_by_the_same_command(ended: Ended) -> None:
+    failed, done, again = ended()
+    assert "failed with exit status 3" in failed
+    assert "loads, generates" in done
+    assert "loads, generates" in again and "submitted" not in again  # what is done is shown, not done
+
+
+def steered(lab: Lab) -> tuple[Path, str, str, str]:
+    """A search whose first controller is killed: what the command says before, then, and to the end."""
+    sweep = lab.folder / "sweep"
+    search = (
+        "-m", *TASK, *SEARCH, "hardware.candidates_per_task=4", "search.controller=job",
+        "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    first = lab.command(*search, "hardware.detach=true").stdout
+    until(lambda: len(measured(sweep)) >= 4, "the first population is measured", 400, every=0.1)
     (job,) = [x["job"] for x in ledger.read(sweep) if x["event"] == "controller"]
-    cluster.call("scancel", "--signal=KILL", "--full", job)
-    assert "steers this sweep already" in command(*search, "hardware.detach=true").stdout
-    out = command(*search).stdout
-    steered = [x["job"] for x in ledger.read(sweep) if x["event"] == "controller"]
-    assert len(steered) == 2 and steered[0] == job
-    assert result(sweep)["status"] == "done" and "winner" in out
-    jobs = [x["job"] for x in ledger.read(sweep) if x["event"] == "submitted"]
-    assert len(jobs) == len(set(jobs))
-    until(lambda: not cluster.call("squeue", "-h"), "no successor is left", 120)
-
-    ours = ("hardware", "search.controller", "hydra")
-    command(*(a for a in search if not a.startswith(ours)), "hydra.sweep.dir=here", SLURM_CONF="/nonexistent")
-    assert candidates(sweep) == candidates(tmp_path / "here")
+    lab.cluster.call("scancel", "--signal=KILL", "--full", job)
+    second = lab.command(*search, "hardware.detach=true").stdout
+    third = lab.command(*search).stdout
+    lab.cluster.emptied(ledger.job_name(sweep))  # no successor is left
+    return sweep, first, second, third
 
 
-def test_the_monitor_in_a_live_terminal_ends_with_ctrl_c(command: Command, tmp_path: Path) -> None:
+@after(here, steered)
+def test_a_sweep_steered_by_a_job_outlives_its_controllers(ended: Ended) -> None:
+    alone, (sweep, first, second, third) = ended()
+    assert "which steers the sweep" in first
+    assert "steers this sweep already" in second
+    assert len([x for x in ledger.read(sweep) if x["event"] == "controller"]) == 2
+    assert result(sweep)["status"] == "done" and "winner" in third
+    assert len(jobs(sweep)) == len(set(jobs(sweep)))
+    assert measured(sweep) == measured(alone)
+
+
+def test_the_monitor_in_a_live_terminal_ends_with_ctrl_c(shared: Shared, tmp_path: Path) -> None:
     import pty
 
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", "from mergelab.main import monitor; monitor()"], cwd=tmp_path,
-        stdin=follower, stdout=follower, stderr=follower, env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+        stdin=follower, stdout=follower, stderr=follower,
+        env=shared.cluster.env | {"TERM": "xterm", "COLUMNS": "80"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started us may ignore it
     )  # fmt: skip
     os.close(follower)
     said = b""
