@@ -14,6 +14,7 @@ import pytest
 from broken_models import Models
 from hub_cache import cache  # noqa: F401 (a fixture)
 from slurm_search import cluster, searching, session_cluster, setup_file, undisturbed  # noqa: F401 (fixtures)
+from sweeps import swept  # noqa: F401 (a fixture)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from conftest import Command
 from killing import killed, moments
+from patience import until
 from searching import Pretended, settled, setup_of, smooth
+from sweeps import SMALL, candidates, command, lines
+from weights import same_bits
 
 from mergelab.optimization.bench import Outcome
 from mergelab.optimization.controller import Setup
@@ -109,3 +117,63 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(
         assert kills < 30
     assert kills >= 4
     assert everything(folder) == everything(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------- whole commands
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_command_that_is_killed_goes_on_and_ends_as_if_undisturbed(
+    workers: int, swept: Path, tmp_path: Path, mergelab: Command
+) -> None:
+    folder = tmp_path / "sweep"
+    process = subprocess.Popen(
+        command(folder, f"hardware.workers={workers}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    others: list[psutil.Process] = []
+    try:
+        if workers > 1:  # a worker first, whose candidate is then done again
+            wait_for(folder, 1)
+            others = measuring(process.pid)
+            others[0].kill()
+        wait_for(folder, 3)
+        others += measuring(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (folder / "result.json").exists()
+    assert psutil.wait_procs(others, timeout=60)[1] == []  # they notice by themselves
+
+    done = mergelab(*SMALL, folder=folder)
+    assert done.status == 0, done.err
+    assert re.search(r"goes on: [3-7] candidates are in the journal", done.out)
+    assert journal(folder) == journal(swept)
+    files = ["recipe.yaml", *(f"report/{f.name}" for f in (swept / "report").iterdir())]
+    assert [f for f in files if (folder / f).read_bytes() != (swept / f).read_bytes()] == []
+    assert without_times(folder) == without_times(swept)
+    assert same_bits(folder / "model", swept / "model")
+    assert not (folder / "early").exists()
+
+
+def wait_for(folder: Path, count: int) -> None:
+    """Until so many candidates are in the journal."""
+    until(lambda: (folder / "journal.jsonl").exists() and len(candidates(folder)) >= count, seconds=120)
+
+
+def measuring(parent: int) -> list[psutil.Process]:
+    """The processes that measure candidates."""
+    children = psutil.Process(parent).children(recursive=True)
+    return [p for p in children if "popen_loky" in " ".join(p.cmdline())]
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """Its lines, but for the words of the command that came to write the first one."""
+    first, *rest = lines(folder)
+    return [first | {"command": ""}, *rest]
+
+
+def without_times(folder: Path) -> dict[str, Any]:
+    """The result, wherever the folder is."""
+    text = (folder / "result.json").read_text(encoding="utf-8").replace(str(folder), "FOLDER")
+    return {k: v for k, v in json.loads(text).items() if k not in ("timings", "started", "finished")}
