@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ def scores(math: float, code: float) -> dict[str, Any]:
 
 def setup_of(*overrides: str, population: int = 4, **search: Any) -> Setup:
     """A search over the composed run."""
-    run = composed("search=cma", *overrides)
+    run = _base(overrides)
     run = replace(run, search=replace(run.search, **{"budget": 12, **search}))
     takes = methods.takes(methods.declarations()[run.method.name])
     genes = space.genes(run.search.space, run, takes)
     starts = {g.key: space.start(run, g) for g in genes}
     return Setup(run, genes, starts, population, MEASURES, lambda genome: space.apply(run, genome))
+
+
+@cache
+def _base(overrides: tuple[str, ...]) -> Run:
+    return composed("search=cma", *overrides)
 
 
 def smooth(run: Run) -> dict[str, Any]:
