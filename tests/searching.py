@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from mergelab.optimization import space
 from mergelab.optimization.bench import Outcome
 from mergelab.optimization.controller import Setup, evolve
 from mergelab.optimization.journal import Journal
+from mergelab.optimization.settle import settle
 from mergelab.optimization.workers import Order
 from mergelab.preflight import methods
 from mergelab.schema import Run
+from mergelab.workspace import Workspace, write_json
 
 MEASURES = [Measure("math", "tiny_math_search", None), Measure("code", "tiny_code_search", None)]
 
@@ -29,12 +32,17 @@ def scores(math: float, code: float) -> dict[str, Any]:
 
 def setup_of(*overrides: str, population: int = 4, **search: Any) -> Setup:
     """A search over the composed run."""
-    run = composed("search=cma", *overrides)
+    run = _base(overrides)
     run = replace(run, search=replace(run.search, **{"budget": 12, **search}))
     takes = methods.takes(methods.declarations()[run.method.name])
     genes = space.genes(run.search.space, run, takes)
     starts = {g.key: space.start(run, g) for g in genes}
     return Setup(run, genes, starts, population, MEASURES, lambda genome: space.apply(run, genome))
+
+
+@cache
+def _base(overrides: tuple[str, ...]) -> Run:
+    return composed("search=cma", *overrides)
 
 
 def smooth(run: Run) -> dict[str, Any]:
@@ -68,6 +76,15 @@ class Pretended:
                 answer = Outcome(reason=answer)
             yield place, answer if isinstance(answer, Outcome) else Outcome(scores=answer)
 
+    def finish(self, run: Run, workspace: Workspace, turn: int) -> None:
+        """As `Workers` says, of a model that is a small file."""
+        if "merge" in run.job.steps:
+            with workspace.aside() as partial:
+                write_json(partial / "config.json", {name: asdict(e) for name, e in run.experts.items()})
+                partial.rename(workspace.model)
+        told = smooth(run)
+        workspace.record({"metrics": {"merged": {"search": told, "validation": told}}})
+
     def close(self, at_once: bool = False) -> None:
         """As `Workers` says."""
 
@@ -97,6 +114,12 @@ def evolved(folder: Path, setup: Setup, workers: Pretended) -> Journal:
         journal.write("begin", schema=1)
     evolve(setup, journal, workers, lambda event, line: None)
     return journal
+
+
+def settled(folder: Path, setup: Setup, workers: Pretended) -> None:
+    """A search to its very end, gone on with or begun."""
+    journal = evolved(folder, setup, workers)
+    settle(setup, None, journal, Workspace(folder, folder / "model"), workers, "the command")  # type: ignore[arg-type]
 
 
 def genomes(journal: Journal) -> list[Mapping[str, Any]]:

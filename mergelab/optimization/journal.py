@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from mergelab import lines
@@ -74,6 +75,10 @@ class Early:
             (self._folder / f"{name}.json").unlink(missing_ok=True)
         with suppress(OSError):  # it is not there, or others are in it
             self._folder.rmdir()
+
+    def end(self) -> None:
+        """Forget all, when every line is written; a kill may have left what `clear` is not told of."""
+        rmtree(self._folder, ignore_errors=True)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

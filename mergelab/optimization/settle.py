@@ -86,11 +86,13 @@ def _validate(
     measures = evaluation.measures(setup.run, "validation")
     left = {line.get("number", -1): line for line in lines if row_name(line) not in known}
     orders = [Order(n, _candidate(setup, line), measures, kind="validate") for n, line in left.items()]
-    for order, outcome in tried(crew, Early(journal.path.parent), orders):
+    early = Early(journal.path.parent)
+    for order, outcome in tried(crew, early, orders):
         name = row_name(left[order.number])
         if outcome.scores is None:
             raise StepError(f"{name} cannot be measured on the validation split: {outcome.reason}")
         known[name] = journal.write("validated", name=name, scores=outcome.scores)["scores"]
+    early.end()
     return {row_name(line): known[row_name(line)] for line in lines}
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb_stub
-from test_search import SMALL, candidates
+from composing import composed
+from conftest import Command
+from sweeps import SMALL, candidates, copied
 from wandb_files import read_back
 from wandb_stub import KEY, Stub
+
+from mergelab.optimization.recording import Recorder
 
 
 @pytest.fixture
@@ -23,32 +25,42 @@ def server() -> Iterator[Stub]:
         yield stub
 
 
-def searched(folder: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A small search that is recorded, as its own process."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    clean |= {"NETRC": "/nonexistent", "HOME": str(folder.parent), **environment}
-    done = subprocess.run(
-        [sys.executable, "-m", "mergelab", *SMALL, "tracking=wandb", "tracking.project=merges", *more,
-         f"hydra.sweep.dir={folder}"],
-        capture_output=True, text=True, check=False, env=clean,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr
-    return done
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """W&B's settings are the test's alone."""
+    for key in [k for k in os.environ if k.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def online(server: Stub) -> dict[str, str]:
-    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+@pytest.fixture
+def online(server: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's settings are the server's."""
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+
+
+TRACKED = ("tracking=wandb", "tracking.project=merges")
+
+
+def recorded(folder: Path, *more: str, budget: int = 8) -> None:
+    """Record a sweep that has ended, as its command does at its end."""
+    Recorder(composed("search=cma", "experts=math_code", *TRACKED, *more), folder, budget).finish(0)
 
 
 def state(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "recorded.json").read_text(encoding="utf-8")))
 
 
-def test_offline_every_candidate_is_a_run_and_the_search_their_parent(family: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    done = searched(folder, WANDB_NAME="mine")
-    assert done.returncode == 0, done.stderr
-    assert "W&B: offline; wandb sync " in " ".join(done.stdout.split())
+def test_offline_every_candidate_is_a_run_and_the_search_their_parent(
+    swept: Path, tmp_path: Path, mergelab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(swept, tmp_path / "sweep", candidates=4)
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    done = mergelab(*SMALL, *TRACKED, folder=folder)
+    assert done.status == 0, done.err
+    assert "W&B: offline; wandb sync " in " ".join(done.out.split())
     runs = {p.name.split("-", 3)[-1]: read_back(p) for p in folder.glob("wandb/offline-run-*")}
     sweep = state(folder)["id"]
     lines = candidates(folder)
@@ -86,14 +98,15 @@ def test_offline_every_candidate_is_a_run_and_the_search_their_parent(family: An
     assert told["summary"]["verdict"] == result["verdict"]
 
 
+@pytest.mark.usefixtures("online")
 def test_online_it_arrives_and_goes_on_under_the_same_identity(
-    family: Any, tmp_path: Path, server: Stub
+    swept: Path, tmp_path: Path, server: Stub, mergelab: Command
 ) -> None:
-    folder = tmp_path / "sweep"
-    done = searched(folder, **online(server))
-    assert done.returncode == 0, done.stderr
+    folder = copied(swept, tmp_path / "sweep")
+    done = mergelab(*SMALL, *TRACKED, folder=folder)
+    assert done.status == 0, done.err
     sweep = state(folder)["id"]
-    assert f"{server.url}/tester/merges/runs/{sweep}" in done.stdout.replace("\n", "")
+    assert f"{server.url}/tester/merges/runs/{sweep}" in done.out.replace("\n", "")
     assert set(server.runs) == {sweep, *(f"{sweep}-{i}" for i in range(8))}
     for c in candidates(folder):
         (row,) = (r for r in server.histories[f"{sweep}-{c['number']}"] if "fitness" in r)
@@ -105,8 +118,8 @@ def test_online_it_arrives_and_goes_on_under_the_same_identity(
     ]  # fmt: skip
 
     before = {name: len(rows) for name, rows in server.histories.items()}
-    done = searched(folder, "search.budget=12", **online(server))
-    assert done.returncode == 0, done.stderr
+    done = mergelab(*SMALL, *TRACKED, "search.budget=12", folder=folder)
+    assert done.status == 0, done.err
     assert set(server.runs) == {sweep, *(f"{sweep}-{i}" for i in range(12))}
     assert server.resumed == [sweep]
     assert {n: len(r) for n, r in server.histories.items() if n in before and n != sweep} == {
@@ -116,14 +129,15 @@ def test_online_it_arrives_and_goes_on_under_the_same_identity(
     assert state(folder)["complete"]
 
     requests = len(server.requests)
-    assert searched(folder, "search.budget=12", **online(server)).returncode == 0
+    recorded(folder, budget=12)
     assert len(server.requests) == requests  # nothing is left to be recorded
 
 
+@pytest.mark.usefixtures("online")
 def test_a_server_that_fails_does_not_end_a_search_and_gets_the_rest_later(
-    family: Any, tmp_path: Path, server: Stub
+    swept: Path, tmp_path: Path, server: Stub, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "sweep"
+    folder = copied(swept, tmp_path / "sweep")
     answer, count = server.graphql, 0
 
     def dying(query: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -134,22 +148,32 @@ def test_a_server_that_fails_does_not_end_a_search_and_gets_the_rest_later(
         return answer(query, given)
 
     server.graphql = dying  # type: ignore[method-assign]
-    done = searched(folder, "tracking.timeout=1", **online(server))
-    assert done.returncode == 0, done.stderr
-    assert (folder / "result.json").exists()
-    assert "W&B" in done.stdout
-    offline = {p.name.split("-", 3)[-1] for p in folder.glob("wandb/offline-run-*")}
-    recorded = set(server.runs) | offline
-    sweep = state(folder)["id"]
-    missing = {f"{sweep}-{n}" for n in state(folder)["missing"]}
-    assert recorded | missing >= {f"{sweep}-{i}" for i in range(8)}
+    recorded(folder, "tracking.timeout=1")
+    assert "W&B" in capfd.readouterr().out
+    sweep, missing = state(folder)["id"], state(folder)["missing"]
+    everything = {sweep, *(f"{sweep}-{i}" for i in range(8))}
+    assert everything == set(server.runs) | offline(folder) | {f"{sweep}-{n}" for n in missing}
+
+    server.graphql = answer  # type: ignore[method-assign]
+    recorded(folder)
+    assert state(folder)["complete"]
+    assert state(folder)["missing"] == []
+    assert everything == set(server.runs) | offline(folder)
 
 
-def test_what_was_disabled_is_recorded_later(family: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    done = searched(folder, WANDB_MODE="disabled")
-    assert done.returncode == 0, done.stderr
-    assert "W&B is disabled" in done.stdout
-    assert not list(folder.glob("wandb/offline-run-*"))
-    assert searched(folder).returncode == 0
-    assert len(list(folder.glob("wandb/offline-run-*"))) == 9
+def offline(folder: Path) -> set[str]:
+    """The names of the runs whose files wait for `wandb sync`."""
+    return {p.name.split("-", 3)[-1] for p in folder.glob("wandb/offline-run-*")}
+
+
+def test_what_was_disabled_is_recorded_later(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(swept, tmp_path / "sweep")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    recorded(folder)
+    assert "W&B is disabled" in capfd.readouterr().out
+    assert offline(folder) == set()
+    monkeypatch.delenv("WANDB_MODE")
+    recorded(folder)
+    assert len(offline(folder)) == 9
