@@ -1,11 +1,16 @@
-"""A run as the command line composes it, without running it."""
+"""A run as the command line composes it, and its model as the engine writes it, without the command."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hydra import compose, initialize_config_dir
 
+from mergelab import recipe as recipes
 from mergelab.main import CONF, _typed
+from mergelab.merging import engine
 from mergelab.schema import Run
+from mergelab.steps import planning
 
 EXPERTS = {"slerp": 2, "nuslerp": 2, "nearswap": 2, "arcee_fusion": 2, "passthrough": 1}
 """How many a method takes; three for any other."""
@@ -15,3 +20,19 @@ def composed(*overrides: str) -> Run:
     """The Run that these arguments come to."""
     with initialize_config_dir(str(CONF)):
         return _typed(compose("config", overrides=list(overrides)))
+
+
+def merged(run: Run, folder: Path) -> Path:
+    """Merge a run with our own engine: planned as always, not tried out. Leaves `recipe.yaml` and `model`
+    in the folder, as the command does; the model's folder."""
+    out = folder / "model"
+    plan = planning.plan_of(run, out, [], merges=True)
+    assert [f.text() for f in plan.findings if f.severity == "error"] == []
+    assert plan.engine is not None and plan.engine.name == "fast" and plan.recipe is not None
+    models = {s.reference: (s.name, s.folder) for s in plan.sources if s.folder}
+    donor = next(s.folder for s in plan.sources if s.name == plan.donor and s.folder)
+    out.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(recipes.dump(plan.recipe), encoding="utf-8")
+    prepared = engine.prepare(run, plan.recipe, models)
+    engine.merge(prepared, plan.recipe, out, run, donor, lambda what, done, total: None)
+    return out
