@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 from composing import composed
 from filelock import FileLock
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mergelab.main import CONF
 from mergelab.optimization import session
 from mergelab.optimization.controller import Setup
 
@@ -84,13 +82,14 @@ def request_of(folder: Path, *arguments: str) -> session.Request:
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     ranges = {o.get_key_element(): str(o.get_value_string()) for o in parsed if o.is_sweep_override()}
     fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    with initialize_config_dir(str(CONF)):
-        chosen = compose("config", overrides=fixed, return_hydra_config=True).hydra.runtime.choices
+    run = composed(*fixed)
+    assert run.composition is not None
     return session.Request(
         compose=lambda groups: composed(*fixed, *(f"{k}={v}" for k, v in groups.items())),
         typed_space=ranges,
-        groups={k: str(v) for k, v in chosen.items() if "/" not in k},
+        groups=run.composition.choices,
         overrides=list(arguments),
+        command="",
         folder=folder,
         chosen=True,
     )

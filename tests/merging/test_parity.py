@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from composing import EXPERTS
+from pairwise import pairwise
 from weights import change, mergekit_yaml, same_bits
 
 from mergelab.main import CONF
@@ -102,14 +103,14 @@ def fast_merge(recipe: dict[str, Any], out: Path, **hardware: Any) -> Path:
     return out
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "dtype", "architecture", "tied"),
+    pairwise(list(METHODS), ["bfloat16", "float16", "float32"], ["qwen2", "llama"], ["tied", "untied"]),
+)
 def test_same_bits_as_mergekit(
-    name: str, architecture: str, tied: bool, dtype: str, families: Any, stable_mergekit: None, tmp_path: Path
+    name: str, dtype: str, architecture: str, tied: str, families: Any, stable_mergekit: None, tmp_path: Path
 ) -> None:
-    folders = families(architecture, tied, dtype)
+    folders = families(architecture, tied == "tied", dtype)
     recipe = recipe_of(name, folders, dtype)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     theirs = mergekit_yaml(tmp_path / "recipe.yaml", tmp_path / "theirs")

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from composing import EXPERTS, composed
-from conftest import Command
+from composing import EXPERTS, composed, merged
+from pairwise import pairwise
 from transformers import AutoModelForCausalLM
 
 from mergelab.errors import StepError
 from mergelab.merging import kernels, resident
-from mergelab.merging.kernels import compiled
-from mergelab.merging.kernels.group import Buffers, Group
+from mergelab.merging.kernels import compiled, noise
+from mergelab.merging.kernels.group import CHUNK, Buffers, Group
 from mergelab.merging.kernels.sparsify import ALL, _shrink
 from mergelab.optimization.bench import Bench
+from mergelab.schema import Run
 
 Make = Callable[..., Path]
+Families = dict[str, dict[str, Path]]
 
 SETTINGS = {
     "della": ["method.parameters.epsilon=0.1"], "della_linear": ["method.parameters.epsilon=0.1"],
@@ -40,24 +42,32 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
     return [n for n in one if one[n].dtype != other[n].dtype or not torch.equal(one[n], other[n])]
 
 
-@pytest.fixture(params=[False, True], ids=["torch", "compiled"])
-def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """With and without compiled loops."""
-    monkeypatch.setattr(resident, "COMPILED_FROM", 0 if request.param else 1 << 60)
-    return bool(request.param)
+LOOPS = {"torch": 1 << 60, "compiled": 0}
+"""From how many parameters on loops are compiled."""
 
 
-@pytest.fixture(scope="module", params=["bfloat16-untied", "float32-tied"])
-def folders(request: pytest.FixtureRequest, make_model: Make, tmp_path_factory: Any) -> dict[str, Path]:
-    """A base and three fine-tunes of it, random."""
-    dtype, _, tied = request.param.partition("-")
-    root = tmp_path_factory.mktemp(request.param)
-    models = {}
-    for seed, name in enumerate(("base", *ROLES)):
-        models[name] = make_model(root / name, dtype=dtype, tied=tied == "tied", seed=0)
-        if seed:
-            _tune(models[name], seed)
-    return models
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`use("compiled")`: these loops from now on."""
+    return lambda loops: monkeypatch.setattr(resident, "COMPILED_FROM", LOOPS[loops])
+
+
+FAMILIES = ("bfloat16-untied", "float32-tied")
+
+
+@pytest.fixture(scope="module")
+def families(make_model: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Of each kind a base and three fine-tunes of it, random."""
+    made: dict[str, dict[str, Path]] = {}
+    for kind in FAMILIES:
+        dtype, _, tied = kind.partition("-")
+        root = tmp_path_factory.mktemp(kind)
+        made[kind] = {
+            n: make_model(root / n, dtype=dtype, tied=tied == "tied", seed=0) for n in ("base", *ROLES)
+        }
+        for seed, name in enumerate(ROLES, 1):
+            _tune(made[kind][name], seed)
+    return made
 
 
 def _tune(folder: Path, seed: int) -> None:
@@ -81,44 +91,52 @@ def overrides_for(method: str, folders: Mapping[str, Path], *more: str) -> list[
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", sorted(kernels.KERNELS))
+@pytest.mark.parametrize(
+    ("method", "kind", "loops"), pairwise(sorted(kernels.KERNELS), FAMILIES, list(LOOPS))
+)
 def test_every_method_has_the_bits_of_the_disk(
-    method: str, folders: dict[str, Path], mergelab: Command, monkeypatch: pytest.MonkeyPatch
+    method: str, kind: str, loops: str, families: Families, use: Any, tmp_path: Path
 ) -> None:
-    arguments = overrides_for(method, folders)
-    outcome = mergelab(*arguments)
-    assert outcome.status == 0, outcome.err
-    disk = bits(AutoModelForCausalLM.from_pretrained(outcome.folder / "model", dtype="auto"))
-    for first in (0, 1 << 60):
-        monkeypatch.setattr(resident, "COMPILED_FROM", first)
-        model, _ = Bench(composed(*arguments)).merge(composed(*arguments))
-        assert not same(bits(model), disk)
+    run = composed(*overrides_for(method, families[kind]))
+    use(loops)
+    model, _ = Bench(run).merge(run)
+    assert not same(bits(model), on_disk(run, tmp_path))
+
+
+def on_disk(run: Run, folder: Path) -> dict[str, torch.Tensor]:
+    """What a run's model has when it was merged to disk and loaded."""
+    return bits(AutoModelForCausalLM.from_pretrained(merged(run, folder), dtype="auto"))
 
 
 @pytest.mark.parametrize(
-    "method", ["ties", "dare_ties", "dare_linear", "breadcrumbs_ties", "task_arithmetic"]
+    ("method", "kind", "loops"),
+    pairwise(
+        ["ties", "dare_ties", "dare_linear", "breadcrumbs_ties", "task_arithmetic"], FAMILIES, list(LOOPS)
+    ),
 )
 def test_gradients_filters_and_other_settings(
-    method: str, folders: dict[str, Path], mergelab: Command, loops: bool
+    method: str, kind: str, loops: str, families: Families, use: Any, tmp_path: Path
 ) -> None:
     more = ["experts.math.weight={self_attn: [-0.1, 0.9], mlp: 0.4, *: 0.2}", "method.parameters.lambda=0.8",
             "method.parameters.normalize=true"]  # fmt: skip
     if method != "task_arithmetic":
         more += ["experts.physics.density=[0.3, 1.0]", "experts.code.density={mlp: 0.05, *: 0.7}"]
-    arguments = overrides_for(method, folders, *more)
-    outcome = mergelab(*arguments)
-    assert outcome.status == 0, outcome.err
-    disk = bits(AutoModelForCausalLM.from_pretrained(outcome.folder / "model", dtype="auto"))
-    model, _ = Bench(composed(*arguments)).merge(composed(*arguments))
-    assert not same(bits(model), disk)
+    run = composed(*overrides_for(method, families[kind], *more))
+    use(loops)
+    model, _ = Bench(run).merge(run)
+    assert not same(bits(model), on_disk(run, tmp_path))
 
 
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "breadcrumbs", "della", "sce", "linear"])
+@pytest.mark.parametrize(
+    ("method", "kind", "loops"),
+    pairwise(["ties", "dare_ties", "breadcrumbs", "della", "sce", "linear"], FAMILIES, list(LOOPS)),
+)
 def test_a_candidate_does_not_depend_on_those_before_it(
-    method: str, folders: dict[str, Path], loops: bool
+    method: str, kind: str, loops: str, families: Families, use: Any
 ) -> None:
     takes_density = method not in ("sce", "linear")
-    run = composed(*overrides_for(method, folders))
+    run = composed(*overrides_for(method, families[kind]))
+    use(loops)
     bench = Bench(run)
 
     def candidate(weight: float, density: float) -> dict[str, torch.Tensor]:
@@ -137,10 +155,12 @@ def test_a_candidate_does_not_depend_on_those_before_it(
     assert not same(candidate(0.9, 0.8), second)
 
 
+@pytest.mark.parametrize(("kind", "loops"), zip(FAMILIES, LOOPS, strict=True))
 def test_models_that_do_not_fit_are_streamed_and_nothing_is_kept(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, loops: bool
+    kind: str, loops: str, families: Families, use: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = composed(*overrides_for("ties", folders))
+    run = composed(*overrides_for("ties", families[kind]))
+    use(loops)
     roomy = bits(Bench(run).merge(run)[0])
     monkeypatch.setattr(resident, "_room", lambda hardware: 0)
     bench = Bench(run)
@@ -149,9 +169,9 @@ def test_models_that_do_not_fit_are_streamed_and_nothing_is_kept(
 
 
 def test_a_model_of_other_tensors_than_its_files_is_refused(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    families: Families, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = composed(*overrides_for("linear", folders))
+    run = composed(*overrides_for("linear", families[FAMILIES[0]]))
     live = resident._live
 
     def other(*arguments: Any) -> Any:
@@ -182,14 +202,22 @@ def group(n: int, count: int, dtype: torch.dtype, seed: int = 0) -> Group:
 PARAMETERS: dict[str, Any] = {"normalize": False, "lambda": 1.0, "rescale": True, "rescale_to": "l1"}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("count", [1, 3, 5, 16])
-@pytest.mark.parametrize("n", [1, 1023, 70_400, (1 << 18) + 7])
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
 @pytest.mark.parametrize(
-    "method", ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"]
-)
-def test_compiled_loops_give_the_bits_of_torch(method: str, n: int, count: int, dtype: torch.dtype) -> None:
-    made = group(n, count, dtype)
+    ("method", "n", "count", "dtype"),
+    pairwise(
+        ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"],
+        [1, 1023, (1 << 15) + 7, noise.HALF + 64], [1, 3, 5, 16], list(DTYPES),
+    ),
+)  # fmt: skip
+def test_compiled_loops_give_the_bits_of_torch(
+    method: str, n: int, count: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tensors of one chunk and of several, of which the last may be short."""
+    monkeypatch.setitem(CHUNK, "cpu", 1 << 15)
+    made = group(n, count, DTYPES[dtype])
     budget = kernels.Budget(1 << 30)
     shared = kernels.Shared(budget)
     for i, (normalize, scale, density) in enumerate(((False, 1.0, 0.4), (True, 0.7, 0.9), (True, 1.0, 1.0))):
@@ -199,14 +227,14 @@ def test_compiled_loops_give_the_bits_of_torch(method: str, n: int, count: int, 
             "gamma": [0.01 * q for q in range(count)], "normalize": normalize, "lambda": scale,
             "rescale": i != 1,
         }  # fmt: skip
-        wanted = torch.empty(n, dtype=dtype)
+        wanted = torch.empty(n, dtype=DTYPES[dtype])
         kernels.merge_into(wanted, kernels.KERNELS[method], replace(made, buffers=Buffers()), dict(p))
         for memory in (None, shared, shared):
-            out = torch.empty(n, dtype=dtype)
+            out = torch.empty(n, dtype=DTYPES[dtype])
             fast = replace(made, buffers=Buffers(), compiled=True, shared=memory)
             assert fast.loops is compiled
             kernels.merge_into(out, kernels.KERNELS[method], fast, dict(p))
-            view = torch.int16 if dtype == torch.bfloat16 else torch.int32
+            view = torch.int16 if dtype == "bfloat16" else torch.int32
             assert torch.equal(out.view(view), wanted.view(view))
 
 
