@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broken_models import Models
+from filelock import FileLock
 from hub_cache import cache  # noqa: F401 (a fixture)
+from slurm_cluster import absent
+from slurm_together import deeds, ended, shared, undisturbed  # noqa: F401 (fixtures)
 from sweeps import swept  # noqa: F401 (a fixture)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,23 +31,12 @@ os.environ.pop("HYDRA_FULL_ERROR", None)
 PACKAGES = (Path(__file__).parent / "slurm" / "packages.txt").read_text(encoding="utf-8").strip()
 """What the tests' own cluster is made of, on Debian and Ubuntu."""
 
-LONG = (
-    "test_slurm_faults.py",
-    "test_slurm_sweeps.py",
-    "test_slurm_outages.py",
-    "test_slurm_chaos.py",
-    "test_search_killed.py",
-    "test_search.py",
-    "test_mixtures.py",
-    "test_analyze.py",
-    "test_readme.py",
-    "test_lora.py",
-    "test_generate.py",
-    "test_fetch.py",
-    "test_search_tracking.py",
-    "test_resident.py",
-)
-"""Files that take minutes; they begin first, so that no worker is left with one at the end."""
+FIRST = (
+    "test_slurm_faults.py", "test_lora.py", "test_kernels.py", "test_search.py", "test_generate.py",
+    "test_mixtures.py", "test_analyze.py", "test_readme.py", "test_fetch.py", "test_resident.py",
+)  # fmt: skip
+"""Files that take longest begin first, so that no process is left with one at the end. Of the first three,
+which begin at the same time, one trains the tiny family; the others do not need it."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,10 +44,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "after(*deeds): the test looks at what came of them")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """A process for each processor, and one for the cluster's tests, which mostly wait."""
+    return len(os.sched_getaffinity(0)) + (not absent())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first."""
-    places = {name: i for i, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+    """The cluster's tests in one process, any other file in whichever is free; long files first."""
+    for item in items:
+        together = "slurm" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(together))
+    places = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (
+        not item.get_closest_marker("slurm"), places.get(item.path.name, len(FIRST)),
+    ))  # fmt: skip
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -69,18 +74,39 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def mergelab_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the tests' own, one for all workers."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    home = shared / "home"
+    home = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "home"
     os.environ["MERGELAB_HOME"] = str(home)
     return home
 
 
 @pytest.fixture(scope="session")
-def family(mergelab_home: Path) -> Any:
-    """The tiny family, really trained, once for the whole session."""
+def family(mergelab_home: Path, pytestconfig: pytest.Config) -> Any:
+    """The tiny family, really trained. It is kept from one session to the next for as long as nothing that
+    goes into it changes; `--cache-clear` has it trained again."""
     from mergelab import zoo
 
-    return zoo.open_family(0)
+    own = zoo.family_path(0)
+    kept = pytestconfig.cache.mkdir("family") / _recipe_of_the_family()  # type: ignore[union-attr]
+    with FileLock(f"{mergelab_home}.lock"):
+        if not own.exists() and (kept / own.name).exists():
+            shutil.copytree(kept / own.name, own)
+        found = zoo.open_family(0)  # verifies every file
+        if not (kept / own.name).exists():
+            aside = kept.with_name(f"{kept.name}.{os.getpid()}")
+            shutil.copytree(own, aside / own.name)
+            with suppress(OSError):  # another session has kept it
+                aside.rename(kept)
+    return found
+
+
+def _recipe_of_the_family() -> str:
+    """A hash of the code that trains the family, and of the libraries that do it."""
+    import mergelab.zoo
+
+    files = sorted(Path(mergelab.zoo.__file__).parent.glob("*.py"))
+    texts = [f.read_text(encoding="utf-8") for f in files]
+    versions = [version(p) for p in ("torch", "transformers", "tokenizers")]
+    return hashlib.sha256("\n".join([*texts, *versions]).encode()).hexdigest()[:16]
 
 
 @dataclass

@@ -53,19 +53,6 @@ def test_the_readmes_show_the_same_commands() -> None:
     assert code_blocks("README.md") == code_blocks("README.ja.md")
 
 
-def test_ruff() -> None:
-    for arguments in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *arguments, str(ROOT)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout
-
-
-def test_mypy() -> None:
-    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 def test_no_host_names_in_the_files_that_install() -> None:
     for name in ("pyproject.toml", "constraints.txt", ".ci/run"):
         assert not re.search(r"https?://|--index|find-links", (ROOT / name).read_text(encoding="utf-8")), name
