@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from broken_models import Models
 from hub_cache import cache  # noqa: F401 (a fixture)
-from slurm_together import deeds, ended, shared, undisturbed  # noqa: F401 (fixtures)
+from slurm_together import deeds, ended, labs, undisturbed  # noqa: F401 (fixtures)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import wandb_stub
 from patience import until
-from slurm_search import Lab, Shared, measured
+from slurm_search import Lab, Labs, measured
 from slurm_together import Ended, after
 from wandb_stub import KEY
 
@@ -56,14 +56,14 @@ def there(lab: Lab) -> tuple[Path, str, str]:
 
 @after(here, there)
 def test_a_budget_of_8_in_populations_of_4_is_two_arrays_and_the_same_search(
-    ended: Ended, shared: Shared
+    ended: Ended, labs: Labs
 ) -> None:
     alone, (sweep, out, _) = ended()
     assert measured(sweep) == measured(alone)
     assert len(measured(sweep)) == 8
     for key in ("genome", "fitness", "metrics", "verdict", "on_disk"):
         assert result(sweep)[key] == result(alone)[key], key
-    tasks = shared.cluster.tasks(ledger.job_name(sweep), set(jobs(sweep)))
+    tasks = labs.cluster.tasks(ledger.job_name(sweep), set(jobs(sweep)))
     assert len({t["id"].partition("_")[0] for t in tasks if "_" in t["id"]}) == 2
     assert out.count("submitted array") == 2
     assert (sweep / "5" / "mergelab.log").exists() and list((sweep / "5").glob("slurm-*_*.out"))
@@ -191,14 +191,14 @@ def test_offline_records_are_uploaded_from_the_login_node(ended: Ended) -> None:
     assert list((sweep / "wandb").glob("offline-run-*/*.synced"))
 
 
-def test_the_monitor_in_a_live_terminal_ends_with_ctrl_c(shared: Shared, tmp_path: Path) -> None:
+def test_the_monitor_in_a_live_terminal_ends_with_ctrl_c(labs: Labs, tmp_path: Path) -> None:
     import pty
 
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", "from mergelab.main import monitor; monitor()"], cwd=tmp_path,
         stdin=follower, stdout=follower, stderr=follower,
-        env=shared.cluster.env | {"TERM": "xterm", "COLUMNS": "80"},
+        env=labs.cluster.env | {"TERM": "xterm", "COLUMNS": "80"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started us may ignore it
     )  # fmt: skip
     os.close(follower)
