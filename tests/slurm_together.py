@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from slurm_cluster import absent
-from slurm_search import Lab, Lines, Labs, without_cluster
+from slurm_search import Lab, Labs, Lines, without_cluster
 
 Deed = Callable[[Lab], Any]
 Ended = Callable[[], Any]
