@@ -18,7 +18,7 @@ from broken_models import Models
 from filelock import FileLock
 from hub_cache import cache  # noqa: F401 (a fixture)
 from slurm_cluster import absent
-from slurm_together import deeds, ended, shared, undisturbed  # noqa: F401 (fixtures)
+from slurm_together import deeds, ended, labs, undisturbed  # noqa: F401 (fixtures)
 from sweeps import swept  # noqa: F401 (a fixture)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

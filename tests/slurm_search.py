@@ -120,11 +120,11 @@ class Lab:
 
     folder: Path
     cluster: Cluster
-    shared: Shared
+    labs: Labs
 
     def search(self, *settings: str, on: Cluster | None = None) -> Search:
         """`search("workers=2")`: one on the cluster, not begun yet."""
-        return Search(self.folder / "sweep", self.shared.setup, on or self.cluster, self.shared.forks,
+        return Search(self.folder / "sweep", self.labs.setup, on or self.cluster, self.labs.forks,
                       list(settings))  # fmt: skip
 
     def command(self, *arguments: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
@@ -137,7 +137,7 @@ class Lab:
         return done
 
 
-class Shared:
+class Labs:
     """What all labs of a test process have in common."""
 
     def __init__(self, folder: Path):

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from slurm_cluster import absent
-from slurm_search import Lab, Lines, Shared, without_cluster
+from slurm_search import Lab, Labs, Lines, without_cluster
 
 Deed = Callable[[Lab], Any]
 Ended = Callable[[], Any]
@@ -32,8 +32,8 @@ def after(*deeds: Deed) -> pytest.MarkDecorator:
 class Deeds:
     """All that are being done, or are over."""
 
-    def __init__(self, shared: Shared):
-        self._shared = shared
+    def __init__(self, labs: Labs):
+        self._labs = labs
         self._searches, self._commands = ThreadPoolExecutor(64), ThreadPoolExecutor(3)
         self._futures: dict[Deed, Future[Any]] = {}
 
@@ -44,7 +44,7 @@ class Deeds:
             few: whether few of its kind may be done at a time.
         """
         if deed not in self._futures:
-            lab = self._shared.lab(f"deed{len(self._futures)}")
+            lab = self._labs.lab(f"deed{len(self._futures)}")
             self._futures[deed] = (self._commands if few else self._searches).submit(deed, lab)
 
     def result(self, deed: Deed) -> Any:
@@ -53,11 +53,11 @@ class Deeds:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labs]:
     """The clusters of this test process."""
     if absent():
         pytest.skip("needs a Slurm cluster")
-    found = Shared(tmp_path_factory.mktemp("slurm"))
+    found = Labs(tmp_path_factory.mktemp("slurm"))
     try:
         found.begin()
         yield found
@@ -66,9 +66,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 @pytest.fixture(scope="session")
-def deeds(shared: Shared) -> Deeds:
+def deeds(labs: Labs) -> Deeds:
     """Those of this test process."""
-    return Deeds(shared)
+    return Deeds(labs)
 
 
 @pytest.fixture
@@ -87,6 +87,6 @@ def ended(request: pytest.FixtureRequest, deeds: Deeds) -> Ended:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(shared: Shared) -> Lines:
+def undisturbed(labs: Labs) -> Lines:
     """The candidates of the same search without a cluster."""
-    return without_cluster(shared.folder / "undisturbed", shared.setup)
+    return without_cluster(labs.folder / "undisturbed", labs.setup)

@@ -16,7 +16,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,10 +135,8 @@ def _call(*command: str) -> str:
     kept = ("SLURM_CONF", "SLURM_JWT")
     env = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(ours)} | {"LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=env,
-            stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
-        )  # fmt: skip
+        with _started(command, env) as process:
+            out, err = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         raise Away(f"{command[0]}: no answer for {PATIENCE:g} s") from None
     except FileNotFoundError as e:
@@ -144,11 +144,37 @@ def _call(*command: str) -> str:
     except OSError as e:  # no more processes, no more memory: for now
         raise Away(f"{command[0]}: {e.strerror}") from None
     if command[0] in ("sbatch", "scancel"):
-        answer = " ".join((done.stdout + done.stderr).split())
-        log.info("%s: %s", shlex.join(command), answer or f"exit status {done.returncode}")
-    if done.returncode == 0:
-        return done.stdout
-    raise sorted_out(command[0], done.stderr or done.stdout)
+        answer = " ".join((out + err).split())
+        log.info("%s: %s", shlex.join(command), answer or f"exit status {process.returncode}")
+    if process.returncode == 0:
+        return out
+    raise sorted_out(command[0], err or out)
+
+
+@contextmanager
+def _started(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A command, which ends where we are interrupted. Python loses a Ctrl-C that comes in the middle of a
+    fork: it is kept until that is over."""
+    kept: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()
+    if ours := ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
+    try:
+        process = subprocess.Popen(
+            command, text=True, env=env, preexec_fn=_die_with_parent,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    with process:
+        try:
+            if kept:
+                raise KeyboardInterrupt
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 AWAY = (

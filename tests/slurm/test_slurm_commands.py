@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,3 +235,19 @@ def test_a_command_that_never_answers_is_away(
     monkeypatch.setattr(commands, "PATIENCE", 0.3)
     with pytest.raises(Away, match=r"no answer for 0\.3 s"):
         commands.queue()
+
+
+def test_a_ctrl_c_in_the_middle_of_a_fork_is_not_lost(program: Program) -> None:
+    program("squeue")
+    code = """
+import os, signal
+from mergelab.slurm import commands
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    commands.queue()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.stdout == "interrupted\n", done.stderr

@@ -221,7 +221,7 @@ def test_a_lost_node(ended: Ended, undisturbed: Lines) -> None:
 
 
 def on_a_small_cluster(lab: Lab) -> Found:
-    s = lab.search(on=lab.shared.small)
+    s = lab.search(on=lab.labs.small)
     return s, s.run()
 
 
@@ -233,7 +233,7 @@ def test_the_clusters_largest_array_splits_a_population(ended: Ended, undisturbe
 
 
 def killed_without_accounting(lab: Lab) -> Found:
-    s = lab.search(on=lab.shared.small)
+    s = lab.search(on=lab.labs.small)
     s.fault("candidate2", "kill", "ok")
     return s, s.run()
 

@@ -20,10 +20,10 @@ def outages(lab: Lab) -> dict[str, tuple[Search, Fork]]:
     """Two of them: slurmctld is killed while the tasks of a search are running, and it is ended while another
     is about to submit and the tasks of a third end."""
     found: dict[str, tuple[Search, Fork]] = {}
-    with lab.shared.frail() as cluster:
+    with lab.labs.frail() as cluster:
 
         def begin(phase: str, **faults: str) -> Search:
-            s = lab.shared.lab(f"away-{phase}").search(on=cluster)
+            s = lab.labs.lab(f"away-{phase}").search(on=cluster)
             for name, fault in faults.items():
                 s.fault(name, *fault.split(", "))
             found[phase] = s, s.start()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import wandb_stub
 from patience import until
-from slurm_search import Lab, Shared, measured
+from slurm_search import Lab, Labs, measured
 from slurm_together import Ended, after
 from wandb_stub import KEY
 
@@ -47,7 +47,7 @@ def there(lab: Lab) -> tuple[Path, str, str]:
     """The same on the cluster, and again after somebody has removed its model."""
     disk = lab.folder / "disk"
     disk.mkdir()
-    tasks = ("hardware.candidates_per_task=2", "hardware.scratch=$SCRATCH", "hydra.sweep.dir=there")
+    tasks = ("hardware.candidates_per_task=4", "hardware.scratch=$SCRATCH", "hydra.sweep.dir=there")
     first = lab.command("-m", *SEARCH, *TASK, *tasks, SCRATCH=str(disk)).stdout
     shutil.rmtree(lab.folder / "there" / "model")
     again = lab.command("-m", *SEARCH, *TASK, *tasks, SCRATCH=str(disk)).stdout
@@ -56,18 +56,45 @@ def there(lab: Lab) -> tuple[Path, str, str]:
 
 @after(here, there)
 def test_a_budget_of_8_in_populations_of_4_is_two_arrays_and_the_same_search(
-    ended: Ended, shared: Shared
+    ended: Ended, labs: Labs
 ) -> None:
     alone, (sweep, out, _) = ended()
     assert measured(sweep) == measured(alone)
     assert len(measured(sweep)) == 8
     for key in ("genome", "fitness", "metrics", "verdict", "on_disk"):
         assert result(sweep)[key] == result(alone)[key], key
-    tasks = shared.cluster.tasks(ledger.job_name(sweep), set(jobs(sweep)))
+    tasks = labs.cluster.tasks(ledger.job_name(sweep), set(jobs(sweep)))
     assert len({t["id"].partition("_")[0] for t in tasks if "_" in t["id"]}) == 2
     assert out.count("submitted array") == 2
     assert (sweep / "5" / "mergelab.log").exists() and list((sweep / "5").glob("slurm-*_*.out"))
     assert list((sweep.parent / "disk").glob("*/*")) == []  # nothing stays on the nodes' disks
+
+
+def steered(lab: Lab) -> tuple[Path, str, str]:
+    """A search whose first controller is killed: what the command says before, and then to the end."""
+    sweep = lab.folder / "sweep"
+    search = (
+        "-m", *TASK, *SEARCH, "hardware.candidates_per_task=4", "search.controller=job",
+        "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    first = lab.command(*search, "hardware.detach=true").stdout
+    until(lambda: len(measured(sweep)) >= 4, "the first population is measured", 400, every=0.1)
+    (job,) = [x["job"] for x in ledger.read(sweep) if x["event"] == "controller"]
+    lab.cluster.call("scancel", "--signal=KILL", "--full", job)
+    second = lab.command(*search).stdout
+    lab.cluster.emptied(ledger.job_name(sweep))  # no successor is left
+    return sweep, first, second
+
+
+@after(here, steered)
+def test_a_sweep_steered_by_a_job_outlives_its_controllers(ended: Ended) -> None:
+    alone, (sweep, first, second) = ended()
+    assert "which steers the sweep" in first
+    assert "steers this sweep already" in second
+    assert len([x for x in ledger.read(sweep) if x["event"] == "controller"]) == 2
+    assert result(sweep)["status"] == "done" and "winner" in second
+    assert len(jobs(sweep)) == len(set(jobs(sweep)))
+    assert measured(sweep) == measured(alone)
 
 
 @after(there)
@@ -92,24 +119,6 @@ def test_the_runs_of_a_grid_are_the_tasks_of_one_array(ended: Ended) -> None:
     # What nodes without internet have recorded is in one place, and one command uploads it.
     assert len(list((sweep / "wandb").glob("offline-run-*"))) == 2
     assert "wandb sync grid/wandb/offline-run-*" in out
-
-
-def uploaded(lab: Lab) -> tuple[Path, str, int]:
-    """A run that is recorded on its node and uploaded from the login node; how many the server has."""
-    with wandb_stub.serve() as server:
-        out = lab.command(
-            "-m", *TASK, *RUN, *RECORDED, "tracking.sync=true", "hydra.sweep.dir=one",
-            WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY,
-        ).stdout  # fmt: skip
-        return lab.folder / "one", out, len(server.runs)
-
-
-@after(uploaded)
-def test_offline_records_are_uploaded_from_the_login_node(ended: Ended) -> None:
-    sweep, out, there = ended()
-    assert "1 runs uploaded" in out
-    assert there == 1
-    assert list((sweep / "wandb").glob("offline-run-*/*.synced"))
 
 
 def detached(lab: Lab) -> list[str]:
@@ -153,59 +162,43 @@ def test_a_run_that_fails_says_why_in_the_terminal(ended: Ended) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def mended(lab: Lab) -> tuple[str, str, str]:
-    """What the same command says three times: before and after what fails is mended, and when all is done."""
+def mended(lab: Lab) -> tuple[Path, list[str], int]:
+    """What the same command says three times: before and after what fails is mended, and when all is done.
+    It is recorded on its node and uploaded from the login node; how many runs the server has then."""
     setup = f'hardware.slurm.setup=["[ -e {lab.folder}/mended ] || exit 3"]'
-    run = ("-m", *TASK, setup, *RUN, "hydra.sweep.dir=here")
-    failed = lab.command(*run, status=1).stderr
-    (lab.folder / "mended").touch()
-    return failed, lab.command(*run).stdout, lab.command(*run).stdout
+    run = ("-m", *TASK, setup, *RUN, *RECORDED, "tracking.sync=true", "hydra.sweep.dir=one")
+    with wandb_stub.serve() as server:
+        online = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        said = [lab.command(*run, status=1, **online).stderr]
+        (lab.folder / "mended").touch()
+        said += [lab.command(*run, **online).stdout for _ in range(2)]
+        return lab.folder / "one", said, len(server.runs)
 
 
 @after(mended)
 def test_what_has_failed_is_tried_again_by_the_same_command(ended: Ended) -> None:
-    failed, done, again = ended()
+    _, (failed, done, again), _ = ended()
     assert "failed with exit status 3" in failed
     assert "loads, generates" in done
     assert "loads, generates" in again and "submitted" not in again  # what is done is shown, not done
 
 
-def steered(lab: Lab) -> tuple[Path, str, str, str]:
-    """A search whose first controller is killed: what the command says before, then, and to the end."""
-    sweep = lab.folder / "sweep"
-    search = (
-        "-m", *TASK, *SEARCH, "hardware.candidates_per_task=4", "search.controller=job",
-        "hydra.sweep.dir=sweep",
-    )  # fmt: skip
-    first = lab.command(*search, "hardware.detach=true").stdout
-    until(lambda: len(measured(sweep)) >= 4, "the first population is measured", 400, every=0.1)
-    (job,) = [x["job"] for x in ledger.read(sweep) if x["event"] == "controller"]
-    lab.cluster.call("scancel", "--signal=KILL", "--full", job)
-    second = lab.command(*search, "hardware.detach=true").stdout
-    third = lab.command(*search).stdout
-    lab.cluster.emptied(ledger.job_name(sweep))  # no successor is left
-    return sweep, first, second, third
+@after(mended)
+def test_offline_records_are_uploaded_from_the_login_node(ended: Ended) -> None:
+    sweep, (_, done, _), there = ended()
+    assert "1 runs uploaded" in done
+    assert there == 1
+    assert list((sweep / "wandb").glob("offline-run-*/*.synced"))
 
 
-@after(here, steered)
-def test_a_sweep_steered_by_a_job_outlives_its_controllers(ended: Ended) -> None:
-    alone, (sweep, first, second, third) = ended()
-    assert "which steers the sweep" in first
-    assert "steers this sweep already" in second
-    assert len([x for x in ledger.read(sweep) if x["event"] == "controller"]) == 2
-    assert result(sweep)["status"] == "done" and "winner" in third
-    assert len(jobs(sweep)) == len(set(jobs(sweep)))
-    assert measured(sweep) == measured(alone)
-
-
-def test_the_monitor_in_a_live_terminal_ends_with_ctrl_c(shared: Shared, tmp_path: Path) -> None:
+def test_the_monitor_in_a_live_terminal_ends_with_ctrl_c(labs: Labs, tmp_path: Path) -> None:
     import pty
 
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", "from mergelab.main import monitor; monitor()"], cwd=tmp_path,
         stdin=follower, stdout=follower, stderr=follower,
-        env=shared.cluster.env | {"TERM": "xterm", "COLUMNS": "80"},
+        env=labs.cluster.env | {"TERM": "xterm", "COLUMNS": "80"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started us may ignore it
     )  # fmt: skip
     os.close(follower)
