@@ -33,23 +33,22 @@ def is_local(run: Run) -> bool:
 def where_local(run: Run) -> Iterator[None]:
     """Keep the libraries offline until the body ends if the run `is_local`; what the environment says
     comes first. Then the environment, and what the libraries have made of it, are as before."""
-    wanted = {name: "1" for name in NAMES if name not in os.environ} if is_local(run) else {}
-    wanted |= {} if "TOKENIZERS_PARALLELISM" in os.environ else {"TOKENIZERS_PARALLELISM": "false"}
-    before = {place: _read(*place) for place in CONSTANTS}
-    os.environ |= wanted
-    if is_local(run):
-        for (module, name), value in before.items():
-            if value is not None:
-                setattr(sys.modules[module], name, True)
+    local = is_local(run)
+    wanted = dict.fromkeys(NAMES if local else (), "1") | {"TOKENIZERS_PARALLELISM": "false"}
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
+    before = {place: _read(*place) for place in CONSTANTS} if local else {}
+    os.environ |= new
+    for (module, name), value in before.items():
+        if value is not None:
+            setattr(sys.modules[module], name, True)
     try:
         yield
     finally:
-        for name in wanted:
+        for name in new:
             os.environ.pop(name, None)
-        if set(NAMES) & set(wanted):
-            for (module, name), value in before.items():
-                if _read(module, name) is not None:  # a library imported meanwhile has read ours
-                    setattr(sys.modules[module], name, _user_says(module) if value is None else value)
+        for (module, name), value in before.items():
+            if _read(module, name) is not None:  # a library imported meanwhile has read ours
+                setattr(sys.modules[module], name, _user_says(module) if value is None else value)
 
 
 def _read(module: str, name: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from broken_models import Models
 from filelock import FileLock
+from forks import Forks
 from hub_cache import cache  # noqa: F401 (a fixture)
 from slurm_cluster import absent
 from slurm_together import deeds, ended, labs, undisturbed  # noqa: F401 (fixtures)
@@ -107,6 +108,14 @@ def _recipe_of_the_family() -> str:
     texts = [f.read_text(encoding="utf-8") for f in files]
     versions = [version(p) for p in ("torch", "transformers", "tokenizers")]
     return hashlib.sha256("\n".join([*texts, *versions]).encode()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def warm(mergelab_home: Path) -> Iterator[Forks]:
+    """Commands in processes of their own that need not import anything first; see `warm_command`."""
+    forks = Forks("warm_command.py")
+    yield forks
+    forks.close()
 
 
 @dataclass

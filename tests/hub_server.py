@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from forks import Forks
 
 LARGE = (".safetensors", ".bin", "tokenizer.json")
 """What is kept in large file storage."""
@@ -375,6 +376,7 @@ class Terminal:
 
     place: Path
     hub: Hub
+    forks: Forks
     count: int = 0
 
     @property
@@ -390,14 +392,12 @@ class Terminal:
         own = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.place / "hf"), "HF_HUB_DISABLE_XET": "1"}
         return {**kept, **own, **more}
 
-    def start(
-        self, *arguments: str, before: str = "", **environment: str
-    ) -> tuple[subprocess.Popen[str], Path]:
-        """A command that has been started. `before` is run in its process ahead of it."""
+    def start(self, *arguments: str, **environment: str) -> tuple[subprocess.Popen[str], Path]:
+        """A command that has been started."""
         self.count += 1
         folder = self.place / f"typed{self.count}"
         typed = ["mergelab", *arguments, f"hydra.run.dir={folder}"]
-        code = f"import sys\n{before}\nsys.argv = {typed!r}\nfrom mergelab.main import main\nmain()"
+        code = f"import sys\nsys.argv = {typed!r}\nfrom mergelab.main import main\nmain()"
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=self.environment(**environment), cwd=self.place,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -406,14 +406,18 @@ class Terminal:
 
     def run(self, *arguments: str, before: str = "", **environment: str) -> Done:
         """A command to its end; what it says comes with every space and line end as one space."""
-        process, folder = self.start(*arguments, before=before, **environment)
-        out, err = process.communicate(timeout=100)
+        self.count += 1
+        folder = self.place / f"typed{self.count}"
+        files = [self.place / f"typed{self.count}.{end}" for end in ("out", "err")]
+        typed = [str(self.place), before, *arguments, f"hydra.run.dir={folder}"]
+        status = self.forks.start(typed, self.environment(**environment), *files).wait(100)
+        out, err = (f.read_text(encoding="utf-8") for f in files)
         assert "Traceback" not in out + err, out + err
-        return Done(process.returncode, " ".join(out.split()), " ".join(err.split()), folder)
+        return Done(status, " ".join(out.split()), " ".join(err.split()), folder)
 
 
 @pytest.fixture(name="terminal")
-def terminal_fixture(tmp_path: Path, hub: Hub, mergelab_home: Path) -> Terminal:
+def terminal_fixture(tmp_path: Path, hub: Hub, warm: Forks) -> Terminal:
     """A terminal at a folder of its own, in which there is a folder `here`."""
     (tmp_path / "here").mkdir()
-    return Terminal(tmp_path, hub)
+    return Terminal(tmp_path, hub, warm)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+from forks import Fork, Forks
 from patience import until
 from searching import Pretended, setup_of
 from slurm_cluster import Cluster
 from slurm_driver import search
-from slurm_forks import Fork, Forks
 
 from mergelab.optimization.journal import read
 from mergelab.slurm import ledger
@@ -142,7 +142,7 @@ class Labs:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.forks = Forks()
+        self.forks = Forks("warm_search.py")
         self.cluster = Cluster(folder / "cluster", port(), nodes=7, apart=3)
         self.setup = folder / "setup.pkl"
         self._small = Cluster(folder / "small", port() + 50, nodes=2, accounting=False, array=4)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Command
+from forks import Forks
 from hub_cache import commit
 from hub_server import served
 
@@ -86,20 +85,20 @@ class Done:
 
 
 @pytest.fixture
-def command(tmp_path: Path, mergelab_home: Path) -> Callable[..., Done]:
+def command(tmp_path: Path, warm: Forks) -> Callable[..., Done]:
     """`mergelab` in a process of its own, for the hub's client reads its environment when imported."""
 
     def run(endpoint: str, *arguments: str, **environment: str) -> Done:
         offline = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE")
         env = {k: v for k, v in os.environ.items() if k not in offline and not k.lower().endswith("_proxy")}
         env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), **environment}
+        files = tmp_path / "out.txt", tmp_path / "err.txt"
+        typed = [str(tmp_path), "", *arguments, "eval=none", f"hydra.run.dir={tmp_path / 'run'}"]
         # Far longer than it may take, far shorter than the client would wait by itself.
-        done = subprocess.run(
-            [sys.executable, "-m", "mergelab", *arguments, "eval=none", f"hydra.run.dir={tmp_path / 'run'}"],
-            env=env, cwd=tmp_path, capture_output=True, text=True, timeout=80,
-        )  # fmt: skip
-        assert "Traceback" not in done.stdout + done.stderr
-        return Done(done.returncode, " ".join(done.stdout.split()), " ".join(done.stderr.split()))
+        status = warm.start(typed, env, *files).wait(80)
+        out, err = (" ".join(f.read_text(encoding="utf-8").split()) for f in files)
+        assert "Traceback" not in out + err
+        return Done(status, out, err)
 
     return run
 

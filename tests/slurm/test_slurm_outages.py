@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from forks import Fork
 from patience import until
-from slurm_forks import Fork
 from slurm_search import Lab, Lines, Search
 from slurm_together import Ended, after
 

@@ -1,15 +1,12 @@
-"""Searches that start at once: forks of one process that has imported everything, which takes longer than
-such a search does.
+"""Processes that start at once: forks of one that has imported everything, which takes longer than they do.
 
-    python slurm_forks.py
-
-reads a line of JSON for each search: its `arguments`, its `env`, and the file `out` for what it says. It
-answers with the search's process id, and `out`.status has the exit status when it has ended.
+A script of its own (`warm_search.py`, `warm_command.py`) imports, then calls `serve`. It reads a line of JSON
+for each process: its `arguments`, its `env`, and the files `out` and `err` for what it says. It answers with
+the process's id, and `out`.status has the exit status when it has ended.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -26,7 +23,7 @@ from patience import until
 
 @dataclass
 class Fork:
-    """A search's process."""
+    """One process."""
 
     pid: int
     out: Path
@@ -46,25 +43,35 @@ class Fork:
 
     def wait(self, seconds: float = 500) -> int:
         """Its exit status, when it has ended."""
-        until(lambda: self.status is not None, f"the search of {self.out} has ended", seconds, every=0.2)
+        until(lambda: self.status is not None, f"{self.out} has ended", seconds, every=0.2)
         assert self.status is not None
         return self.status
 
 
 class Forks:
-    """The process that they are forks of; it starts with the first one."""
+    """The process that they are forks of; it starts with the first one.
 
-    def __init__(self) -> None:
+    Args:
+        script: what it runs.
+    """
+
+    def __init__(self, script: str) -> None:
+        self._script = Path(__file__).with_name(script)
         self._server: subprocess.Popen[str] | None = None
         self._turn = threading.Lock()
         self._made: list[Fork] = []
 
-    def start(self, arguments: Sequence[str], env: Mapping[str, str], out: Path) -> Fork:
-        """A search as `slurm_driver` says."""
-        asked = json.dumps({"arguments": list(arguments), "env": dict(env), "out": str(out)})
+    def start(
+        self, arguments: Sequence[str], env: Mapping[str, str], out: Path, err: Path | None = None
+    ) -> Fork:
+        """A process with these arguments, whose output goes to files, errors to the same where no other is
+        named."""
+        asked = json.dumps(
+            {"arguments": list(arguments), "env": dict(env), "out": str(out), "err": str(err or out)}
+        )
         with self._turn:
             server = self._server = self._server or subprocess.Popen(
-                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                [sys.executable, str(self._script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**env, "PYTHONPATH": os.pathsep.join(sys.path)},
             )  # fmt: skip
             assert server.stdin is not None and server.stdout is not None
@@ -89,34 +96,23 @@ def ending(out: Path) -> Path:
 
 
 def serve() -> list[str] | None:
-    """Returns with the arguments of a search in each fork, and with None when no more are wanted."""
+    """Returns with the arguments in each fork, and with None when no more are wanted."""
     for line in sys.stdin:
         asked = json.loads(line)
         if os.fork():
             continue
-        if search := os.fork():  # this one waits for the search, as nobody else can
-            os.write(1, f"{search}\n".encode())
-            status = os.waitstatus_to_exitcode(os.waitpid(search, 0)[1])
+        if process := os.fork():  # this one waits for the process, as nobody else can
+            os.write(1, f"{process}\n".encode())
+            status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
             part = Path(asked["out"] + ".part")
             part.write_text(str(status))
             part.rename(ending(Path(asked["out"])))
             os._exit(0)
         os.environ.clear()
         os.environ.update(asked["env"])
-        said = os.open(asked["out"], os.O_WRONLY | os.O_CREAT, 0o600)
-        for stream in (1, 2):
-            os.dup2(said, stream)
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it
         return list(asked["arguments"])
     return None
-
-
-if __name__ == "__main__":
-    import cma  # noqa: F401 (with nevergrad, most of what a search imports)
-    import nevergrad  # noqa: F401
-    import slurm_driver
-
-    gc.freeze()
-    if arguments := serve():
-        slurm_driver.main(arguments)
