@@ -6,6 +6,7 @@ Of their exceptions only what they say is used here; `mergelab.main` knows where
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -38,14 +39,17 @@ def explain(error: OmegaConfBaseException, argument: str | None = None) -> str:
     place = argument or str(error.full_key or "configuration")
     parent = error.parent_node
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)) and isinstance(parent, DictConfig):
-        names = [str(k) for k in parent if k != "hydra"]
-        near = did_you_mean(str(error.key), names)
-        return f"{place}: there is no key '{error.key}'.{near} There are {', '.join(names)}."
+        return no_key(place, str(error.key), [str(k) for k in parent if k != "hydra"])
     said = plain(str(error))
     for pattern, words in PLAIN:
         if re.fullmatch(pattern, said):
             return f"{place}: {re.sub(pattern, words, said)}"
     return f"{place}: {said}"
+
+
+def no_key(place: str, key: str, names: Sequence[str]) -> str:
+    """That there is no such key, and which there are."""
+    return f"{place}: there is no key '{key}'.{did_you_mean(key, names)} There are {', '.join(names)}."
 
 
 def plain(*messages: str) -> str:

@@ -7,7 +7,7 @@ import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Dict  # noqa: UP035 (OmegaConf reads it at run time)
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import composing
 from mergelab.errors import InputError, did_you_mean
-from mergelab.schema import Composition, Run, settings_of, with_overrides
+from mergelab.schema import Composition, Expert, Run, settings_of, with_overrides
 from mergelab.workspace import write_text
 
 PACKAGE = Path(__file__).resolve().parent
@@ -137,13 +137,17 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
     Raises:
         InputError: for an expert's key or value that the schema does not have.
     """
-    content = {
-        k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in cfg.items() if k != "hydra"
-    }
+    # Hydra has validated all but the experts, whose names are open, and keys that were added with a plus.
+    nodes = {str(k): v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}
+    _check_keys(Run, nodes, "")
     try:
-        run: Run = OmegaConf.to_object(OmegaConf.merge(_closed(), content))  # type: ignore[assignment]
+        named = OmegaConf.merge(_named(), {"experts": OmegaConf.to_container(cfg.experts)})
+        experts: dict[str, Expert] = OmegaConf.to_object(named.experts)  # type: ignore[assignment]
+        found = {k: cfg[k] for k in nodes if k != "experts"}
+        values = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in found.items()}
     except OmegaConfBaseException as e:
         raise InputError(composing.explain(e)) from None
+    run = Run(**values, experts=experts)  # type: ignore[arg-type]
     h = whole.hydra
     folders = [s.path for s in h.runtime.config_sources if s.provider == "command-line"]
     extra = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
@@ -155,9 +159,24 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
     return run
 
 
+def _check_keys(kind: Any, node: Mapping[Any, Any], place: str) -> None:
+    """Raise InputError for a key that a part of the schema does not have."""
+    names = [f.name for f in fields(kind) if not f.metadata.get("omegaconf_ignore")]
+    for name, value in node.items():
+        if name not in names:
+            raise InputError(composing.no_key(f"{place}{name}", str(name), names))
+        if isinstance(value, DictConfig) and not value._is_none() and is_dataclass(OmegaConf.get_type(value)):
+            _check_keys(OmegaConf.get_type(value), dict(value.items_ex(resolve=False)), f"{place}{name}.")
+
+
+@dataclass
+class _Named:
+    experts: Dict[str, Expert] = field(default_factory=dict)  # noqa: UP006 (read by OmegaConf)
+
+
 @cache
-def _closed() -> DictConfig:
-    node: DictConfig = OmegaConf.structured(Run)
+def _named() -> DictConfig:
+    node: DictConfig = OmegaConf.structured(_Named)
     return node
 
 

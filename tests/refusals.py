@@ -1,11 +1,14 @@
-"""Commands that must be refused: with what words, and without a trace."""
+"""What must be refused: with what words, and without a trace."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from conftest import Command, Outcome
+
+import mergelab
 
 
 def told(out: Outcome) -> list[str]:
@@ -26,6 +29,15 @@ def refuse(run: Command, arguments: list[str], tmp_path: Path) -> list[str]:
     if (out.folder / "result.json").exists():
         assert out.result["status"] == "invalid"
     return told(out)
+
+
+def refused(arguments: Sequence[str]) -> list[str]:
+    """What a command would refuse these arguments with, by the functions underneath; each as one line."""
+    try:
+        found = [f.text() for f in mergelab.plan(mergelab.compose(*arguments)).errors]
+    except mergelab.InputError as e:
+        found = [str(e)]
+    return [" ".join(text.split()) for text in found]
 
 
 def contents(folder: Path, *, but: Path) -> dict[str, str]:

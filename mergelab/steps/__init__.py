@@ -45,7 +45,7 @@ def run_job(run: Run, workspace: Workspace) -> None:
         InputError: for an unknown step, before any of them starts, or from preflight.
         StepError: when a step cannot be finished; result.json then says which and why.
     """
-    if reason := _wrong_steps(run.job.steps):
+    if reason := wrong_steps(run.job.steps):
         workspace.record({"status": "invalid", "error": {"step": None, "reason": reason}})
         raise InputError(f"job.steps: {reason}")
     with ExitStack() as stack:
@@ -77,7 +77,7 @@ def applies(name: str, run: Run, workspace: Workspace) -> bool:
     return own is None or bool(own(run, workspace))
 
 
-def _wrong_steps(steps: list[str]) -> str | None:
+def wrong_steps(steps: list[str]) -> str | None:
     """Why these steps cannot be run in this order, or None."""
     choices = f"There are {', '.join(STEPS)}."
     if not steps:

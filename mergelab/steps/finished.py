@@ -14,7 +14,7 @@ from mergelab.report import scores, terminal
 from mergelab.schema import Evaluation, Run
 from mergelab.steps.check import look, summary
 from mergelab.steps.planning import evaluator, family, hashes, on_this_machine
-from mergelab.workspace import Workspace, finished_model, read_memo, write_text
+from mergelab.workspace import Workspace, find_model, finished_model, read_memo, write_text
 
 NOISE = 8.0
 """Bits per byte of a model that knows nothing at all: every byte is as likely as any other."""
@@ -47,14 +47,19 @@ def check(run: Run, workspace: Workspace) -> str:
 
 
 def problems(run: Run) -> list[tuple[str, str]]:
-    """What is wrong with check.text."""
-    if run.check.text is None:
-        return []
-    try:
-        text.documents(Path(run.check.text).expanduser())
-    except StepError as e:
-        return [("check.text", str(e))]
-    return []
+    """What is wrong with check.path and check.text."""
+    out = []
+    if run.check.path is not None:
+        try:
+            find_model(run.check.path)
+        except LookupError as e:
+            out.append(("check.path", str(e.args[0])))
+    if run.check.text is not None:
+        try:
+            text.documents(Path(run.check.text).expanduser())
+        except StepError as e:
+            out.append(("check.text", str(e)))
+    return out
 
 
 def parents(run: Run, folder: Path) -> dict[str, Path]:

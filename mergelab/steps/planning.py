@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from mergelab import evaluation, identity, preflight, tracking, zoo
+from mergelab import evaluation, identity, preflight, steps, tracking, zoo
 from mergelab import recipe as recipes
 from mergelab.errors import InputError, StepError
 from mergelab.merging import unfinished
@@ -134,7 +134,9 @@ def other_findings(run: Run, progress: zoo.Progress | None = None) -> list[Findi
     module may have a function `problems(run)`: pairs of a key and what is wrong with its value."""
     tasks = tasks_folder(run, progress) if run.eval.kind in ("skills", "tasks") else None
     problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracking.problems(run.tracking)]
-    for name in run.job.steps:
+    if reason := steps.wrong_steps(run.job.steps):
+        problems.append(("job.steps", reason))
+    for name in (s for s in run.job.steps if s in steps.STEPS):
         problems += getattr(import_module(f"mergelab.steps.{name}"), "problems", lambda run: ())(run)
     return [error("setting", key, message) for key, message in problems]
 

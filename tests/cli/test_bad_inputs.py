@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Command
-from refusals import refuse
+from refusals import refuse, refused
 
 COMPOSITION = [
     ("unknown option", "model=tinny", ["model=tinny", "Did you mean 'tiny'?", "qwen32b"]),
@@ -175,20 +175,33 @@ ELSEWHERE = [
 ALL = {"composition": COMPOSITION, "experts": EXPERTS, "method": METHODS, "elsewhere": ELSEWHERE}
 """For each: what is wrong, the command line, and what the one message must contain."""
 
-ROWS = [
-    pytest.param(line, said, id=f"{group}: {name}")
-    for group, rows in ALL.items()
-    for name, line, said in rows
-]
+WHOLE = ("seed below", "misspelt key", "twice", "no rest", "base", "four for a pair", "device", "no task")
+"""Those that are typed as whole commands, too."""
 
 
-@pytest.mark.parametrize(("line", "said"), ROWS)
-def test_a_wrong_setting(line: str, said: list[str], mergelab: Command, tmp_path: Path, family: Any) -> None:
+def arguments(line: str) -> list[str]:
     method = [] if "method=" in line else ["method=ties"]
-    errors = refuse(mergelab, [*method, *shlex.split(line)], tmp_path)
+    return [*method, *shlex.split(line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [pytest.param(x, said, id=f"{group}: {name}") for group, rows in ALL.items() for name, x, said in rows],
+)
+def test_a_wrong_setting(line: str, said: list[str], family: Any) -> None:
+    errors = refused(arguments(line))
     assert len(errors) == 1, errors
     for fragment in said:
         assert fragment in errors[0], errors[0]
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(x, id=name) for rows in ALL.values() for name, x, _ in rows if name in WHOLE]
+)
+def test_the_command_says_the_same_and_touches_nothing(
+    line: str, mergelab: Command, tmp_path: Path, family: Any
+) -> None:
+    assert refuse(mergelab, arguments(line), tmp_path) == refused(arguments(line))
 
 
 def test_nothing_was_done_to_the_tiny_family(family: Any) -> None:
