@@ -722,6 +722,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
         t.close()
 
 
+@pytest.mark.slow
 def test_a_conversation_at_a_terminal(terminal: Any, changed: Any, tmp_path: Path) -> None:
     # It answers for as long as it may, and it may for long.
     wordy = changed("base", config={"max_position_embeddings": 100_000})

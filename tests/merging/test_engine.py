@@ -171,6 +171,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(large: list[str], mergelab: Command, tmp_path: Path) -> None:
     """SIGKILL at random moments, each time in a new folder: the same bytes, and nothing done twice."""
     undisturbed = mergelab(*large)

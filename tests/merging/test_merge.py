@@ -460,6 +460,7 @@ def test_adapters(form: str, adapter: tuple[Path, Path, Path], mergelab: Command
     assert [p.name for p in model.iterdir() if p.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_without_base_model_the_first_model_lends_config_and_tokenizer(models: Any, tmp_path: Path) -> None:
     """In two processes whose sets are ordered differently."""
     folders = models(5)[::-1]

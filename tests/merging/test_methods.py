@@ -83,6 +83,7 @@ def test_merges_as_mergekit_does(name: str, family: Any, tmp_path: Path) -> None
     assert same_bits(model, theirs) is (name not in RANDOM), "the masks are our own"
 
 
+@pytest.mark.slow
 def test_command_of_mergekit_gives_the_same_bits(family: Any, mergelab: Command, tmp_path: Path) -> None:
     outcome = mergelab("eval=none", "seed=3", "hardware.engine=mergekit")
     theirs = tmp_path / "theirs"
