@@ -17,14 +17,6 @@ from mergelab.schema import Run
 CHOICES = ("auto", "fast", "mergekit")
 RESCALES = ("l1", "density")
 
-OWN = frozenset(
-    ("arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear",
-     "karcher", "linear", "model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram",
-     "ramplus_tl", "sce", "slerp", "task_arithmetic", "ties")
-)  # fmt: skip
-"""The methods that our engine has kernels for."""
-
-
 EXACT = frozenset(("linear", "nearswap", "passthrough", "task_arithmetic"))
 """Those whose bits are mergekit's whatever the size of a tensor. The others draw masks of our own, or add
 a large tensor up in another order, or let the earlier of two equal magnitudes come first."""
@@ -94,7 +86,9 @@ def check(run: Run) -> Iterator[Finding]:
 
 def _reason(recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration) -> str | None:
     """Why our kernels cannot do a recipe, or None."""
-    if d.name not in OWN:
+    from mergelab.merging.kernels import KERNELS  # of torch, which mergekit's declarations have brought
+
+    if d.name not in KERNELS:
         return f"there is no kernel for {d.name}"
     for f in facts.values():
         if f.pickled:

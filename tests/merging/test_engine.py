@@ -22,7 +22,7 @@ from weights import same_bits, weights
 
 from mergelab import zoo
 from mergelab.merging import fast, kernels, rates, shards, unfinished
-from mergelab.preflight import engines, resources
+from mergelab.preflight import resources
 from mergelab.preflight.assembly import Output, Source
 from mergelab.preflight.checkpoint import Header
 from mergelab.schema import Hardware
@@ -37,8 +37,13 @@ def engine_of(outcome: Outcome) -> tuple[str, str]:
 # ---------------------------------------------------------------- which engine
 
 
-def test_every_kernel_is_known_to_preflight() -> None:
-    assert set(kernels.KERNELS) == engines.OWN
+def test_a_method_without_a_kernel_goes_through_mergekit(
+    mergelab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(kernels.KERNELS, "ties")
+    outcome = mergelab("job=plan", "method=ties", "eval=none")
+    assert outcome.status == 0, outcome.err
+    assert engine_of(outcome) == ("mergekit", "there is no kernel for ties")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +171,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(large: list[str], mergelab: Command, tmp_path: Path) -> None:
     """SIGKILL at random moments, each time in a new folder: the same bytes, and nothing done twice."""
     undisturbed = mergelab(*large)
@@ -277,7 +283,9 @@ def test_files_are_what_the_library_reads(small: Callable[..., fast.Merge], tmp_
     ]  # fmt: skip
     index = json.loads((out / "model.safetensors.index.json").read_text(encoding="utf-8"))
     assert index["metadata"]["total_size"] == 60
-    assert {n: torch.equal(t, torch.arange(5.0) + i) for i, (n, t) in enumerate(sorted(weights(out).items()))}
+    found = weights(out)
+    assert sorted(found) == ["a", "b", "c"]
+    assert all(torch.equal(found[n], torch.arange(5.0) + i) for i, n in enumerate("abc"))
     for file in merge.layout.headers:
         assert (out / file).stat().st_size == merge.layout.size(file)
 

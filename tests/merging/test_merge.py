@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Command, Outcome
+from conftest import ARCHITECTURES, Command, Outcome
+from pairwise import pairwise
 from weights import change, generates, mergekit_yaml, same_bits, weights
 
 Weights = dict[str, torch.Tensor]
@@ -147,9 +148,9 @@ def test_file_replaced_at_the_same_path_is_read_again(models: Any, mergelab: Com
 # ---------------------------------------------------------------- architectures, dtypes, config.json
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "mistral", "gemma2"])
+@pytest.mark.parametrize(
+    ("architecture", "tied", "dtype"), pairwise(ARCHITECTURES, [True, False], ["float32", "bfloat16"])
+)
 def test_architectures(architecture: str, tied: bool, dtype: str, models: Any, mergelab: Command) -> None:
     base, one, two = models(3, architecture, tied=tied, dtype=dtype)
     outcome = mergelab("method=task_arithmetic", *chosen(base, one, two))
@@ -379,8 +380,10 @@ def stacked(one: Path, other: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("form", ["slices", "modules"])
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "form"),
+    [(a, "slices") for a in ("qwen2", "qwen3", "llama", "gemma2", "gpt2")] + [("gemma2", "modules")],
+)
 def test_slices_change_the_number_of_layers(
     architecture: str, form: str, models: Any, mergelab: Command, tmp_path: Path
 ) -> None:
@@ -457,6 +460,7 @@ def test_adapters(form: str, adapter: tuple[Path, Path, Path], mergelab: Command
     assert [p.name for p in model.iterdir() if p.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_without_base_model_the_first_model_lends_config_and_tokenizer(models: Any, tmp_path: Path) -> None:
     """In two processes whose sets are ordered differently."""
     folders = models(5)[::-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
-from weights import generates, mergekit_yaml, same_bits
+from weights import mergekit_yaml, same_bits
 
 FILES = {
     # https://github.com/arcee-ai/mergekit/tree/main/examples
@@ -173,7 +173,7 @@ def test_a_file_from_the_documentation(
     assert out.status == 0, out.err
     own = mergekit_yaml(file, tmp_path / "own", seed=3)
     assert same_bits(out.folder / "model", own)
-    assert generates(out.folder / "model")
+    assert out.result["check"]["problems"] == []  # which has loaded it and let it answer
     # and what the run leaves is such a file again
     again = mergekit_yaml(out.folder / "recipe.yaml", tmp_path / "again", seed=3)
     assert same_bits(again, own)
