@@ -99,14 +99,14 @@ killed, out_of_memory, raises = (partial(dies, fault) for fault in ("kill", "mem
     [
         pytest.param("killed by SIGKILL", marks=after(killed), id="kill"),
         pytest.param("out of memory", marks=after(out_of_memory), id="memory"),
-        pytest.param("", marks=after(raises), id="raise"),
+        pytest.param("RuntimeError: asked to fail", marks=after(raises), id="raise"),
     ],
 )
 def test_a_task_that_dies_is_tried_once_more(ended: Ended, undisturbed: Lines, told: str) -> None:
     s, out = ended()
     assert s.lines() == undisturbed
     assert len(s.calls("candidate2")) == 2
-    assert told in out
+    assert told in out + (s.folder / "2" / "events.jsonl").read_text()
     assert s.submitted()[2] == ["candidate2"]  # the others of its array are not done again
     s.nothing_twice()
 
