@@ -31,12 +31,16 @@ def refuse(run: Command, arguments: list[str], tmp_path: Path) -> list[str]:
     return told(out)
 
 
-def refused(arguments: Sequence[str]) -> list[str]:
-    """What a command would refuse these arguments with, by the functions underneath; each as one line."""
+def refused(arguments: Sequence[str], tmp_path: Path) -> list[str]:
+    """What a command would refuse these arguments with, by the functions underneath, which touch nothing;
+    each as one line."""
+    nothing = tmp_path / "nothing"
+    before = contents(tmp_path, but=nothing)
     try:
-        found = [f.text() for f in mergelab.plan(mergelab.compose(*arguments)).errors]
+        found = [f.text() for f in mergelab.plan(mergelab.compose(*arguments), nothing).errors]
     except mergelab.InputError as e:
         found = [str(e)]
+    assert contents(tmp_path, but=nothing) == before and not nothing.exists()
     return [" ".join(text.split()) for text in found]
 
 

@@ -188,8 +188,8 @@ def arguments(line: str) -> list[str]:
     ("line", "said"),
     [pytest.param(x, said, id=f"{group}: {name}") for group, rows in ALL.items() for name, x, said in rows],
 )
-def test_a_wrong_setting(line: str, said: list[str], family: Any) -> None:
-    errors = refused(arguments(line))
+def test_a_wrong_setting(line: str, said: list[str], tmp_path: Path, family: Any) -> None:
+    errors = refused(arguments(line), tmp_path)
     assert len(errors) == 1, errors
     for fragment in said:
         assert fragment in errors[0], errors[0]
@@ -201,7 +201,7 @@ def test_a_wrong_setting(line: str, said: list[str], family: Any) -> None:
 def test_the_command_says_the_same_and_touches_nothing(
     line: str, mergelab: Command, tmp_path: Path, family: Any
 ) -> None:
-    assert refuse(mergelab, arguments(line), tmp_path) == refused(arguments(line))
+    assert refuse(mergelab, arguments(line), tmp_path) == refused(arguments(line), tmp_path)
 
 
 def test_nothing_was_done_to_the_tiny_family(family: Any) -> None:

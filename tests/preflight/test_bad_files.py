@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from broken_models import Models
 from conftest import Command
-from refusals import refuse, told
+from refusals import refuse, refused, told
 
 Break = Callable[[Models], Any]
 """Breaks one thing."""
@@ -249,19 +249,33 @@ def check(errors: list[str], said: list[str]) -> None:
         assert fragment in errors[0], errors[0]
 
 
-@pytest.mark.parametrize(("damage", "said"), [pytest.param(b, s, id=name) for name, b, s in FILES])
-def test_a_damaged_or_foreign_model(
-    damage: Break, said: list[str], mergelab: Command, tmp_path: Path, models: Models
-) -> None:
+@pytest.mark.parametrize(("damage", "said"), [pytest.param(d, s, id=n) for n, d, s in FILES])
+def test_a_damaged_or_foreign_model(damage: Break, said: list[str], tmp_path: Path, models: Models) -> None:
     damage(models)
-    check(refuse(mergelab, models.arguments(), tmp_path), ["experts.math: ", *said])
+    check(refused(models.arguments(), tmp_path), ["experts.math: ", *said])
 
 
 @pytest.mark.parametrize(("arguments", "said"), [pytest.param(a, s, id=n) for n, a, s in FOLDERS + MERGEKIT])
 def test_a_wrong_folder_or_file(
-    arguments: Arguments, said: list[str], mergelab: Command, tmp_path: Path, models: Models
+    arguments: Arguments, said: list[str], tmp_path: Path, models: Models
 ) -> None:
-    check(refuse(mergelab, arguments(models), tmp_path), said)
+    check(refused(arguments(models), tmp_path), said)
+
+
+@pytest.mark.parametrize("damage", [pytest.param(d, id=n) for n, d, _ in FILES[::8]])
+def test_the_command_says_the_same_of_a_damaged_or_foreign_model(
+    damage: Break, mergelab: Command, tmp_path: Path, models: Models
+) -> None:
+    damage(models)
+    assert refuse(mergelab, models.arguments(), tmp_path) == refused(models.arguments(), tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [pytest.param(a, id=n) for n, a, _ in (FOLDERS + MERGEKIT)[::8]])
+def test_the_command_says_the_same_of_a_wrong_folder_or_file(
+    arguments: Arguments, mergelab: Command, tmp_path: Path, models: Models
+) -> None:
+    typed = arguments(models)
+    assert refuse(mergelab, typed, tmp_path) == refused(typed, tmp_path)
 
 
 def test_the_sound_models_are_accepted(mergelab: Command, models: Models) -> None:
