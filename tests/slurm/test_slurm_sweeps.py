@@ -71,8 +71,8 @@ def test_a_budget_of_8_in_populations_of_4_is_two_arrays_and_the_same_search(
 
 
 def steered(lab: Lab) -> tuple[Path, str, str, str]:
-    """A search whose first controller is killed: what the command says before, while the next one waits (it is
-    held, so that it cannot have ended), and then to the end."""
+    """A search whose first controller is killed: what the command says before, while the next one waits (it
+    is held, so that it cannot have ended), and then to the end."""
     sweep = lab.folder / "sweep"
     search = (
         "-m", *TASK, *SEARCH, "hardware.candidates_per_task=4", "search.controller=job",
