@@ -70,8 +70,9 @@ def test_a_budget_of_8_in_populations_of_4_is_two_arrays_and_the_same_search(
     assert list((sweep.parent / "disk").glob("*/*")) == []  # nothing stays on the nodes' disks
 
 
-def steered(lab: Lab) -> tuple[Path, str, str]:
-    """A search whose first controller is killed: what the command says before, and then to the end."""
+def steered(lab: Lab) -> tuple[Path, str, str, str]:
+    """A search whose first controller is killed: what the command says before, while the next one waits (it
+    is held, so that it cannot have ended), and then to the end."""
     sweep = lab.folder / "sweep"
     search = (
         "-m", *TASK, *SEARCH, "hardware.candidates_per_task=4", "search.controller=job",
@@ -80,19 +81,25 @@ def steered(lab: Lab) -> tuple[Path, str, str]:
     first = lab.command(*search, "hardware.detach=true").stdout
     until(lambda: len(measured(sweep)) >= 4, "the first population is measured", 400, every=0.1)
     (job,) = [x["job"] for x in ledger.read(sweep) if x["event"] == "controller"]
+    name = ledger.job_name(sweep)
+    waiting = lab.cluster.call("squeue", "-h", f"--name={name}", "--states=PD", "-o", "%i %k").splitlines()
+    (successor,) = [x.split()[0] for x in waiting if x.split()[1].startswith("controller")]
+    lab.cluster.call("scontrol", "hold", successor)
     lab.cluster.call("scancel", "--signal=KILL", "--full", job)
-    second = lab.command(*search).stdout
-    lab.cluster.emptied(ledger.job_name(sweep))  # no successor is left
-    return sweep, first, second
+    second = lab.command(*search, "hardware.detach=true").stdout
+    lab.cluster.call("scontrol", "release", successor)
+    third = lab.command(*search).stdout
+    lab.cluster.emptied(name)  # no successor is left
+    return sweep, first, second, third
 
 
 @after(here, steered)
 def test_a_sweep_steered_by_a_job_outlives_its_controllers(ended: Ended) -> None:
-    alone, (sweep, first, second) = ended()
+    alone, (sweep, first, second, third) = ended()
     assert "which steers the sweep" in first
     assert "steers this sweep already" in second
     assert len([x for x in ledger.read(sweep) if x["event"] == "controller"]) == 2
-    assert result(sweep)["status"] == "done" and "winner" in second
+    assert result(sweep)["status"] == "done" and "winner" in third
     assert len(jobs(sweep)) == len(set(jobs(sweep)))
     assert measured(sweep) == measured(alone)
 
