@@ -127,14 +127,23 @@ class Lab:
         return Search(self.folder / "sweep", self.labs.setup, on or self.cluster, self.labs.forks,
                       list(settings))  # fmt: skip
 
-    def command(self, *arguments: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    def typed(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """What a user types on the login node, in the folder."""
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "mergelab", *arguments], env=self.cluster.env | env, cwd=self.folder,
-            text=True, capture_output=True, check=False, timeout=700,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        assert done.returncode == status, done.stdout + done.stderr
-        return done
+
+    def command(self, *arguments: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """The same, and what came of it."""
+        with self.typed(*arguments, **env) as process:
+            try:
+                out, err = process.communicate(timeout=700)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        assert process.returncode == status, out + err
+        return subprocess.CompletedProcess(process.args, status, out, err)
 
 
 class Labs:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def test_a_budget_of_8_in_populations_of_4_is_two_arrays_and_the_same_search(
 
 
 def steered(lab: Lab) -> tuple[Path, str, str, str]:
-    """A search whose first controller is killed: what the command says before, while the next one waits (it
-    is held, so that it cannot have ended), and then to the end."""
+    """A search whose first controller is killed: what the command says before, then, and to the end. The next
+    controller is held until a command looks on, so that it cannot have ended by then."""
     sweep = lab.folder / "sweep"
     search = (
         "-m", *TASK, *SEARCH, "hardware.candidates_per_task=4", "search.controller=job",
@@ -87,8 +88,12 @@ def steered(lab: Lab) -> tuple[Path, str, str, str]:
     lab.cluster.call("scontrol", "hold", successor)
     lab.cluster.call("scancel", "--signal=KILL", "--full", job)
     second = lab.command(*search, "hardware.detach=true").stdout
-    lab.cluster.call("scontrol", "release", successor)
-    third = lab.command(*search).stdout
+    with lab.typed(*search) as process:
+        assert process.stdout is not None
+        third = "".join(takewhile(lambda line: "steers this sweep already" not in line, process.stdout))
+        lab.cluster.call("scontrol", "release", successor)
+        third += process.stdout.read()
+    assert process.returncode == 0, third
     lab.cluster.emptied(name)  # no successor is left
     return sweep, first, second, third
 
