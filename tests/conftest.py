@@ -21,6 +21,7 @@ from hub_cache import cache  # noqa: F401 (a fixture)
 from slurm_cluster import absent
 from slurm_together import deeds, ended, labs, undisturbed  # noqa: F401 (fixtures)
 from sweeps import swept  # noqa: F401 (a fixture)
+from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -32,12 +33,18 @@ os.environ.pop("HYDRA_FULL_ERROR", None)
 PACKAGES = (Path(__file__).parent / "slurm" / "packages.txt").read_text(encoding="utf-8").strip()
 """What the tests' own cluster is made of, on Debian and Ubuntu."""
 
-FIRST = (
-    "test_slurm_faults.py", "test_lora.py", "test_kernels.py", "test_search.py", "test_generate.py",
-    "test_mixtures.py", "test_analyze.py", "test_readme.py", "test_fetch.py", "test_resident.py",
+CLUSTER = (
+    "test_slurm_faults.py", "test_slurm_sweeps.py", "test_slurm_outages.py", "test_slurm_chaos.py",
 )  # fmt: skip
-"""Files that take longest begin first, so that no process is left with one at the end. Of the first three,
-which begin at the same time, one trains the tiny family; the others do not need it."""
+"""The files of the cluster's tests, which share it and mostly wait."""
+
+LONG = (
+    "test_resident.py", "test_kernel_chunks.py", "test_search.py", "test_engine.py", "test_merge.py",
+    "test_run.py", "test_analyze.py", "test_search_killed.py", "test_mixtures.py", "test_mergekit_files.py",
+    "test_generate.py", "test_readme.py", "test_lora.py",
+)  # fmt: skip
+"""Files that take longest begin first, so that no process is left with one at the end. One of the first two
+trains the tiny family, which the other does not need."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,21 +52,30 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "after(*deeds): the test looks at what came of them")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """A process for each processor, and one for the cluster's tests, which mostly wait."""
     return len(os.sched_getaffinity(0)) + (not absent())
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+class ByFile(LoadFileScheduling):
+    """A file in whichever process is free; those of the cluster all in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "cluster" if Path(file).name in CLUSTER else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """xdist's own groups are not seen by this version of pytest."""
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cluster's tests in one process, any other file in whichever is free; long files first."""
-    for item in items:
-        together = "slurm" if item.get_closest_marker("slurm") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
-    places = {name: i for i, name in enumerate(FIRST)}
-    items.sort(key=lambda item: (
-        not item.get_closest_marker("slurm"), places.get(item.path.name, len(FIRST)),
-    ))  # fmt: skip
+    """Long files first."""
+    places = {name: i for i, name in enumerate((*CLUSTER, *LONG))}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

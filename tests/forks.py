@@ -53,10 +53,11 @@ class Forks:
 
     Args:
         script: what it runs.
+        modules: what it imports besides.
     """
 
-    def __init__(self, script: str) -> None:
-        self._script = Path(__file__).with_name(script)
+    def __init__(self, script: str, *modules: str) -> None:
+        self._command = [sys.executable, str(Path(__file__).with_name(script)), *modules]
         self._server: subprocess.Popen[str] | None = None
         self._turn = threading.Lock()
         self._made: list[Fork] = []
@@ -71,7 +72,7 @@ class Forks:
         )
         with self._turn:
             server = self._server = self._server or subprocess.Popen(
-                [sys.executable, str(self._script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**env, "PYTHONPATH": os.pathsep.join(sys.path)},
             )  # fmt: skip
             assert server.stdin is not None and server.stdout is not None

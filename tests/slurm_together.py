@@ -74,8 +74,7 @@ def deeds(labs: Labs) -> Deeds:
 @pytest.fixture
 def ended(request: pytest.FixtureRequest, deeds: Deeds) -> Ended:
     """`ended()`: what came of the test's deed."""
-    divided = hasattr(request.config, "workerinput")  # among processes, by files
-    items = [i for i in request.session.items if not divided or i.path == request.path]
+    items = request.session.items  # all in this process; see `conftest.ByFile`
     tests = [(m.args, "family" in i.fixturenames) for i in items if (m := i.get_closest_marker("after"))]
     for few in (False, True):
         for deed in (d for wanted, large in tests if large is few for d in wanted):

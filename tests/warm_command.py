@@ -1,5 +1,5 @@
 """The command, each time a fork of this process: `FOLDER CODE ARGUMENTS...` are the working directory, Python
-to be run ahead of it, and what is typed.
+to be run ahead of it, and what is typed. Its own arguments are modules to be imported besides.
 
 What the hub's client has read of its environment it reads again; nothing else that looks at the
 environment when it is imported may be imported here.
@@ -21,6 +21,8 @@ from forks import serve
 from mergelab.main import main
 
 if __name__ == "__main__":
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     gc.freeze()
     if arguments := serve():
         folder, code, *typed = arguments

@@ -14,6 +14,7 @@ from mergelab.analysis.plane import BASE, At, Span
 from mergelab.errors import InputErrors
 from mergelab.evaluation import Evaluator, Measure, Score
 from mergelab.evaluation.scoring import SMALL
+from mergelab.merging.kernels import KERNELS
 from mergelab.preflight import assembly, engines, methods, reads_file
 from mergelab.preflight.checkpoint import Facts
 from mergelab.schema import Method, Run
@@ -70,7 +71,7 @@ class Landscape:
         self._method = methods.declarations()[METHOD.name]
         recipe = self._recipe(span.corners()[0])
         asked = replace(run, method=METHOD)
-        engine, findings = engines.choose(asked, recipe, self._facts, self._method)
+        engine, findings = engines.choose(asked, recipe, self._facts, self._method, KERNELS)
         if engine.name != "fast":
             raise Unmergeable(engine.why)
         if wrong := [f.text() for f in findings if f.severity == "error"]:

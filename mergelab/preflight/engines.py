@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ MIXTURE = Engine("mergekit-moe", "it builds a mixture of experts")
 
 
 def choose(
-    run: Run, recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration
+    run: Run, recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration, kernels: Container[str]
 ) -> tuple[Engine, list[Finding]]:
     """The engine of a run, and what is wrong with the wish for one.
 
@@ -49,9 +49,10 @@ def choose(
         recipe: a sound one.
         facts: what is known of each model, by its reference.
         d: what the method declares.
+        kernels: the methods that our engine has kernels for.
     """
     wanted = run.hardware.engine
-    reason = _reason(recipe, facts, d)
+    reason = _reason(recipe, facts, d, kernels)
     computed = assembly.arithmetic(recipe, next(iter(facts.values())).dtype if facts else None)
     findings: list[Finding] = []
     if wanted == "mergekit":
@@ -84,11 +85,11 @@ def check(run: Run) -> Iterator[Finding]:
         yield error("setting", "hardware.devices", f"{run.hardware.devices} is out of range; 0 (all) or more")
 
 
-def _reason(recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration) -> str | None:
+def _reason(
+    recipe: Mapping[str, Any], facts: Mapping[str, Facts], d: Declaration, kernels: Container[str]
+) -> str | None:
     """Why our kernels cannot do a recipe, or None."""
-    from mergelab.merging.kernels import KERNELS  # of torch, which mergekit's declarations have brought
-
-    if d.name not in KERNELS:
+    if d.name not in kernels:
         return f"there is no kernel for {d.name}"
     for f in facts.values():
         if f.pickled:

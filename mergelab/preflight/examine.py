@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ def examine(
     lacking: Severity = "error",
     more: Iterable[Finding] = (),
     there: Callable[[Mapping[str, Any]], int] = lambda recipe: 0,
+    kernels: Container[str] = (),
 ) -> Plan:
     """Plan a run without reading a weight.
 
@@ -104,6 +105,7 @@ def examine(
         merges: whether a merge is asked for; otherwise only the models are looked at.
         lacking: the severity of what this machine lacks: a model of the hub, a device, room on the disk.
         more: findings of other parts, to be told together with these.
+        kernels: the methods that our own engine has kernels for.
         there: bytes of a recipe's output that an interrupted merge has left on the output's disk.
     """
     typed = list(overrides)
@@ -132,6 +134,7 @@ def examine(
                 recipe,
                 {s.reference: facts.get(s.name, shape) for s in asked.sources},
                 methods.declarations()[recipe["merge_method"]],
+                kernels,
             )
             findings += new
         wrong = list(settings.check_output(output, asked.sources))

@@ -52,6 +52,8 @@ def _log(plan: preflight.Plan) -> None:
 
 def plan_of(run: Run, output: Path, *, merges: bool, lacking: Severity = "error") -> preflight.Plan:
     """`preflight.examine` with a bar, together with what evaluation and tracking have to say."""
+    from mergelab.merging.kernels import KERNELS  # of torch, as are mergekit's declarations
+
     with terminal.progress() as progress:
         return preflight.examine(
             run,
@@ -61,6 +63,7 @@ def plan_of(run: Run, output: Path, *, merges: bool, lacking: Severity = "error"
             merges=merges,
             lacking=lacking,
             more=other_findings(run, progress),
+            kernels=KERNELS,
             there=lambda recipe: unfinished.allocated(recipe, existing(output), zoo.home()),
         )
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from tiny_tasks import greedy, make_model, write_rows, write_task
 
+from mergelab import run_log
 from mergelab.errors import StepError
 from mergelab.evaluation import Evaluator, Measure, cache, load
 from mergelab.evaluation.index import Catalogue
@@ -441,9 +442,11 @@ def test_a_prompt_cut_short_is_worth_one_line(
 ) -> None:
     rows = [{"prompt": "a" * (70 + n), "answer": "a"} for n in range(20)]
     task = Measure("long", write_task(tmp_path / "tasks", "long", rows))
-    evaluator(tmp_path / "tasks").score(*loaded, [task])
-    told = [record for record in caplog.records if record.name.startswith("mergelab")]
-    assert len(told) == 1 and "truncat" in told[0].getMessage()
+    with run_log.written(tmp_path / "mergelab.log"):
+        evaluator(tmp_path / "tasks").score(*loaded, [task])
+    told = (tmp_path / "mergelab.log").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in told if "truncat" in line]) == 1
+    assert len([r for r in caplog.records if "truncat" in r.getMessage()]) > 1
 
 
 def test_scores_are_reused_for_as_long_as_nothing_that_decides_them_changes(
