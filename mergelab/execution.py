@@ -15,7 +15,7 @@ from mergelab.errors import InputError, MergelabError
 from mergelab.report import terminal
 from mergelab.result import Result
 from mergelab.schema import Run
-from mergelab.workspace import Workspace, short_path
+from mergelab.workspace import Workspace, refuse_finished, short_path
 
 log = logging.getLogger("mergelab.run")
 
@@ -58,6 +58,7 @@ def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result
         StepError: when a step cannot be finished.
         KeyboardInterrupt: result.json then says how far it came.
     """
+    refuse_finished(folder)  # before anything is written into it, if only to its log
     with exclusively(), run_log.written(folder / run_log.NAME), offline.where_local(run):
         try:
             _execute(run, folder, save_composition)

@@ -36,7 +36,7 @@ def written(path: Path) -> Iterator[None]:
     libraries as their loggers let them pass, and Python's warnings. Loggers are then as they were found."""
     root, own = logging.getLogger(), logging.getLogger("mergelab")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(FORMAT))
     handler.setLevel(logging.INFO)
     handler.addFilter(_Once())

@@ -96,6 +96,7 @@ def _do(place: Path, item: Any) -> None:
     gpu = "CUDA_VISIBLE_DEVICES" in os.environ
     try:
         with run_log.written(item.folder / run_log.NAME), pulse.beating(item.folder, gpu):
+            log.info("%s: attempt %d in Slurm task %s", item.name, item.attempt, pulse.job())
             try:
                 _time["working"] = True
                 if _time["over"]:

@@ -282,8 +282,8 @@ def make_adapter(family: Any, tmp_path: Path) -> tuple[Path, Path]:
 
     folder = family.checkpoint("base")
     base = AutoModelForCausalLM.from_pretrained(folder)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=["down_proj"], task_type="CAUSAL_LM"))
     torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["down_proj"], task_type="CAUSAL_LM"))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.2)
