@@ -32,11 +32,10 @@ def here(family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_on_it_runs_as_it_stands(here: Path) -> None:
-    code = "\n".join(blocks(PAGE))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Did you mean 'ties'?" in done.stdout and "done" in done.stdout
+def test_the_page_on_it_runs_as_it_stands(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    exec(compile("\n".join(blocks(PAGE)), PAGE.name, "exec"), {})
+    out = capfd.readouterr().out
+    assert "Did you mean 'ties'?" in out and "done 0." in out
     assert {p.name for p in here.iterdir()} == {"first", "merging", "merged", "sweep"}
 
 

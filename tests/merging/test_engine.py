@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Outcome
+from forks import Forks
 from weights import same_bits, weights
 
 from mergelab import zoo
@@ -149,8 +149,6 @@ def logged(self, name, digest):
         log.write(name + "\\n")
 
 shards._write, shards.Writer.finish = slow, logged
-from mergelab.main import main
-main()
 """
 
 
@@ -172,31 +170,28 @@ def lines(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(large: list[str], mergelab: Command, tmp_path: Path) -> None:
+def test_killed_again_and_again(large: list[str], mergelab: Command, warm: Forks, tmp_path: Path) -> None:
     """SIGKILL at random moments, each time in a new folder: the same bytes, and nothing done twice."""
     undisturbed = mergelab(*large)
     assert undisturbed.status == 0, undisturbed.err
     expected = {p.name: p.read_bytes() for p in (undisturbed.folder / "model").iterdir()}
-    script, finished = tmp_path / "slow.py", tmp_path / "finished"
-    script.write_text(SLOW, encoding="utf-8")
+    finished = tmp_path / "finished"
     environment = os.environ | {"FINISHED": str(finished)}
     chance, status, runs, total = random.Random(7), -9, 0, len(weights(undisturbed.folder / "model"))
     folder = tmp_path
     while status == -9:
         folder = tmp_path / f"killed{runs}"
         runs += 1
-        command = [sys.executable, str(script), *large, f"hydra.run.dir={folder}"]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = tmp_path / f"out{runs}", tmp_path / f"err{runs}"
+        typed = [str(tmp_path), SLOW, *large, f"hydra.run.dir={folder}"]
+        process = warm.start(typed, environment, out, err)
         goal = lines(finished) + chance.randint(5, total // 2)
-        while process.poll() is None and lines(finished) < goal:
+        while process.status is None and lines(finished) < goal:
             time.sleep(0.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        out, err = process.communicate(timeout=120)
-        status = process.returncode
-        assert status in (-9, 0), err.decode()
+        status = process.interrupt() if process.status is None else process.status
+        assert status in (-9, 0), err.read_text(encoding="utf-8")
     assert runs > 2, "it was not killed often enough to show anything"
-    assert "were there already" in out.decode()
+    assert "were there already" in out.read_text(encoding="utf-8")
     left = {p.name: p.read_bytes() for p in (folder / "model").iterdir()}
     assert left.keys() == expected.keys()
     for name in left.keys() - {"README.md"}:  # the card shows the command
