@@ -8,6 +8,7 @@ costs the item in work alone. A task that Slurm starts again goes on behind what
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -43,6 +44,7 @@ def main() -> None:
     rank, ranks = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
     if (place / "void").exists():  # nobody waits for it any more
         return
+    gc.set_threshold(50_000, 20, 50)  # as in the command: much is imported
     _limit_threads()
     _listen()
     items = pickle.loads((place / f"task{index}.pkl").read_bytes())
