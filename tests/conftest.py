@@ -60,11 +60,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 class ByFile(LoadFileScheduling):
-    """A file in whichever process is free; those of the cluster all in one."""
+    """A file in whichever process is free; those of the cluster all in one, and so those of the hub, which
+    share warm commands."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return "cluster" if Path(file).name in CLUSTER else file
+        file = Path(super()._split_scope(nodeid))
+        if file.name in CLUSTER:
+            return "cluster"
+        return "hub" if file.parent.name == "hub" else str(file)
 
 
 @pytest.hookimpl(optionalhook=True)
