@@ -8,7 +8,6 @@ time is in progress in a process; `compose` and `plan` may be called from any th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from mergelab.preflight import Plan
 
 __all__ = ["compose", "evaluate", "merge", "plan", "run", "search"]
-
-log = logging.getLogger("mergelab.run")
 
 AnyPath = str | PathLike[str]
 

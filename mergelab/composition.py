@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mergelab import composing
 from mergelab.errors import InputError, did_you_mean
 from mergelab.schema import Composition, Expert, Run, settings_of, with_overrides
-from mergelab.workspace import write_text
+from mergelab.workspace import hydra_value, write_text
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -149,12 +149,11 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
         raise InputError(composing.explain(e)) from None
     run = Run(**values, experts=experts)  # type: ignore[arg-type]
     h = whole.hydra
-    folders = [s.path for s in h.runtime.config_sources if s.provider == "command-line"]
-    extra = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
+    own = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
     run.composition = Composition(
         tuple(h.overrides.task),
         {k: str(v) for k, v in h.runtime.choices.items() if "/" not in k and v},
-        next(iter(folders or extra), None),
+        next(iter(own), None),
     )
     return run
 
@@ -247,18 +246,10 @@ def value_text(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_key_text(k)}:{value_text(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{value_text(v)}" for k, v in value.items()) + "}"  # no quotes for keys
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(value_text, value)) + "]"
-    return _quoted(str(value))
-
-
-def _key_text(key: object) -> str:
-    return str(key)  # Hydra reads no quotes there
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+    return hydra_value(str(value))
 
 
 def save(run: Run, folder: Path) -> None:

@@ -41,6 +41,11 @@ class StepError(MergelabError):
     exit_status = 1
 
 
+def one_line(message: str) -> str:
+    """A message of several lines as one, for a log."""
+    return "; ".join(line.strip() for line in message.splitlines())
+
+
 def did_you_mean(word: str, choices: object) -> str:
     """` Did you mean 'x'?` for the choice nearest to `word`, or an empty string."""
     from difflib import get_close_matches

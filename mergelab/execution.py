@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergelab import __version__, composition, offline, run_log
-from mergelab.errors import InputError, MergelabError
+from mergelab.errors import InputError, MergelabError, one_line
 from mergelab.report import terminal
 from mergelab.result import Result
 from mergelab.schema import Run
@@ -64,7 +64,7 @@ def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result
             _execute(run, folder, save_composition)
         except MergelabError as e:
             for message in getattr(e, "messages", [str(e)]):
-                log.error("%s", "; ".join(line.strip() for line in message.splitlines()))
+                log.error("%s", one_line(message))
             raise
         except KeyboardInterrupt:
             log.error("interrupted")

@@ -188,7 +188,7 @@ def _problems(run: Run, folder: Path) -> list[str]:
         return []
     with offline.where_local(run):
         plan = plan_of(run, execution.model_folder(run, folder), merges="merge" in run.job.steps)
-    return [f.text() for f in plan.findings if f.severity == "error"]
+    return [f.text() for f in plan.errors]
 
 
 @hydra.main(config_path=str(CONF), config_name="config")

@@ -109,9 +109,9 @@ def find_model(path: str) -> Path:
     raise LookupError(f"{folder} is neither a model's folder nor that of a run that made one{status}")
 
 
-def hydra_value(path: Path) -> str:
-    """A path as a value on Hydra's command line."""
-    return "'" + str(path).replace("'", "\\'") + "'"
+def hydra_value(text: Path | str) -> str:
+    """A path or a text as a value on Hydra's command line."""
+    return "'" + str(text).replace("\\'", "\\\\'").replace("'", "\\'") + "'"
 
 
 def umask() -> int:

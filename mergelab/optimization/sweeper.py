@@ -56,13 +56,16 @@ class Evolution(Sweeper):
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         typed = {o.get_key_element(): o.input_line or "" for o in parsed if o.is_sweep_override()}
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        run = self._run(fixed)
         study = session.run(
             session.Request(
-                compose=lambda groups: self._run([*fixed, *(f"{k}={v}" for k, v in groups.items())]),
+                compose=lambda groups: (
+                    self._run([*fixed, *(f"{k}={v}" for k, v in groups.items())]) if groups else run
+                ),
                 typed_space={k: line.partition("=")[2] for k, line in typed.items()},
                 groups={k: str(v) for k, v in self.config.hydra.runtime.choices.items() if "/" not in k},
                 overrides=list(arguments),
-                command=composition.command(with_overrides(self._run(fixed), arguments), "-m"),
+                command=composition.command(with_overrides(run, arguments), "-m"),
                 folder=Path(self.config.hydra.sweep.dir),
                 arguments=sys.argv[1:],
                 chosen=folder_named(self.config),

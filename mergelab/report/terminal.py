@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mergelab import pulse
-from mergelab.errors import InputError
+from mergelab.errors import InputError, one_line
 
 console = Console(highlight=False, markup=False, emoji=False)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -94,7 +94,7 @@ def heading(title: str, subtitle: str) -> None:
 def finding(severity: str, text: str) -> None:
     """A finding of preflight; the remedy on a line of its own."""
     level = {"error": logging.ERROR, "warning": logging.WARNING}.get(severity, logging.INFO)
-    log.log(level, "%s: %s", severity, "; ".join(text.splitlines()))
+    log.log(level, "%s: %s", severity, one_line(text))
     mark, style = MARKS[severity]
     first, _, rest = text.partition("\n")
     target = errors if severity == "error" else console
@@ -105,7 +105,7 @@ def finding(severity: str, text: str) -> None:
 
 def failure(message: str) -> None:
     """What went wrong, on stderr."""
-    log.error("%s", "; ".join(line.strip() for line in message.splitlines()))
+    log.error("%s", one_line(message))
     first, _, rest = message.partition("\n")
     errors.print(Text.assemble(("✗ ", "bold red"), first), soft_wrap=True)
     for line in rest.splitlines():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mergelab import evaluation, identity, preflight, steps, tracking, zoo
 from mergelab import recipe as recipes
-from mergelab.errors import InputError, StepError
+from mergelab.errors import InputError, StepError, one_line
 from mergelab.merging import unfinished
 from mergelab.preflight import settings
 from mergelab.preflight.findings import Finding, Severity, error, settle, stop_on_errors
@@ -47,7 +47,7 @@ def _log(plan: preflight.Plan) -> None:
         log.info("estimate in bytes: %s", plan.estimate.json())
     for f in plan.findings:
         if f.severity == "note":
-            log.info("note: %s", "; ".join(f.text().splitlines()))
+            log.info("note: %s", one_line(f.text()))
 
 
 def plan_of(run: Run, output: Path, *, merges: bool, lacking: Severity = "error") -> preflight.Plan:
