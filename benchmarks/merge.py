@@ -31,8 +31,8 @@ from rich.table import Table
 from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
 from benchmarks.processes import Measured, measure
-from mergelab.main import CONF
-from mergelab.preflight import methods
+from mergelab.cli.main import CONF
+from mergelab.methods import registry
 from mergelab.preflight.resources import available_processors, human
 
 DEFAULT = ["linear", "slerp", "task_arithmetic", "dare_ties", "ties", "della", "sce", "breadcrumbs"]
@@ -242,7 +242,7 @@ class Bench:
         # The first expert takes the place of the set's only one; the others are new ones.
         chosen = dict(zip(["math", *(f"e{i}" for i in range(1, len(experts)))], experts, strict=True))
         names = list(chosen)[: EXPERTS.get(method, len(chosen))]
-        takes = methods.takes(methods.declarations()[method])
+        takes = registry.takes(registry.declarations()[method])
         return [
             sys.executable, "-m", "mergelab", f"model.base.path={_quoted(base)}", "experts=single_math",
             *(f"experts.{n}.path={_quoted(chosen[n])}" for n in names),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergelab.preflight import architecture
+from mergelab.models import architecture
 
 SHARD = 500_000_000
 """Bytes of a weight file."""

@@ -28,10 +28,10 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
-from mergelab.main import CONF, _typed
-from mergelab.optimization.bench import Bench
+from mergelab.cli.main import CONF, _typed
+from mergelab.core.library_output import silence_libraries
+from mergelab.optimization.candidate_evaluator import CandidateEvaluator
 from mergelab.preflight.resources import available_processors, human
-from mergelab.quiet import quiet
 from mergelab.schema import Expert, Run
 
 METHODS = {"task_arithmetic": 15, "dare_ties": 30, "ties": 30}
@@ -62,7 +62,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         models = make(shape, folder)
         warm = _run("task_arithmetic", models)
-        Bench(warm).merge(warm)  # what is imported and compiled for it is not what is measured
+        CandidateEvaluator(warm).merge(warm)  # what is imported and compiled for it is not what is measured
         for method in options.methods.split(","):
             shown.add_row(*_row(method, models, Path(temporary), options))
     terminal = console(120)
@@ -79,7 +79,7 @@ def main() -> None:
 def _row(method: str, models: list[Path], out: Path, options: argparse.Namespace) -> list[str]:
     rng = random.Random(0)
     run = _run(method, models)
-    bench = Bench(run)
+    bench = CandidateEvaluator(run)
     start = time.perf_counter()
     bench.merge(run)
     first = time.perf_counter() - start
@@ -134,7 +134,7 @@ def _by_disk(run: Run, method: str, models: list[Path], out: Path) -> None:
         experts.append({"model": e.path, "parameters": {"weight": e.weight, **density}})
     config = {"merge_method": method, "base_model": str(models[0]), "models": experts,
               "dtype": "float32", "out_dtype": "bfloat16"}  # fmt: skip
-    with quiet():
+    with silence_libraries():
         run_merge(
             MergeConfiguration.model_validate(config),
             str(out),

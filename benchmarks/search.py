@@ -27,10 +27,10 @@ from rich.console import Console
 
 from benchmarks.printing import console, say, table
 from mergelab.evaluation import Score
-from mergelab.optimization import session
-from mergelab.optimization.bench import Outcome
-from mergelab.optimization.workers import Order
-from mergelab.report import scores
+from mergelab.optimization import run_search
+from mergelab.optimization.candidate_evaluator import Outcome
+from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.report import score_table
 
 GAIN = 0.10
 """What the winner has to be above the preset."""
@@ -73,7 +73,7 @@ def _sweep(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
 
 
 def _mean(result: dict[str, Any], row: str) -> float:
-    value, _ = scores.mean(result["metrics"][row]["validation"], result["shares"])
+    value, _ = score_table.mean(result["metrics"][row]["validation"], result["shares"])
     assert value is not None
     return float(value)
 
@@ -114,28 +114,28 @@ def _layers(folder: Path, seeds: int, budget: int | None, terminal: Console) -> 
 
 def _overhead(folder: Path, terminal: Console) -> None:
     """Run a sweep in this process whose candidates cost nothing."""
-    from mergelab.main import main as command
+    from mergelab.cli.main import main as command
 
     seconds: list[float] = []
-    evolve = session.evolve
+    evolve = run_search.evolve
 
     def timed(setup: Any, journal: Any, *rest: Any) -> None:
         start = time.perf_counter()
         evolve(setup, journal, *rest)
-        seconds.append((time.perf_counter() - start) / len(journal.of("candidate")))
+        seconds.append((time.perf_counter() - start) / len(journal.select("candidate")))
 
     replaced = {"evolve": timed, "workers": lambda run: Instant(), "settle": lambda *_: 0.0}
-    kept = {name: getattr(session, name) for name in replaced}
+    kept = {name: getattr(run_search, name) for name in replaced}
     argv = sys.argv
     try:
         for name, stand_in in replaced.items():
-            setattr(session, name, stand_in)
+            setattr(run_search, name, stand_in)
         sys.argv = ["mergelab", "-m", "search=cma", "search.budget=500", f"hydra.sweep.dir={folder / 'none'}"]
         command()
     finally:
         sys.argv = argv
         for name, original in kept.items():
-            setattr(session, name, original)
+            setattr(run_search, name, original)
     terminal.print(
         f"controller: {1000 * seconds[0]:.1f} ms a candidate (wanted: under {OVERHEAD:g}), 500 candidates "
         "that cost nothing: asked, written to the disk, told and shown"
@@ -145,7 +145,7 @@ def _overhead(folder: Path, terminal: Console) -> None:
 class Instant:
     """Workers that answer at once, with numbers that depend on the candidate."""
 
-    def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
+    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
         """As `Workers` says."""
         for place, order in enumerate(orders):
             value = sum(e.weight for e in order.run.experts.values() if isinstance(e.weight, float)) / 10

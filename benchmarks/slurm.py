@@ -74,14 +74,14 @@ class Search:
         """All of it; `told` has the time at which each generation was over."""
         from slurm_driver import search
 
-        from mergelab.optimization.on_slurm import OnSlurm
+        from mergelab.optimization.executors.slurm import SlurmExecutor
 
         def watch(event: str, line: Any) -> None:
             if event == "generation":
                 self.told.append(time.time())
 
-        crew = OnSlurm(self.setup.run, self.folder, measure=empty)
-        search(self.folder, self.setup, crew, watch)
+        executor = SlurmExecutor(self.setup.run, self.folder, measure=empty)
+        search(self.folder, self.setup, executor, watch)
 
     def batches(self) -> list[Path]:
         """Of the populations, in their order."""
@@ -94,7 +94,7 @@ def empty(order: Any, timeout: float | None) -> dict[str, Any]:
 
     import slurm_candidates as candidates
 
-    from mergelab.optimization.bench import Outcome
+    from mergelab.optimization.candidate_evaluator import Outcome
 
     return asdict(Outcome(scores=candidates.smooth(order)))
 
@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, a_cluster(Path(temporary) / "cluster"):
         top = Path(temporary)
         # What a task of ours loads before its first candidate.
-        loads = "import mergelab.slurm.task, mergelab.optimization.on_slurm, slurm_candidates"
+        loads = "import mergelab.slurm.worker, mergelab.optimization.executors.slurm, slurm_candidates"
         python = f"PYTHONPATH={ROOT}/tests {sys.executable} -c '{loads}'"
         arrays = [bare(top / f"empty{i}", "true") for i in range(rounds)]
         started = [bare(top / f"python{i}", python) for i in range(rounds)]

@@ -30,10 +30,7 @@ if TYPE_CHECKING:
     from mergelab.api import plan as plan
     from mergelab.api import run as run
     from mergelab.api import search as search
-    from mergelab.errors import InputError as InputError
-    from mergelab.errors import InputErrors as InputErrors
-    from mergelab.errors import MergelabError as MergelabError
-    from mergelab.errors import StepError as StepError
+    from mergelab.core.errors import InputError, InputErrors, MergelabError, StepError
     from mergelab.optimization.study import Candidate as Candidate
     from mergelab.optimization.study import Study as Study
     from mergelab.preflight import Finding as Finding
@@ -48,7 +45,7 @@ _HOMES = {
     "mergelab.preflight": ("Plan", "Finding"),
     "mergelab.result": ("Result", "Score"),
     "mergelab.optimization.study": ("Study", "Candidate"),
-    "mergelab.errors": ("MergelabError", "InputError", "InputErrors", "StepError"),
+    "mergelab.core.errors": ("MergelabError", "InputError", "InputErrors", "StepError"),
 }
 """Where the public names are defined: each is imported when it is first used."""
 

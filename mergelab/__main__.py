@@ -1,6 +1,6 @@
 """`python -m mergelab`."""
 
-from mergelab.main import main
+from mergelab.cli.main import main
 
 if __name__ == "__main__":
     main()

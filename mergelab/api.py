@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from mergelab import composition, execution, offline
+from mergelab import composition, execution
 from mergelab.composition import compose
-from mergelab.errors import InputError
+from mergelab.core import offline
+from mergelab.core.errors import InputError
+from mergelab.core.run_dir import find_model, write_text
 from mergelab.report import terminal
 from mergelab.result import Result, Score
 from mergelab.schema import Evaluation, Job, Run
-from mergelab.workspace import find_model, write_text
 
 if TYPE_CHECKING:
     from mergelab.optimization.study import Study
@@ -45,13 +46,16 @@ def plan(run: Run, folder: AnyPath | None = None) -> Plan:
         run: as `compose` returns it.
         folder: where the run would work, as in `run`; its disk has to have room.
     """
-    from mergelab.steps import planning
+    from mergelab import context
 
     looking = "plan" in run.job.steps
     place = execution.model_folder(run, _folder(folder, "outputs"))
     with offline.where_local(run), terminal.shown_on(False):
-        return planning.plan_of(
-            run, place, merges=looking or "merge" in run.job.steps, lacking="warning" if looking else "error"
+        return context.plan_of(
+            run,
+            place,
+            merges=looking or "merge" in run.job.steps,
+            missing_severity="warning" if looking else "error",
         )
 
 
@@ -101,7 +105,7 @@ def merge(
         path = composition.value_text(str(_recipe_file(what, folder)))
         asked = compose("method=mergekit", "eval=none", f"method.path={path}")
         return merge(asked, output, folder=folder, console=console)
-    job = Job(name="merge", steps=["preflight", "merge", "check", "report"])
+    job = Job(name="merge", steps=["preflight", "merge", "verify", "report"])
     asked = replace(what, job=job, eval=replace(what.eval, kind="none", tasks=[], text=None))
     if output is not None:
         asked = replace(asked, output=str(Path(output).expanduser().absolute()))
@@ -139,9 +143,8 @@ def evaluate(
         InputError: for a model that is not there, an unknown task or a setting that is wrong.
         StepError: where the model cannot be loaded or measured.
     """
-    from mergelab import evaluation
-    from mergelab.preflight.findings import stop_on_errors
-    from mergelab.steps import planning
+    from mergelab import context, evaluation
+    from mergelab.core.findings import stop_on_errors
 
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     asked = compose("job=evaluate", "eval=lm_eval")
@@ -164,18 +167,18 @@ def evaluate(
         seed=seed,
     )  # fmt: skip
     with execution.exclusively(), terminal.shown_on(console), offline.where_local(asked):
-        found = planning.plan_of(asked, Path.cwd() / "model", merges=False)
+        found = context.plan_of(asked, Path.cwd() / "model", merges=False)
         stop_on_errors(
             replace(f, place=f.place.replace("model.base", "model"))
             for f in found.findings
             if f.code != "inputs"  # no expert takes part
         )
-        planning.read_tasks(asked)
+        context.read_tasks(asked)
         (source,) = found.sources
         assert source.folder is not None
         with terminal.progress() as progress:
-            content = planning.fingerprint(source.folder, source.adapter, progress)
-            return planning.evaluator(asked).evaluate(
+            content = context.fingerprint(source.folder, source.adapter, progress)
+            return context.evaluator(asked).evaluate(
                 source.folder,
                 evaluation.measures(asked),
                 adapter=source.adapter,
@@ -208,7 +211,7 @@ def search(
             another search.
         StepError: when too many candidates fail, or the winner cannot be merged.
     """
-    from mergelab.optimization import session
+    from mergelab.optimization import run_search
 
     if run.search.name == "none":
         run = _with_groups(composition.recomposed(run), {"search": "cma"})
@@ -222,8 +225,8 @@ def search(
     c = told.composition
     assert c is not None
     with execution.exclusively(), terminal.shown_on(console):
-        study = session.run(
-            session.Request(
+        study = run_search.run(
+            run_search.Request(
                 compose=lambda groups: _with_groups(told, groups),
                 typed_space={},
                 groups=c.choices,
@@ -262,7 +265,7 @@ def _with_groups(run: Run, groups: Mapping[str, Any]) -> Run:
 
 def _space(run: Run, space: Mapping[str, Any]) -> dict[str, Any]:
     """A space in the place of the run's own."""
-    from mergelab.optimization.space import braces
+    from mergelab.optimization.search_space import braces
 
     new = {key: _range(value) for pattern, value in space.items() for key in braces(pattern)}
     return {**dict.fromkeys(run.search.space), **new}
@@ -296,7 +299,7 @@ def _recipe_file(recipe: Mapping[str, Any] | AnyPath, folder: Path) -> Path:
     """The file of a recipe; one that is given as a mapping is kept in the run's folder."""
     if not isinstance(recipe, Mapping):
         return Path(recipe).expanduser().absolute()
-    from mergelab.recipe import dump
+    from mergelab.recipes.recipe import dump
 
     path = folder / "given.yaml"
     write_text(path, dump(recipe))

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
-from mergelab import composing
-from mergelab.errors import InputError, did_you_mean
+from mergelab import config_errors
+from mergelab.core.errors import InputError, did_you_mean
+from mergelab.core.run_dir import hydra_value, write_text
 from mergelab.schema import Composition, Expert, Run, settings_of, with_overrides
-from mergelab.workspace import hydra_value, write_text
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -57,8 +57,8 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run", node=_schema(), provider="mergelab", replace=True)
     for group, name, target in (
-        ("hydra/sweeper", "evolution", "mergelab.optimization.sweeper.Evolution"),
-        ("hydra/launcher", "mergelab_slurm", "mergelab.slurm.launcher.Durable"),
+        ("hydra/sweeper", "evolution", "mergelab.optimization.sweeper.SearchSweeper"),
+        ("hydra/launcher", "mergelab_slurm", "mergelab.slurm.launcher.SlurmArrayLauncher"),
     ):
         node = {"_target_": target}
         store.store(group=group, name=name, node=node, provider="mergelab", replace=True)
@@ -146,7 +146,7 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
         found = {k: cfg[k] for k in nodes if k != "experts"}
         values = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in found.items()}
     except OmegaConfBaseException as e:
-        raise InputError(composing.explain(e)) from None
+        raise InputError(config_errors.explain(e)) from None
     run = Run(**values, experts=experts)  # type: ignore[arg-type]
     h = whole.hydra
     own = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
@@ -163,7 +163,7 @@ def _check_keys(kind: Any, node: Mapping[Any, Any], place: str) -> None:
     names = [f.name for f in fields(kind) if not f.metadata.get("omegaconf_ignore")]
     for name, value in node.items():
         if name not in names:
-            raise InputError(composing.no_key(f"{place}{name}", str(name), names))
+            raise InputError(config_errors.no_key(f"{place}{name}", str(name), names))
         if isinstance(value, DictConfig) and not value._is_none() and is_dataclass(OmegaConf.get_type(value)):
             _check_keys(OmegaConf.get_type(value), dict(value.items_ex(resolve=False)), f"{place}{name}.")
 
@@ -285,7 +285,7 @@ def explain(error: BaseException, arguments: Sequence[str]) -> str:
         near = did_you_mean(name, options)
         return f"{group}={name}: there is no such option.{near}\nThere are {', '.join(options)}."
     if isinstance(error, OverrideParseException):
-        reason = composing.plain(str(error)).splitlines()[-1]
+        reason = config_errors.strip_internals(str(error)).splitlines()[-1]
         reason = reason.replace("missing EQUAL at", "there is no = before")
         if set(reason) <= {"^"}:  # Hydra points at a sign that it knows only within quotes
             return f"'{error.override}' cannot be read\nPut texts in quotes: 'key=[\"one\", \"other\"]'."
@@ -293,9 +293,9 @@ def explain(error: BaseException, arguments: Sequence[str]) -> str:
             f"'{error.override}' cannot be read: {reason}\nArguments are key=value; quote what holds spaces."
         )
     if isinstance(error, OmegaConfBaseException):
-        return composing.explain(error)
+        return config_errors.explain(error)
     if isinstance(cause, OmegaConfBaseException):
-        return composing.explain(cause, composing.overridden(str(error)))
+        return config_errors.explain(cause, config_errors.overridden(str(error)))
     if isinstance(error, ValueError):
         return f"{shlex.join(arguments)}: {error}"
-    return composing.plain(str(error), str(cause or ""))
+    return config_errors.strip_internals(str(error), str(cause or ""))

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mergelab import __version__, composition, offline, run_log
-from mergelab.errors import InputError, MergelabError, one_line
+from mergelab import __version__, composition
+from mergelab.core import offline, run_log
+from mergelab.core.errors import InputError, MergelabError, one_line
+from mergelab.core.run_dir import RunDir, refuse_finished, short_path
 from mergelab.report import terminal
 from mergelab.result import Result
 from mergelab.schema import Run
-from mergelab.workspace import Workspace, refuse_finished, short_path
 
 log = logging.getLogger("mergelab.run")
 
@@ -76,9 +77,9 @@ def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result
 
 
 def _execute(run: Run, folder: Path, save_composition: bool) -> None:
-    from mergelab.merging import scratch
+    from mergelab.merging import node_local_cache
 
-    workspace = Workspace(folder, model_folder(run, folder), scratch.folder())
+    run_dir = RunDir(folder, model_folder(run, folder), node_local_cache.folder())
     choices = run.composition.choices if run.composition else {}
     parts = [choices[g] for g in ("job", "model", "experts", "method", "eval") if choices.get(g)]
     terminal.heading("mergelab  " + " · ".join(parts), short_path(folder))
@@ -88,9 +89,9 @@ def _execute(run: Run, folder: Path, save_composition: bool) -> None:
     log.info("executable: %s", sys.executable)
     from mergelab.steps import run_job
 
-    with workspace.held():
+    with run_dir.lock():
         about = {"choices": choices, "overrides": run.overrides, "command": command, "seed": run.seed}
-        workspace.begin(about)
+        run_dir.begin(about)
         if save_composition:
             composition.save(run, folder)
-        run_job(run, workspace)
+        run_job(run, run_dir)

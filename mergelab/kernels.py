@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.errors import InputError, none_of
+from mergelab.core.errors import InputError, none_of
 from mergelab.merging import kernels
 from mergelab.merging.kernels import KERNELS, VERSION
 
@@ -49,11 +49,11 @@ def merge_tensors(
         InputError: for a method or a parameter that there is not, and one that has to be given.
         ValueError: where the method has no answer for these tensors.
     """
-    from mergelab.preflight import methods
+    from mergelab.methods import registry
 
     if method not in KERNELS:
         raise InputError(none_of(method, sorted(KERNELS)))
-    declared = methods.declarations()[method].parameters
+    declared = registry.declarations()[method].parameters
     given: dict[str, Any] = dict(parameters or {})
     if unknown := [p for p in given if p not in declared]:
         raise InputError(f"{method}: {none_of(unknown[0], sorted(declared))}")

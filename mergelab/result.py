@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import InputError
-from mergelab.workspace import write_json
+from mergelab.core.errors import InputError
+from mergelab.core.run_dir import write_json
 
 
 @dataclass(frozen=True)

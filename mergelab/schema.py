@@ -2,7 +2,7 @@
 
 Plain dataclasses. OmegaConf validates every file under `conf/` and every override against them,
 so a field documented here is the whole documentation of that key. Values that may be a number,
-a gradient or a mapping are `Any` here and checked in `mergelab.recipe`.
+a gradient or a mapping are `Any` here and checked in `mergelab.recipes.recipe`.
 
 (No `from __future__ import annotations`: OmegaConf reads the types at run time.)
 """

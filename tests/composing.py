@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mergelab import compose as composed
 from mergelab import plan as planned
-from mergelab import recipe as recipes
-from mergelab.merging import engine
+from mergelab.merging import backends
+from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
 
 __all__ = ["EXPERTS", "composed", "merged"]
@@ -24,9 +24,9 @@ def merged(run: Run, folder: Path) -> Path:
     assert [f.text() for f in plan.errors] == []
     assert plan.engine is not None and plan.engine.name == "fast" and plan.recipe is not None
     models = {s.reference: (s.name, s.folder) for s in plan.sources if s.folder}
-    donor = next(s.folder for s in plan.sources if s.name == plan.donor and s.folder)
+    config_source = next(s.folder for s in plan.sources if s.name == plan.config_source and s.folder)
     out.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(recipes.dump(plan.recipe), encoding="utf-8")
-    prepared = engine.prepare(run, plan.recipe, models)
-    engine.merge(prepared, plan.recipe, out, run, donor, lambda what, done, total: None)
+    prepared = backends.prepare(run, plan.recipe, models)
+    backends.merge(prepared, plan.recipe, out, run, config_source, lambda what, done, total: None)
     return out

@@ -139,7 +139,7 @@ def little_garbage() -> None:
     import lm_eval.evaluator  # noqa: F401 (with it torch and transformers)
     import mergekit.merge_methods  # noqa: F401
 
-    import mergelab.main  # noqa: F401
+    import mergelab.cli.main  # noqa: F401
 
     gc.collect()
     gc.freeze()
@@ -184,7 +184,7 @@ def mergelab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
     """`mergelab("method=ties", ...)`: the command in this process, with a folder of its own."""
-    from mergelab.main import main
+    from mergelab.cli.main import main
 
     count = 0
 

@@ -397,7 +397,7 @@ class Terminal:
         self.count += 1
         folder = self.place / f"typed{self.count}"
         typed = ["mergelab", *arguments, f"hydra.run.dir={folder}"]
-        code = f"import sys\nsys.argv = {typed!r}\nfrom mergelab.main import main\nmain()"
+        code = f"import sys\nsys.argv = {typed!r}\nfrom mergelab.cli.main import main\nmain()"
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=self.environment(**environment), cwd=self.place,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

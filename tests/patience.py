@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mergelab.optimization.bench import bounded
+from mergelab.optimization.candidate_evaluator import time_limit
 
-within = bounded
+within = time_limit
 
 
 def until(

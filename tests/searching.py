@@ -10,16 +10,16 @@ from typing import Any
 
 from composing import composed
 
+from mergelab.core.run_dir import RunDir, write_json
 from mergelab.evaluation import Measure, Score
-from mergelab.optimization import space
-from mergelab.optimization.bench import Outcome
+from mergelab.methods import registry
+from mergelab.optimization import search_space
+from mergelab.optimization.candidate_evaluator import Outcome
 from mergelab.optimization.controller import Setup, evolve
+from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.optimization.finalize import finalize
 from mergelab.optimization.journal import Journal
-from mergelab.optimization.settle import settle
-from mergelab.optimization.workers import Order
-from mergelab.preflight import methods
 from mergelab.schema import Run
-from mergelab.workspace import Workspace, write_json
 
 MEASURES = [Measure("math", "tiny_math_search", None), Measure("code", "tiny_code_search", None)]
 
@@ -34,10 +34,10 @@ def setup_of(*overrides: str, population: int = 4, **search: Any) -> Setup:
     """A search over the composed run."""
     run = _base(overrides)
     run = replace(run, search=replace(run.search, **{"budget": 12, **search}))
-    takes = methods.takes(methods.declarations()[run.method.name])
-    genes = space.genes(run.search.space, run, takes)
-    starts = {g.key: space.start(run, g) for g in genes}
-    return Setup(run, genes, starts, population, MEASURES, lambda genome: space.apply(run, genome))
+    takes = registry.takes(registry.declarations()[run.method.name])
+    genes = search_space.genes(run.search.space, run, takes)
+    starts = {g.key: search_space.start(run, g) for g in genes}
+    return Setup(run, genes, starts, population, MEASURES, lambda genome: search_space.apply(run, genome))
 
 
 @cache
@@ -60,12 +60,12 @@ class Pretended:
         last_first: whether outcomes come in the reverse of the orders.
     """
 
-    def __init__(self, answer: Callable[[Order], Any] | None = None, last_first: bool = False):
+    def __init__(self, answer: Callable[[EvaluationRequest], Any] | None = None, last_first: bool = False):
         self._answer = answer or (lambda order: smooth(order.run))
         self._last_first = last_first
-        self.asked: list[Order] = []
+        self.asked: list[EvaluationRequest] = []
 
-    def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
+    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
         """As `Workers` says."""
         for place in sorted(range(len(orders)), reverse=self._last_first):
             self.asked.append(orders[place])
@@ -76,14 +76,14 @@ class Pretended:
                 answer = Outcome(reason=answer)
             yield place, answer if isinstance(answer, Outcome) else Outcome(scores=answer)
 
-    def finish(self, run: Run, workspace: Workspace, turn: int) -> None:
+    def finish(self, run: Run, run_dir: RunDir, turn: int) -> None:
         """As `Workers` says, of a model that is a small file."""
         if "merge" in run.job.steps:
-            with workspace.aside() as partial:
+            with run_dir.staging() as partial:
                 write_json(partial / "config.json", {name: asdict(e) for name, e in run.experts.items()})
-                partial.rename(workspace.model)
+                partial.rename(run_dir.model)
         told = smooth(run)
-        workspace.record({"metrics": {"merged": {"search": told, "validation": told}}})
+        run_dir.record({"metrics": {"merged": {"search": told, "validation": told}}})
 
     def close(self, at_once: bool = False) -> None:
         """As `Workers` says."""
@@ -94,11 +94,11 @@ class Pretended:
         return [o.number for o in self.asked if o.number >= 0]
 
 
-def cut_off(after: int) -> Callable[[Order], Any]:
+def cut_off(after: int) -> Callable[[EvaluationRequest], Any]:
     """Answers so many orders, and is then interrupted."""
     left = after
 
-    def answer(order: Order) -> Any:
+    def answer(order: EvaluationRequest) -> Any:
         nonlocal left
         left -= 1
         return KeyboardInterrupt() if left < 0 else smooth(order.run)
@@ -111,7 +111,7 @@ def evolved(folder: Path, setup: Setup, workers: Pretended) -> Journal:
     folder.mkdir(exist_ok=True)
     journal = Journal(folder)
     if journal.begin is None:
-        journal.write("begin", schema=1)
+        journal.append("begin", schema=1)
     evolve(setup, journal, workers, lambda event, line: None)
     return journal
 
@@ -119,9 +119,9 @@ def evolved(folder: Path, setup: Setup, workers: Pretended) -> Journal:
 def settled(folder: Path, setup: Setup, workers: Pretended) -> None:
     """A search to its very end, gone on with or begun."""
     journal = evolved(folder, setup, workers)
-    settle(setup, None, journal, Workspace(folder, folder / "model"), workers, "the command")  # type: ignore[arg-type]
+    finalize(setup, None, journal, RunDir(folder, folder / "model"), workers, "the command")  # type: ignore[arg-type]
 
 
 def genomes(journal: Journal) -> list[Mapping[str, Any]]:
     """In the order of the journal."""
-    return [line["genome"] for line in journal.of("candidate")]
+    return [line["genome"] for line in journal.select("candidate")]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.merging import scratch
+from mergelab.merging import node_local_cache
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def measure(folder: str, asked: Asked, timeout: float | None) -> dict[str, Any]:
 
 def written() -> Path | None:
     """Something on the node's own disk, as a merge would be there."""
-    if (own := scratch.folder()) is None:
+    if (own := node_local_cache.folder()) is None:
         return None
     path = own / "model"
     path.mkdir(exist_ok=True)

@@ -22,17 +22,17 @@ import slurm_candidates as candidates
 import yaml
 
 from mergelab.optimization.controller import Setup, TooManyFailures, Watch, evolve
+from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.optimization.executors.slurm import SlurmExecutor
 from mergelab.optimization.journal import Journal
-from mergelab.optimization.on_slurm import OnSlurm
-from mergelab.optimization.workers import Order
 from mergelab.report import terminal
 from mergelab.schema import Hardware, Slurm
-from mergelab.slurm import commands
+from mergelab.slurm import client
 
 
 def stop_at(where: str) -> None:
     """Kill this process around its second submission."""
-    count, submit = 0, commands.submit
+    count, submit = 0, client.submit
 
     def submitting(script: Path, *, test: bool = False) -> str:
         nonlocal count
@@ -44,10 +44,10 @@ def stop_at(where: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return job
 
-    commands.submit = submitting
+    client.submit = submitting
 
 
-def light(order: Order) -> tuple[type, tuple[Any, ...]]:
+def light(order: EvaluationRequest) -> tuple[type, tuple[Any, ...]]:
     """How an order travels to its task."""
     weights = [e.weight for e in order.run.experts.values() if isinstance(e.weight, float)]
     return candidates.Asked, (order.name, weights)
@@ -61,14 +61,14 @@ def hardware(settings: list[str]) -> Hardware:
     return Hardware(**rest, slurm=Slurm(**{"memory": "200MB", **task}))
 
 
-def search(folder: Path, setup: Setup, crew: Any, watch: Watch = lambda event, line: None) -> None:
+def search(folder: Path, setup: Setup, executor: Any, watch: Watch = lambda event, line: None) -> None:
     """Begin or go on with it."""
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     if journal.begin is None:
         about = {"name": "cma", "optimizer": "CMA", "population": setup.population, "space": {}}
-        journal.write("begin", schema=1, search=about)
-    evolve(setup, journal, crew, watch)
+        journal.append("begin", schema=1, search=about)
+    evolve(setup, journal, executor, watch)
 
 
 def main(arguments: list[str]) -> None:
@@ -77,17 +77,17 @@ def main(arguments: list[str]) -> None:
     if where := os.environ.get("STOP_AT"):
         stop_at(where)
     setup = replace(setup, run=replace(setup.run, hardware=hardware(arguments[2:])))
-    copyreg.pickle(Order, light)
-    crew = OnSlurm(setup.run, folder, measure=partial(candidates.measure, str(folder)))
+    copyreg.pickle(EvaluationRequest, light)
+    executor = SlurmExecutor(setup.run, folder, measure=partial(candidates.measure, str(folder)))
     try:
-        search(folder, setup, crew)
+        search(folder, setup, executor)
     except TooManyFailures as e:
         print(e)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        crew.close(at_once=True)
+        executor.close(at_once=True)
     terminal.say("the search is done")
 
 

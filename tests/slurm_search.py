@@ -22,7 +22,7 @@ from slurm_cluster import Cluster
 from slurm_driver import search
 
 from mergelab.optimization.journal import read
-from mergelab.slurm import ledger
+from mergelab.slurm import submission_log
 
 HERE = Path(__file__).parent
 Lines = list[dict[str, Any]]
@@ -88,18 +88,18 @@ class Search:
     @property
     def name(self) -> str:
         """Of its Slurm jobs."""
-        return ledger.job_name(self.folder)
+        return submission_log.job_name(self.folder)
 
     def submitted(self) -> list[list[str]]:
         """The items of each batch that became a job."""
-        found = ledger.read(self.folder)
+        found = submission_log.read(self.folder)
         jobs = {x["batch"] for x in found if x["event"] == "submitted"}
         return [[name for task in x["tasks"] for name, _ in task] for x in found
                 if x["event"] == "submitting" and x["batch"] in jobs]  # fmt: skip
 
     def nothing_twice(self) -> None:
         """Slurm has seen each batch once, and nothing of it is left."""
-        found = ledger.read(self.folder)
+        found = submission_log.read(self.folder)
         jobs = [x["job"] for x in found if x["event"] == "submitted"]
         assert len(jobs) == len(set(jobs))
         tasks = self.cluster.tasks(self.name, set(jobs))

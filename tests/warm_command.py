@@ -18,7 +18,7 @@ import torch  # noqa: F401
 import transformers  # noqa: F401
 from forks import serve
 
-from mergelab.main import main
+from mergelab.cli.main import main
 
 if __name__ == "__main__":
     for module in sys.argv[1:]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mergelab.analysis.regions import Comparison
-from mergelab.analysis.sums import Array, Sums
-from mergelab.preflight.findings import Finding, warning
+from mergelab.analysis.parameter_groups import Comparison
+from mergelab.analysis.statistics import Array, Statistics
+from mergelab.core.findings import Finding, warning
 
 UNRELATED = 0.5
 """Below this cosine of its matrices and the base's a model is no fine-tune of that base.
@@ -61,13 +61,13 @@ def _or_leave_out(place: str) -> str:
     return f", or leave it out: '~{place}'" if place.startswith("experts.") else ""
 
 
-def _apart(sums: Sums, i: int, j: int) -> float:
+def _apart(sums: Statistics, i: int, j: int) -> float:
     """The distance of two experts, as a share of the base's norm."""
     d = sums.dots[1:, 1:]
     return float(np.sqrt(max(d[i, i] + d[j, j] - 2 * d[i, j], 0.0) / sums.dots[0, 0]))
 
 
-def _pairs(sums: Sums) -> str:
+def _pairs(sums: Statistics) -> str:
     return _span(sums.between[np.triu_indices(len(sums.tops), 1)])
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from mergelab import evaluation
-from mergelab import recipe as recipes
-from mergelab.analysis.plane import BASE, At, Span
-from mergelab.errors import InputErrors
+from mergelab.analysis.affine import BASE, At, Span
+from mergelab.core.errors import InputErrors
 from mergelab.evaluation import Evaluator, Measure, Score
 from mergelab.evaluation.scoring import SMALL
 from mergelab.merging.kernels import KERNELS
-from mergelab.preflight import assembly, engines, methods, reads_file
-from mergelab.preflight.checkpoint import Facts
+from mergelab.methods import registry
+from mergelab.models.checkpoint import ModelMetadata
+from mergelab.preflight import reads_file
+from mergelab.recipes import engine_selection, tensor_plan
+from mergelab.recipes import recipe as recipes
 from mergelab.schema import Method, Run
 
 METHOD = Method(
@@ -63,15 +65,15 @@ class Landscape:
         InputErrors: where the run's settings do not let them.
     """
 
-    def __init__(self, run: Run, span: Span, folders: Mapping[str, Path], facts: Mapping[str, Facts]):
+    def __init__(self, run: Run, span: Span, folders: Mapping[str, Path], facts: Mapping[str, ModelMetadata]):
         self.span, self._run, self._base = span, run, facts[BASE]
         names = (BASE, *(m for m in span.models if m != BASE))
         self._donor, self._references = folders[BASE], {n: str(folders[n]) for n in names}
         self._facts = {self._references[n]: facts[n] for n in names}
-        self._method = methods.declarations()[METHOD.name]
+        self._method = registry.declarations()[METHOD.name]
         recipe = self._recipe(span.corners()[0])
         asked = replace(run, method=METHOD)
-        engine, findings = engines.choose(asked, recipe, self._facts, self._method, KERNELS)
+        engine, findings = engine_selection.choose(asked, recipe, self._facts, self._method, KERNELS)
         if engine.name != "fast":
             raise Unmergeable(engine.why)
         if wrong := [f.text() for f in findings if f.severity == "error"]:
@@ -95,27 +97,27 @@ class Landscape:
 
     def _merge(self, at: At) -> tuple[Any, Any]:
         """The live model of a place, until the next is asked for, and the tokenizer."""
-        from mergelab.merging import engine
-        from mergelab.merging.resident import Resident
+        from mergelab.merging import backends
+        from mergelab.merging.in_memory import Resident
 
         recipe, hardware = self._recipe(at), self._run.hardware
         if self._base.parameters < SMALL and hardware.threads is None:
             hardware = replace(hardware, threads=1)  # more would mostly wait for one another
-        outputs = assembly.assemble(recipe, self._facts, self._method)
+        outputs = tensor_plan.assemble(recipe, self._facts, self._method)
         if self._resident is None:
             self._resident = Resident(
                 self._donor,
                 outputs,
                 {reference: name for name, reference in self._references.items()},
                 hardware=hardware,
-                template=engine.template(recipe),
+                template=backends.template(recipe),
             )
         model = self._resident.merge(
             METHOD.name,
             outputs,
             seed=self._run.seed,
             rescale=METHOD.rescale,
-            dtype=engine.arithmetic(recipe, self._base.dtype),
+            dtype=backends.arithmetic(recipe, self._base.dtype),
         )
         return model, self._resident.tokenizer
 
@@ -126,7 +128,7 @@ class Landscape:
             for n, w in weights.items()
         }
         run = replace(self._run, method=METHOD, experts=experts)
-        return recipes.build(run, self._references, methods.takes(self._method), self._base.dtype)
+        return recipes.build(run, self._references, registry.takes(self._method), self._base.dtype)
 
 
 def untold(run: Run) -> str | None:

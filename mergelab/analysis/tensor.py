@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelab.analysis.sums import Array, Sums
-from mergelab.merging import fast
-from mergelab.merging.kernels import select
-from mergelab.merging.kernels.group import Buffers, Chunk, Group
-from mergelab.preflight.assembly import Source
+from mergelab.analysis.statistics import Array, Statistics
+from mergelab.merging import streaming_engine
+from mergelab.merging.kernels import order_statistics
+from mergelab.merging.kernels.tensor_group import Buffers, Chunk, Group
+from mergelab.recipes.tensor_plan import SourceTensor
 
 BLOCK = 1 << 23
 """Entries after which a file is mapped anew: what has been read leaves the process, however large the
@@ -28,13 +28,13 @@ class Tensors:
         numel: as many of the first entries are compared; each model has them.
     """
 
-    def __init__(self, base: Source, experts: Sequence[Source], numel: int):
+    def __init__(self, base: SourceTensor, experts: Sequence[SourceTensor], numel: int):
         self.sources, self.count, self.numel = (*experts, base), len(experts), numel
         wide = any(s.header.dtype == "F64" for s in self.sources)
         self.dtype = torch.float64 if wide else torch.float32
         self._buffers = Buffers()
 
-    def sums(self, top: float | None) -> Sums:
+    def sums(self, top: float | None) -> Statistics:
         """See `stream.compare`.
 
         Raises:
@@ -58,11 +58,11 @@ class Tensors:
             nonzero = _products(marks.abs_()).astype(np.int64)
             alike += (nonzero + balance) // 2
             both += nonzero
-            marks.copy_(select.magnitudes(deltas, deltas) >= least)
+            marks.copy_(order_statistics.magnitudes(deltas, deltas) >= least)
             common += _products(marks).astype(np.int64)
         tops = common.diagonal().copy()
         expected = np.outer(tops, tops) / max(self.numel, 1)
-        return Sums(self.numel, dots, alike, both, tops, common, expected)
+        return Statistics(self.numel, dots, alike, both, tops, common, expected)
 
     def _least(self, top: float) -> Tensor:
         """[experts, 1] the key of the smallest magnitude that is among the largest, and not zero."""
@@ -70,10 +70,10 @@ class Tensors:
         def scan() -> Iterator[tuple[int, Sequence[Tensor]]]:
             for chunk in self._chunks():
                 deltas = chunk.deltas()
-                yield chunk.start, list(select.magnitudes(deltas, deltas))
+                yield chunk.start, list(order_statistics.magnitudes(deltas, deltas))
 
         rank = self.numel - max(1, round(top * self.numel))
-        places = select.locate(scan, [[rank]] * self.count, select.bits(self.dtype))
+        places = order_statistics.locate(scan, [[rank]] * self.count, order_statistics.bits(self.dtype))
         return torch.tensor([[max(place.key, 1)] for (place,) in places])
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -81,7 +81,7 @@ class Tensors:
             yield from self._block(start, min(start + BLOCK, self.numel))
 
     def _block(self, start: int, stop: int) -> Iterator[Chunk]:
-        with fast.Inputs() as inputs:
+        with streaming_engine.Inputs() as inputs:
             *experts, base = [inputs.tensor(s).reshape(-1)[start:stop] for s in self.sources]
             yield from Group("", experts, base, dtype=self.dtype, buffers=self._buffers).chunks()
 

@@ -5,10 +5,10 @@ Importing this package loads neither torch nor lm_eval.
 
 from __future__ import annotations
 
-from mergelab.evaluation.checks import check_tasks
 from mergelab.evaluation.loading import load
 from mergelab.evaluation.measures import Measure, fitness, measures, other_data
 from mergelab.evaluation.scoring import Evaluator
+from mergelab.evaluation.validation import check_tasks
 from mergelab.result import Score
 
 __all__ = [

@@ -15,13 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergelab.evaluation.identity import definition
-from mergelab.evaluation.index import Catalogue
+from mergelab.core.hashing import digest, file_hash
+from mergelab.core.run_dir import read_json, write_json
 from mergelab.evaluation.measures import TEXT, Measure
-from mergelab.identity import digest, file_hash
+from mergelab.evaluation.task_hash import definition
+from mergelab.evaluation.task_index import Catalogue
 from mergelab.result import Score
 from mergelab.schema import Evaluation
-from mergelab.workspace import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
 from mergelab.evaluation import results
-from mergelab.evaluation.quiet import quiet
+from mergelab.evaluation.isolation import silence_lm_eval
 from mergelab.schema import Hardware
 
 
@@ -31,7 +31,7 @@ def load(
     only = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     by_library = hardware.quantize != "none" and hardware.device != "cpu"
     try:
-        with quiet():
+        with silence_lm_eval():
             tokenizer = AutoTokenizer.from_pretrained(folder, **only)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -66,7 +66,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
     from peft import PeftConfig, PeftModel
 
     try:
-        with quiet():
+        with silence_lm_eval():
             config = PeftConfig.from_pretrained(str(adapter))
             config.inference_mode = True
             wrapped = PeftModel(model, config)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
 from mergelab.result import Score
 from mergelab.schema import Run
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, SupportsFloat, TypeGuard
 
-from mergelab.errors import StepError, did_you_mean
-from mergelab.evaluation import text
+from mergelab.core.errors import StepError, did_you_mean
+from mergelab.evaluation import perplexity
 from mergelab.evaluation.measures import Measure
 from mergelab.result import Score
 
@@ -43,9 +43,9 @@ def read(found: dict[str, Any], measure: Measure) -> Score:
             "add higher_is_better to its metric_list"
         )
     error = row.get(f"{metric}_stderr,{filter_name}")
-    if not _is_number(error) and metric in text.METRICS and not is_group:
+    if not _is_number(error) and metric in perplexity.METRICS and not is_group:
         answers = [s[metric] for s in found["samples"][measure.task] if s["filter"] == filter_name]
-        error = text.stderr(metric, answers)
+        error = perplexity.stderr(metric, answers)
     return Score(
         value=values[key],
         stderr=float(error) if _is_number(error) else None,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
 from mergelab.evaluation import results
-from mergelab.evaluation.quiet import undisturbed
+from mergelab.evaluation.isolation import seeded
 from mergelab.evaluation.scoring import threads
 from mergelab.schema import Hardware
 
@@ -195,7 +195,7 @@ def follow(
     layers = _sparse_layers(model.config)
     shape = (len(encoded), len(layers), len(experts))
     chosen, weight = np.zeros(shape), np.zeros(shape)
-    with torch.inference_mode(), undisturbed(0, threads(model, hardware)):
+    with torch.inference_mode(), seeded(0, threads(model, hardware)):
         for start in range(0, len(encoded), batch_size):
             batch = [ids for _, ids in encoded[start : start + batch_size]]
             for layer, (counts, sums) in enumerate(_batch(model, batch, len(layers))):

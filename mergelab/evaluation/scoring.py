@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import MergelabError, StepError
+from mergelab.core.errors import MergelabError, StepError
 from mergelab.evaluation import cache, results, tasks
-from mergelab.evaluation.index import Catalogue
+from mergelab.evaluation.isolation import seeded, silence_lm_eval
 from mergelab.evaluation.loading import load
 from mergelab.evaluation.measures import Measure
-from mergelab.evaluation.quiet import quiet, undisturbed
+from mergelab.evaluation.task_index import Catalogue
 from mergelab.result import Score
 from mergelab.schema import Evaluation, Hardware
 
@@ -103,9 +103,9 @@ class Evaluator:
     ) -> dict[str, Score]:
         """Scores of the model in a folder, whose tasks are built, asked through `eval.backend`."""
         if self.settings.backend == "vllm":
-            from mergelab.evaluation import by_vllm
+            from mergelab.evaluation import vllm_backend
 
-            with by_vllm.engine(
+            with vllm_backend.engine(
                 path,
                 self.hardware,
                 max_length=self.settings.max_length,
@@ -126,7 +126,7 @@ class Evaluator:
         """
         new = {measure.task for measure in measures} - set(self._built)
         if new:
-            with quiet(logging.ERROR), undisturbed(self.seed):
+            with silence_lm_eval(logging.ERROR), seeded(self.seed):
                 self._built |= tasks.build(sorted(new), self.catalogue, self.settings)
 
     def prompts(
@@ -138,10 +138,10 @@ class Evaluator:
 
         Raises StepError as `build` does.
         """
-        from mergelab.evaluation.lm import CountingLM, templates_compiled_once
+        from mergelab.evaluation.lm_eval_adapter import CountingLM, templates_compiled_once
 
         self.build(measures)
-        with quiet(logging.ERROR), undisturbed(self.seed), templates_compiled_once():
+        with silence_lm_eval(logging.ERROR), seeded(self.seed), templates_compiled_once():
             template = None
             if self.settings.chat_template:
                 template = CountingLM(model, tokenizer, 1, self.settings.max_length).apply_chat_template
@@ -165,11 +165,11 @@ class Evaluator:
 
         Raises StepError where a task cannot be measured, or has not the metric asked for.
         """
-        from mergelab.evaluation.lm import CountingLM
+        from mergelab.evaluation.lm_eval_adapter import CountingLM
 
         self._check_template(tokenizer)
         self.build(measures)
-        with quiet(logging.ERROR):
+        with silence_lm_eval(logging.ERROR):
             lm = CountingLM(model, tokenizer, self.settings.batch_size, self.settings.max_length)
         many = threads(model, self.hardware)
         return {m.name: self._score(lm, m, progress, many) for m in measures}
@@ -185,7 +185,7 @@ class Evaluator:
         """One measure's score; `many` threads, or as many as there are."""
         from lm_eval.evaluator import evaluate
 
-        from mergelab.evaluation.lm import templates_compiled_once
+        from mergelab.evaluation.lm_eval_adapter import templates_compiled_once
 
         built = self._built[measure.task]
         leaves = built["tasks"].values()
@@ -196,7 +196,7 @@ class Evaluator:
         for task in leaves:
             task.set_fewshot_seed(self.seed)
         try:
-            with quiet(), undisturbed(self.seed, many), templates_compiled_once():
+            with silence_lm_eval(), seeded(self.seed, many), templates_compiled_once():
                 found = evaluate(
                     lm,
                     built,

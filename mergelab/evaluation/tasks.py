@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import StepError, did_you_mean
-from mergelab.evaluation import text
-from mergelab.evaluation.index import Catalogue
+from mergelab.core.errors import StepError, did_you_mean
+from mergelab.evaluation import perplexity
 from mergelab.evaluation.measures import TEXT
 from mergelab.evaluation.results import gist
+from mergelab.evaluation.task_index import Catalogue
 from mergelab.schema import Evaluation
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def build(names: Sequence[str], catalogue: Catalogue, settings: Evaluation) -> d
 
     if settings.kind == "perplexity":
         manager = TaskManager(include_defaults=False)
-        config = text.task(Path(settings.text or "").expanduser())
+        config = perplexity.task(Path(settings.text or "").expanduser())
         return {TEXT: _load(manager, config)}
     for name in names:
         if reason := unusable(name, catalogue):

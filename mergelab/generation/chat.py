@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mergelab.errors import InputError, did_you_mean
+from mergelab.core.errors import InputError, did_you_mean
+from mergelab.generation.generator import Generator
+from mergelab.generation.prompting import Message
 from mergelab.generation.prompts import wrong
-from mergelab.generation.reading import Message
-from mergelab.generation.record import ENDINGS, NOTHING, Record
-from mergelab.generation.speaking import Speaker
+from mergelab.generation.transcript import ENDINGS, NOTHING, Transcript
 
 COMMANDS = ("/reset", "/exit")
 HELP = "/reset begins anew, /exit ends, Ctrl-C stops an answer."
@@ -33,7 +33,7 @@ class Screen:
     note: Callable[[str], None]
 
 
-def chat(speakers: Sequence[Speaker], record: Record, screen: Screen) -> int:
+def chat(speakers: Sequence[Generator], record: Transcript, screen: Screen) -> int:
     """Converse until /exit or Ctrl-D; returns the number of turns.
 
     Every model has a conversation of its own, in which its own answers are. One without a chat template
@@ -65,7 +65,7 @@ def chat(speakers: Sequence[Speaker], record: Record, screen: Screen) -> int:
 
 
 def _turn(
-    number: int, line: str, speaker: Speaker, history: list[Message], record: Record, screen: Screen
+    number: int, line: str, speaker: Generator, history: list[Message], record: Transcript, screen: Screen
 ) -> None:
     """One model's answer, added to its conversation; what it cannot take is told, and not added."""
     asked: Message = {"role": "user", "content": line}

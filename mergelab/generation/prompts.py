@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import IO
 
-from mergelab.errors import InputError
+from mergelab.core.errors import InputError
 
 
 def wrong(prompt: object) -> str | None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from mergelab.errors import InputError
+from mergelab.core.errors import InputError
 from mergelab.generation import prompts
 from mergelab.schema import Generate
 

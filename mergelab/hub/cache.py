@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from mergelab.core.run_dir import write_text
 from mergelab.hub.repository import File, Repository
-from mergelab.workspace import write_text
 
 BRANCH = "main"
 """What a revision that is not named means."""

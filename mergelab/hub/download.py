@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
 from mergelab.hub import cache, client
 from mergelab.hub.repository import File, Repository
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
+from mergelab.core.findings import Finding, error, warning
 from mergelab.hub import cache, client, repository
 from mergelab.hub.download import Wanted
 from mergelab.hub.repository import Need, Repository
-from mergelab.preflight import checkpoint, hub
-from mergelab.preflight.findings import Finding, error, warning
+from mergelab.models import checkpoint, hub_access
+from mergelab.models.resolver import Source
 from mergelab.preflight.resources import existing, human
-from mergelab.preflight.sources import Source
 
 REFUSED = {
     "unreachable": "the hub does not answer, or HF_HUB_OFFLINE forbids to ask it",
@@ -73,13 +73,13 @@ def make(sources: Sequence[Source], need: Need, *, gated: bool) -> Plan:
     """
     models = [Model(part, i > 0) for s in sources for i, part in enumerate(s.parts)]
     asked = [m for m in models if m.source.on_hub]
-    answered = list(zip(asked, hub.answers([m.source for m in asked]), strict=True))
-    refused = [(m.source, answer) for m, answer in answered if answer[0] != hub.READY]
-    ready = [m for m, answer in answered if answer[0] == hub.READY]
+    answered = list(zip(asked, hub_access.answers([m.source for m in asked]), strict=True))
+    refused = [(m.source, answer) for m, answer in answered if answer[0] != hub_access.READY]
+    ready = [m for m, answer in answered if answer[0] == hub_access.READY]
     with ThreadPoolExecutor(8) as pool:
         listed = {m.source.name: m for m in pool.map(lambda m: _listed(m, need), ready)}
     models = [listed.get(m.source.name, m) for m in models]
-    findings = hub.findings([r for r in refused if r[0].folder is None], "error", gated=gated)
+    findings = hub_access.findings([r for r in refused if r[0].folder is None], "error", gated=gated)
     for s, (reason, _, _) in refused:
         findings += _unasked(s, reason, need.pickled)
     findings += [f for m in models for f in m.findings]

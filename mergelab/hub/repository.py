@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mergelab.preflight.findings import Finding, error, some
-from mergelab.workspace import read_json
+from mergelab.core.findings import Finding, error, some
+from mergelab.core.run_dir import read_json
 
 TIMEOUT = 30.0
 """Seconds that the hub may take to answer one question."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import InputError, StepError
+from mergelab.core.errors import InputError, StepError
 from mergelab.hub import client
 from mergelab.hub.repository import TEMPLATES
-from mergelab.preflight.checkpoint import TOKENIZER_FILES
+from mergelab.models.checkpoint import TOKENIZER_FILES
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, bytes so far, and bytes in all."""

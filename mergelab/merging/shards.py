@@ -23,8 +23,8 @@ from typing import IO, Any
 
 import xxhash
 
-from mergelab.preflight.assembly import Output
-from mergelab.workspace import write_json, write_text
+from mergelab.core.run_dir import write_json, write_text
+from mergelab.recipes.tensor_plan import OutputTensor
 
 JOURNAL = ".journal.jsonl"
 LOCK = ".lock"
@@ -32,7 +32,7 @@ BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPosition:
     """Where a tensor lies."""
 
     file: str
@@ -45,7 +45,7 @@ class Place:
 class Layout:
     """The weight files of a model."""
 
-    places: dict[str, Place]
+    places: dict[str, TensorPosition]
     headers: dict[str, bytes]
     """The start of each file, by its name, in order."""
 
@@ -59,10 +59,10 @@ class Layout:
         return len(self.headers[file]) + sum(p.nbytes for p in self.places.values() if p.file == file)
 
 
-def lay_out(outputs: Sequence[Output], largest: int) -> Layout:
+def lay_out(outputs: Sequence[OutputTensor], largest: int) -> Layout:
     """Put the tensors into files in their order, a new one where the next would make it larger than
     `largest` bytes of tensors."""
-    files: list[list[Output]] = [[]]
+    files: list[list[OutputTensor]] = [[]]
     size = 0
     for o in outputs:
         if files[-1] and size + o.nbytes > largest:
@@ -70,19 +70,19 @@ def lay_out(outputs: Sequence[Output], largest: int) -> Layout:
             size = 0
         files[-1].append(o)
         size += o.nbytes
-    places: dict[str, Place] = {}
+    places: dict[str, TensorPosition] = {}
     headers: dict[str, bytes] = {}
     for i, tensors in enumerate(files, start=1):
         file = "model.safetensors" if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
         headers[file] = _header(tensors)
         offset = len(headers[file])
         for o in tensors:
-            places[o.name] = Place(file, offset, o.nbytes)
+            places[o.name] = TensorPosition(file, offset, o.nbytes)
             offset += o.nbytes
     return Layout(places, headers)
 
 
-def _header(tensors: Iterable[Output]) -> bytes:
+def _header(tensors: Iterable[OutputTensor]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for o in tensors:
@@ -172,7 +172,7 @@ class Writer:
             self._journal.flush()
             self.done.add(name)
 
-    def write(self, place: Place, at: int, data: memoryview) -> None:
+    def write(self, place: TensorPosition, at: int, data: memoryview) -> None:
         """Write bytes of a tensor; for several threads at once."""
         _write(self._files[place.file], data, place.offset + at)
 

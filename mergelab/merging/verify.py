@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergelab.merging import trial
-from mergelab.preflight import checkpoint, trust
-from mergelab.quiet import quiet
+from mergelab.core.library_output import silence_libraries
+from mergelab.merging import smoke_test
+from mergelab.models import checkpoint, remote_code
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Report:
     parameters: int = 0
     nbytes: int = 0
     dtype: str | None = None
-    trial: trial.Trial = field(default_factory=trial.Trial)
+    trial: smoke_test.SmokeTest = field(default_factory=smoke_test.SmokeTest)
     problems: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
@@ -67,15 +67,15 @@ def verify(
     facts = checkpoint.read(folder, str(folder))
     report = Report(folder, len(facts.tensors), facts.parameters, facts.nbytes, facts.dtype)
     report.problems = [f.message for f in facts.findings if f.severity == "error"]
-    code = trust.check(folder, str(folder), allowed=trust_remote_code)
+    code = remote_code.check(folder, str(folder), allowed=trust_remote_code)
     report.problems += [f"{f.message}. {f.remedy}" for f in code if f.severity == "error"]
     if not report.problems:
         report.problems = [*_check_finite(facts, inputs or {}, progress), *_check_companions(facts)]
     if not report.problems:
-        with quiet():
+        with silence_libraries():
             report.problems = list(_check_shapes(facts, trust_remote_code))
             if not report.problems:
-                report.trial = trial.run(
+                report.trial = smoke_test.run(
                     folder,
                     facts.nbytes,
                     hardware=hardware,
@@ -87,7 +87,7 @@ def verify(
 
 
 def _check_finite(
-    facts: checkpoint.Facts, inputs: Mapping[str, Path], progress: Callable[[str, int, int], None]
+    facts: checkpoint.ModelMetadata, inputs: Mapping[str, Path], progress: Callable[[str, int, int], None]
 ) -> Iterator[str]:
     """The first tensor that is not finite: what follows from it is not worth a line."""
     files: dict[str, list[str]] = {}
@@ -97,8 +97,8 @@ def _check_finite(
     for file, names in files.items():
         for name, tensor in _tensors(Path(file), names):
             done += 1
-            progress("check", done, len(facts.tensors))
-            if not trial.is_finite(tensor):
+            progress("verify", done, len(facts.tensors))
+            if not smoke_test.is_finite(tensor):
                 count = int((~tensor.isfinite()).sum())
                 noun = "entry that is" if count == 1 else "entries that are"
                 yield f"{name} has {count:,} {noun} NaN or infinite{_culprit(name, inputs)}"
@@ -124,12 +124,12 @@ def _culprit(name: str, inputs: Mapping[str, Path]) -> str:
     for who, folder in inputs.items():
         for file in sorted(folder.glob("*.safetensors")):
             for other, tensor in _tensors(file):
-                if part in other and not trial.is_finite(tensor):
+                if part in other and not smoke_test.is_finite(tensor):
                     return f"; so has {other} of {who}: {file} is damaged, fetch it again"
     return "; the inputs are finite: lower the weights, or compute in float32" if inputs else ""
 
 
-def _check_companions(facts: checkpoint.Facts) -> Iterator[str]:
+def _check_companions(facts: checkpoint.ModelMetadata) -> Iterator[str]:
     if not facts.has_tokenizer:
         yield f"{facts.folder} has no tokenizer"
     types, layers = facts.text_config.get("layer_types"), facts.text_config.get("num_hidden_layers")
@@ -137,7 +137,7 @@ def _check_companions(facts: checkpoint.Facts) -> Iterator[str]:
         yield f"{facts.folder / 'config.json'} has {len(types)} layer_types for {layers} layers"
 
 
-def _check_shapes(facts: checkpoint.Facts, trusted: bool) -> Iterator[str]:
+def _check_shapes(facts: checkpoint.ModelMetadata, trusted: bool) -> Iterator[str]:
     """Every shape as in transformers' own model of this config, and tied tensors equal."""
     import torch
     from transformers import AutoConfig
@@ -145,10 +145,10 @@ def _check_shapes(facts: checkpoint.Facts, trusted: bool) -> Iterator[str]:
     try:
         config = AutoConfig.from_pretrained(facts.folder, trust_remote_code=trusted)
         with torch.device("meta"):
-            model = trial.empty(config, trust_remote_code=trusted)
+            model = smoke_test.empty(config, trust_remote_code=trusted)
     except Exception as e:  # whatever transformers says of a config that it cannot use
         log.exception("no model of this config")
-        yield f"transformers cannot build a model from {facts.folder / 'config.json'}: {trial.line(e)}"
+        yield f"transformers cannot build a model from {facts.folder / 'config.json'}: {smoke_test.line(e)}"
         return
     wanted = {n: tuple(p.shape) for n, p in model.state_dict().items()}
     for name, header in facts.tensors.items():
@@ -160,6 +160,6 @@ def _check_shapes(facts: checkpoint.Facts, trusted: bool) -> Iterator[str]:
                 yield f"{first} differs from {second}, and config.json says that they are tied"
 
 
-def _equal(facts: checkpoint.Facts, *names: str) -> bool:
+def _equal(facts: checkpoint.ModelMetadata, *names: str) -> bool:
     one, other = (next(_tensors(Path(facts.tensors[n].file), [n]))[1] for n in names)
     return bool(one.shape == other.shape and (one == other).all())

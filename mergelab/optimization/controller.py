@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mergelab import evaluation
-from mergelab.errors import InputError, StepError
+from mergelab.core.errors import InputError, StepError
 from mergelab.evaluation import Measure, Score
-from mergelab.optimization.bench import Outcome, Scores
-from mergelab.optimization.journal import Early, Journal
+from mergelab.optimization.candidate_evaluator import Outcome, Scores
+from mergelab.optimization.executors.processes import EvaluationRequest, Executor
+from mergelab.optimization.journal import Journal, OutOfOrderResults
 from mergelab.optimization.optimizer import Optimizer, generations, objectives
-from mergelab.optimization.space import Gene, Genome
-from mergelab.optimization.workers import Order, Workers
+from mergelab.optimization.search_space import Gene, Genome
 from mergelab.schema import Run
 
 Compose = Callable[[Genome], Run]
@@ -54,16 +54,16 @@ class TooManyFailures(StepError):
     """More of a population has failed than `search.max_failure_rate` allows."""
 
 
-def evolve(setup: Setup, journal: Journal, workers: Workers, watch: Watch) -> None:
+def evolve(setup: Setup, journal: Journal, workers: Executor, watch: Watch) -> None:
     """Bring the journal to the end of the budget, from wherever it is.
 
     Raises:
         TooManyFailures: with the reasons.
         InputError: where the journal's genomes are not those that the optimizer asks.
     """
-    known = {line["number"]: line for line in journal.of("candidate")}
+    known = {line["number"]: line for line in journal.select("candidate")}
     optimizer = Optimizer(setup.run.search, setup.genes, setup.starts, setup.population)
-    measured = _Measured(setup, journal, workers, watch)
+    measured = PopulationEvaluator(setup, journal, workers, watch)
     measured.preset()
     for generation in range(setup.generations):
         genomes = optimizer.ask()
@@ -109,25 +109,25 @@ def _stop_on_failures(setup: Setup, generation: int, lines: Sequence[Mapping[str
     )
 
 
-class _Measured:
+class PopulationEvaluator:
     """Measures candidates and writes down what came of it."""
 
-    def __init__(self, setup: Setup, journal: Journal, workers: Workers, watch: Watch):
+    def __init__(self, setup: Setup, journal: Journal, workers: Executor, watch: Watch):
         self.setup, self.journal, self.workers, self.watch = setup, journal, workers, watch
-        self.early = Early(journal.path.parent)
+        self.early = OutOfOrderResults(journal.path.parent)
         self._by_genome: dict[str, Mapping[str, Any]] = {}
 
     def preset(self) -> None:
         """The composed run as it is, once."""
-        if not self.journal.of("preset"):
+        if not self.journal.select("preset"):
             run = self.setup.run
-            ((_, outcome),) = tried(
-                self.workers, self.early, [Order(-1, run, self.setup.measures, kind="preset")]
+            ((_, outcome),) = evaluate_with_retry(
+                self.workers, self.early, [EvaluationRequest(-1, run, self.setup.measures, kind="preset")]
             )
             if outcome.scores is None:
                 raise StepError(f"the composed run itself cannot be measured: {outcome.reason}")
             self._write("preset", genome=self.setup.starts, **self._parts(outcome))
-        self.watch("preset", self.journal.of("preset")[0])
+        self.watch("preset", self.journal.select("preset")[0])
 
     def generation(
         self, generation: int, first: int, genomes: Sequence[Genome], known: Mapping[int, Mapping[str, Any]]
@@ -162,8 +162,8 @@ class _Measured:
         out: list[tuple[int, Mapping[str, Any]]] = []
         if share < 1 and new:
             chosen, out, screens = self._screened(generation, new, known)
-        orders = [Order(n, self.setup.compose(g), self.setup.measures) for n, g in chosen.items()]
-        for order, outcome in tried(self.workers, self.early, orders):
+        orders = [EvaluationRequest(n, self.setup.compose(g), self.setup.measures) for n, g in chosen.items()]
+        for order, outcome in evaluate_with_retry(self.workers, self.early, orders):
             number = order.number
             extra = {"screen": screens[number]} if number in screens else {}
             out.append((number, self._candidate(generation, number, chosen[number], outcome, **extra)))
@@ -177,10 +177,10 @@ class _Measured:
         What was screened before a kill is in the journal, so that the choice comes out the same.
         """
         f = self.setup.run.search.fidelity
-        before = {x["number"]: x for x in self.journal.of("screen") if x["generation"] == generation}
-        orders = [Order(n, self.setup.compose(g), self.setup.measures, f.share, "screen")
+        before = {x["number"]: x for x in self.journal.select("screen") if x["generation"] == generation}
+        orders = [EvaluationRequest(n, self.setup.compose(g), self.setup.measures, f.share, "screen")
                   for n, g in new.items() if n not in before]  # fmt: skip
-        for order, outcome in tried(self.workers, self.early, orders):
+        for order, outcome in evaluate_with_retry(self.workers, self.early, orders):
             number = order.number
             parts = self._parts(outcome)
             before[number] = self._write(
@@ -244,10 +244,12 @@ class _Measured:
         self._by_genome.setdefault(_key(line["genome"]), line)
 
     def _write(self, event: str, **data: Any) -> dict[str, Any]:
-        return self.journal.write(event, **data)
+        return self.journal.append(event, **data)
 
 
-def tried(workers: Workers, early: Early, orders: Sequence[Order]) -> Iterator[tuple[Order, Outcome]]:
+def evaluate_with_retry(
+    workers: Executor, early: OutOfOrderResults, orders: Sequence[EvaluationRequest]
+) -> Iterator[tuple[EvaluationRequest, Outcome]]:
     """The outcome of each order, in their order; what fails is tried once more, when all others are
     done. What comes before its turn waits on the disk, and what waits there is not done again.
 
@@ -273,7 +275,7 @@ def tried(workers: Workers, early: Early, orders: Sequence[Order]) -> Iterator[t
 
 
 def _worked(
-    workers: Workers, orders: Sequence[Order], places: Sequence[int]
+    workers: Executor, orders: Sequence[EvaluationRequest], places: Sequence[int]
 ) -> Iterator[tuple[int, Outcome]]:
     failed: list[int] = []
     for i, outcome in workers.work([orders[p] for p in places]):
@@ -297,7 +299,7 @@ def _key(genome: Mapping[str, Any]) -> str:
 
 def best(journal: Journal) -> list[dict[str, Any]]:
     """Candidates that were measured on all prompts, the fittest first, each genome once."""
-    measured = [line for line in journal.of("candidate") if line["status"] == "done"]
+    measured = [line for line in journal.select("candidate") if line["status"] == "done"]
     return sorted(measured, key=lambda line: (-line["fitness"], line["number"]))
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from mergelab import lines
-from mergelab.errors import InputError
-from mergelab.lines import Lines
-from mergelab.workspace import read_memo, write_json
+from mergelab.core import jsonl_log
+from mergelab.core.errors import InputError
+from mergelab.core.jsonl_log import JsonlLog
+from mergelab.core.run_dir import read_memo, write_json
 
 NAME = "journal.jsonl"
 SCHEMA = 1
 
 
-class Journal(Lines):
+class Journal(JsonlLog):
     """The journal of a sweep's folder. One process writes it; anyone may read.
 
     Args:
@@ -46,7 +46,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: where it is none.
     """
-    found = lines.read(path)
+    found = jsonl_log.read(path)
     if found and (found[0].get("event") != "begin" or found[0].get("schema") != SCHEMA):
         raise InputError(
             f"{path} is not a journal of this version\nChoose another folder: hydra.sweep.dir=DIR"
@@ -54,7 +54,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-class Early:
+class OutOfOrderResults:
     """Results that came before their turn: a small file each until their line can be written. So the
     journal has the order of the numbers, and yet nothing that is finished can be lost."""
 

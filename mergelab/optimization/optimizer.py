@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergelab.errors import InputError, did_you_mean
-from mergelab.optimization.space import Gene, Genome
+from mergelab.core.errors import InputError, did_you_mean
+from mergelab.optimization.search_space import Gene, Genome
 from mergelab.schema import Search
 
 FAMILY = ("CMA", "DiagonalCMA", "FCMA")
@@ -43,7 +43,7 @@ class Optimizer:
     def _build(self, settings: Search, genes: Sequence[Gene], starts: Genome, population: int) -> None:
         import nevergrad as ng
 
-        from mergelab.optimization.grammar import parameter
+        from mergelab.optimization.space_grammar import parameter
 
         self.genes, self.population, self.resolution = genes, population, settings.resolution
         parameters = {g.key: parameter(g, starts[g.key], settings.sigma) for g in genes}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergelab.errors import InputError
+from mergelab.core.errors import InputError
 from mergelab.optimization import journal
 from mergelab.result import Result, Score, score_of
 

@@ -17,13 +17,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from mergelab import composition
-from mergelab.errors import InputError
+from mergelab.core.errors import InputError
 from mergelab.schema import Run, with_overrides
 from mergelab.slurm.launcher import NAME, folder_named
 
 
-class Evolution(Sweeper):
-    """Evolves the merge; see `mergelab.optimization.session`."""
+class SearchSweeper(Sweeper):
+    """Evolves the merge; see `mergelab.optimization.run_search`."""
 
     end: Callable[[BaseException], BaseException]
     """From what ended a sweep early to what is raised of it; set by the entrypoint, which tells it."""
@@ -43,7 +43,7 @@ class Evolution(Sweeper):
             raise ended from None
 
     def _sweep(self, arguments: list[str]) -> float | None:
-        from mergelab.optimization import session
+        from mergelab.optimization import run_search
 
         assert self.config is not None and self.hydra_context is not None
         launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
@@ -57,8 +57,8 @@ class Evolution(Sweeper):
         typed = {o.get_key_element(): o.input_line or "" for o in parsed if o.is_sweep_override()}
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         run = self._run(fixed)
-        study = session.run(
-            session.Request(
+        study = run_search.run(
+            run_search.Request(
                 compose=lambda groups: (
                     self._run([*fixed, *(f"{k}={v}" for k, v in groups.items())]) if groups else run
                 ),

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from mergelab.preflight.examine import Plan, examine
-from mergelab.preflight.findings import Finding
-from mergelab.preflight.inputs import reads_file
-from mergelab.preflight.sources import Source
+from mergelab.core.findings import Finding
+from mergelab.models.resolver import Source
+from mergelab.preflight.planner import Plan, examine
+from mergelab.preflight.resolve_inputs import reads_file
 
 __all__ = ["Finding", "Plan", "Source", "examine", "reads_file"]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.preflight.findings import Finding, Severity, error, warning
+from mergelab.core.findings import Finding, Severity, error, warning
 
 SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -138,12 +138,12 @@ def existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 (never raises)
 
 
-def check(e: Estimate, output: Path, lacking: Severity) -> Iterator[Finding]:
-    """Whether the disk and the memory suffice; `lacking` is the severity of a disk that does not."""
+def check(e: Estimate, output: Path, missing_severity: Severity) -> Iterator[Finding]:
+    """Whether the disk and the memory suffice; `missing_severity` is the severity of a disk that does not."""
     needed = e.disk - e.disk_there
     if needed > e.disk_free:
         yield Finding(
-            lacking,
+            missing_severity,
             "disk",
             "output",
             f"{output} needs {human(needed)}, and {human(e.disk_free)} are free",
@@ -158,9 +158,9 @@ def check(e: Estimate, output: Path, lacking: Severity) -> Iterator[Finding]:
         )
 
 
-def check_device(device: str, devices: int, lacking: Severity) -> Iterator[Finding]:
+def check_device(device: str, devices: int, missing_severity: Severity) -> Iterator[Finding]:
     """Whether torch sees the device, and as many from it on (imports torch for anything but the CPU);
-    else `lacking`."""
+    else `missing_severity`."""
     if device == "cpu":
         return
     kind, _, index = device.partition(":")
@@ -172,7 +172,7 @@ def check_device(device: str, devices: int, lacking: Severity) -> Iterator[Findi
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         yield Finding(
-            lacking,
+            missing_severity,
             "device",
             "hardware.device",
             f"'{device}', but torch sees no CUDA device here",
@@ -180,10 +180,10 @@ def check_device(device: str, devices: int, lacking: Severity) -> Iterator[Findi
         )
     elif index and int(index) >= count:
         message = f"'{device}', but there are {count} (cuda:0 to cuda:{count - 1})"
-        yield Finding(lacking, "device", "hardware.device", message)
+        yield Finding(missing_severity, "device", "hardware.device", message)
     elif int(index or 0) + devices > count:
         message = f"{devices} from {device} on, but there are {count}"
-        yield Finding(lacking, "device", "hardware.devices", message, "Set 0 for all there are.")
+        yield Finding(missing_severity, "device", "hardware.devices", message, "Set 0 for all there are.")
 
 
 def human(n: float) -> str:

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergelab.core.run_dir import write_bytes, write_text
 from mergelab.report import terminal
-from mergelab.workspace import write_bytes, write_text
 
 if TYPE_CHECKING:  # matplotlib and numpy are not needed for the words
     import numpy as np

@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from mergelab import pulse
-from mergelab.errors import InputError, one_line
+from mergelab.core import heartbeat
+from mergelab.core.errors import InputError, one_line
 
 console = Console(highlight=False, markup=False, emoji=False)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -174,7 +174,7 @@ def progress(nbytes: bool = False) -> Iterator[Callback]:
                 current = what
                 bar.reset(task)
             bar.update(task, description=what, completed=done, total=total or None, visible=True)
-            pulse.note(what, done, total, unit="bytes" if nbytes else "")
+            heartbeat.report_progress(what, done, total, unit="bytes" if nbytes else "")
 
         yield callback
 

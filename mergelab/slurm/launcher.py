@@ -18,21 +18,22 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, open_dict
 
-from mergelab import composition, identity
+from mergelab import composition
 from mergelab.composition import without_hydra
-from mergelab.errors import InputError, MergelabError, StepError
+from mergelab.core import hashing
+from mergelab.core.errors import InputError, MergelabError, StepError
+from mergelab.core.run_dir import hydra_value, short_path
 from mergelab.schema import Run, settings_of
-from mergelab.workspace import hydra_value, short_path
 
 if TYPE_CHECKING:
-    from mergelab.slurm.batches import Done, Item
+    from mergelab.slurm.job_array import WorkItem, WorkResult
 
 NAME = "mergelab_slurm"
-TASK = "MERGELAB_TASK"
+ENV_IN_TASK = "MERGELAB_TASK"
 """Set in a task: `alone` for the only run of a command, else `many`. There the node is `here`."""
 
 
-class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
+class SlurmArrayLauncher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
     """Runs the runs of a sweep as Slurm tasks, and survives what happens to them and to itself."""
 
     on_node: Callable[..., dict[str, Any]]
@@ -55,10 +56,10 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
             raise ended from None
 
     def _launch(self, job_overrides: list[list[str]], first: int) -> Sequence[JobReturn]:
-        from mergelab import syncing
         from mergelab.report import terminal
-        from mergelab.slurm import ledger, resumed
-        from mergelab.slurm.batches import Batches, Item
+        from mergelab.slurm import resume, submission_log
+        from mergelab.slurm.job_array import JobArrayExecutor, WorkItem
+        from mergelab.tracking import wandb_sync
 
         assert self.config is not None
         configs = [self._composed(o, first + i) for i, o in enumerate(job_overrides)]
@@ -66,54 +67,56 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         h = runs[0].hardware
         assert h.slurm is not None
         sweep = self._sweep = self._sweep or self._place(runs)
-        self.of = Batches(sweep, ledger.job_name(sweep), h.slurm, scratch=h.scratch, tell=terminal.aside)
+        self.of = JobArrayExecutor(
+            sweep, submission_log.job_name(sweep), h.slurm, scratch=h.scratch, tell=terminal.aside
+        )
         alone = len(runs) == 1 and first == 0
         before = self.of.failed()  # an earlier command has told of these: they get another chance
         items = []
         for i, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True)):
             number = first + i
-            about = identity.digest(settings_of(replace(runs[i], hardware=replace(h, detach=False))))
+            about = hashing.digest(settings_of(replace(runs[i], hardware=replace(h, detach=False))))
             state = Singleton.get_state()
             there = [*overrides, f"hydra.sweep.dir={hydra_value(sweep)}"]
             folder = sweep / str(config.hydra.sweep.subdir)
             work = partial(type(self).on_node, self, there, number, state, folder, alone)
             name = f"run{number}-{about[:8]}"
-            items.append(Item(name, work, folder, attempt=max(before.get(name, {0})) + 1))
+            items.append(WorkItem(name, work, folder, attempt=max(before.get(name, {0})) + 1))
         terminal.say(
             f"mergelab  {len(items)} runs on Slurm" if not alone else "mergelab  a run on Slurm", "bold"
         )
         terminal.say(short_path(sweep), "dim")
         if h.detach:
             self._submit_all(items, alone)
-            raise Over(0)
+            raise CommandFinished(0)
         results = self._collect(items, alone)
-        syncing.gather(sweep)
-        syncing.finish(sweep, runs[0].tracking)
+        wandb_sync.gather(sweep)
+        wandb_sync.finish(sweep, runs[0].tracking)
         if is_grid(self.config):
-            resumed.collected(runs)
+            resume.collected(runs)
             if any(done.reason for done in results):
-                raise Over(StepError.exit_status)
+                raise CommandFinished(StepError.exit_status)
         return [self._returned(config, o, done) for config, o, done in
                 zip(configs, job_overrides, results, strict=True)]  # fmt: skip
 
     def _place(self, runs: Sequence[Run]) -> Path:
         """The folder of these runs; what Hydra has made for them goes if they were begun elsewhere."""
-        from mergelab.slurm import resumed
+        from mergelab.slurm import resume
 
         assert self.config is not None
         new = Path(str(self.config.hydra.sweep.dir)).resolve()
-        place = resumed.place(runs, new, folder_named(self.config))
+        place = resume.place(runs, new, folder_named(self.config))
         if place != new and [p.name for p in new.glob("*")] == ["multirun.yaml"]:
             (new / "multirun.yaml").unlink()
             new.rmdir()
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def _collect(self, items: list[Item], alone: bool) -> list[Done]:
+    def _collect(self, items: list[WorkItem], alone: bool) -> list[WorkResult]:
         """What came of each; what was lost, and did not fail by itself, is tried once more."""
         from mergelab.report import terminal
 
-        results: dict[int, Done] = {}
+        results: dict[int, WorkResult] = {}
         try:
             for attempt in (1, 2):
                 left = [i for i in range(len(items)) if i not in results]
@@ -140,27 +143,27 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
             return f"; Slurm does not answer, and its jobs go on ({e})"
         return f"; cancelled Slurm job {', '.join(jobs)}" if jobs else ""
 
-    def _show_output(self, item: Item) -> None:
+    def _show_output(self, item: WorkItem) -> None:
         """What the run has printed on its node."""
         from mergelab.report import terminal
-        from mergelab.slurm.job import log_of
+        from mergelab.slurm.batch_dir import log_of
 
         ledger = self.of.ledger
-        claim = ledger.claims[max(key for key in ledger.claims if key[0] == item.name)]
+        claim = ledger.assignments[max(key for key in ledger.assignments if key[0] == item.name)]
         path = log_of(ledger.place(claim.batch), ledger.jobs[claim.batch], claim.task)
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         terminal.console.print(text.rstrip(), soft_wrap=True)
 
-    def _submit_all(self, items: list[Item], alone: bool) -> None:
+    def _submit_all(self, items: list[WorkItem], alone: bool) -> None:
         import time
 
         from mergelab.report import terminal
-        from mergelab.slurm import batches
+        from mergelab.slurm import job_array
 
         with terminal.waiting() as show:
             while not self.of.submit(items, array=not alone):
                 show("Slurm takes no more jobs now; waiting to submit the rest")
-                time.sleep(batches.LOOK)
+                time.sleep(job_array.POLL_QUEUE_S)
         terminal.say("  python -m mergelab job=monitor   shows them", "dim")
         terminal.say("  the same command without hardware.detach waits for them and shows the result", "dim")
 
@@ -172,7 +175,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
             config.hydra.job.id = f"{number}"
         return config
 
-    def _returned(self, config: DictConfig, overrides: list[str], done: Done) -> JobReturn:
+    def _returned(self, config: DictConfig, overrides: list[str], done: WorkResult) -> JobReturn:
         out = JobReturn(overrides=filter_overrides(overrides), hydra_cfg=config, cfg=without_hydra(config))
         out.status = JobStatus.COMPLETED if done.reason is None else JobStatus.FAILED
         out.return_value = done.value["fitness"] if done.reason is None else StepError(done.reason)
@@ -182,7 +185,7 @@ class Durable(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         return {k: v for k, v in self.__dict__.items() if k not in ("task_function", "of")}
 
 
-class Over(SystemExit):
+class CommandFinished(SystemExit):
     """The end of a command that has told everything, or does not wait for it."""
 
 
@@ -196,7 +199,7 @@ def folder_named(config: DictConfig) -> bool:
     return any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
 
 
-def _tell(item: Item, done: Done, alone: bool) -> None:
+def _tell(item: WorkItem, done: WorkResult, alone: bool) -> None:
     from mergelab.report import terminal
 
     number = item.folder.name

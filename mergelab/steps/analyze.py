@@ -10,20 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergelab.errors import InputError, StepError, did_you_mean
+from mergelab.context import evaluator
+from mergelab.core.errors import InputError, StepError, did_you_mean
+from mergelab.core.findings import some
+from mergelab.core.run_dir import RunDir, read_json, short_path
 from mergelab.evaluation import Evaluator, Measure
-from mergelab.evaluation.checks import KINDS
-from mergelab.preflight import checkpoint, reads_file
-from mergelab.preflight.checkpoint import Facts
-from mergelab.preflight.findings import some
-from mergelab.report import scores, terminal
+from mergelab.evaluation.validation import KINDS
+from mergelab.models import checkpoint
+from mergelab.models.checkpoint import ModelMetadata
+from mergelab.preflight import reads_file
+from mergelab.report import score_table, terminal
 from mergelab.schema import Run
-from mergelab.steps.planning import evaluator
-from mergelab.workspace import Workspace, read_json, short_path
 
 if TYPE_CHECKING:
     from mergelab.analysis.landscape import Landscape, Point
-    from mergelab.analysis.regions import Comparison
+    from mergelab.analysis.parameter_groups import Comparison
 
 BASE = "base"
 
@@ -54,12 +55,12 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
         yield "analyze.models", f"it names {len(a.models)}; two models span a line, three a plane"
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Show how alike the experts are, measure what lies between them, and leave pictures and numbers."""
-    report = workspace.folder / "report"
-    subjects = Subjects.of(run, workspace)
+    report = run_dir.folder / "report"
+    subjects = Subjects.of(run, run_dir)
     landscape = prepare(run, subjects)
-    comparison = compared(run, workspace, subjects, top=run.analyze.top)
+    comparison = compared(run, run_dir, subjects, top=run.analyze.top)
     if comparison is None:
         return "nothing to compare"
     from mergelab.report.analysis import files, tables
@@ -69,7 +70,7 @@ def execute(run: Run, workspace: Workspace) -> str:
         terminal.gap()
     stand_ins = dict(files.similarity(report, comparison))
     if landscape is not None:
-        stand_ins |= survey(run, workspace, landscape, comparison)
+        stand_ins |= survey(run, run_dir, landscape, comparison)
     if stand_ins:
         terminal.aside("in the pictures " + ", ".join(f"{short} = {w}" for w, short in stand_ins.items()))
     count = len(comparison.experts)
@@ -88,9 +89,9 @@ class Subjects:
     """Those that have an adapter, and are left out."""
 
     @classmethod
-    def of(cls, run: Run, workspace: Workspace) -> Subjects:
+    def of(cls, run: Run, run_dir: RunDir) -> Subjects:
         """Those of a run that has been planned."""
-        models = read_json(workspace.plan)["models"]
+        models = read_json(run_dir.plan)["models"]
         plain = [m for m in models if not m["adapter"]]
         keys = {m["name"]: "model.base" if m["name"] == BASE else f"experts.{m['name']}" for m in plain}
         return cls(
@@ -110,14 +111,12 @@ class Subjects:
         return BASE in self.folders and bool(self.experts)
 
     @cached_property
-    def facts(self) -> dict[str, Facts]:
+    def facts(self) -> dict[str, ModelMetadata]:
         """Their headers, by name."""
         return {n: checkpoint.weights(folder) for n, folder in self.folders.items()}
 
 
-def compared(
-    run: Run, workspace: Workspace, subjects: Subjects, top: float | None = None
-) -> Comparison | None:
+def compared(run: Run, run_dir: RunDir, subjects: Subjects, top: float | None = None) -> Comparison | None:
     """Read all weights once; show, judge and record how far the experts are from the base and each other.
 
     Args:
@@ -125,7 +124,7 @@ def compared(
     Returns:
         None where there is nothing to compare, which is then said.
     """
-    from mergelab.analysis import distance, stream
+    from mergelab.analysis import distance, streaming
     from mergelab.report.analysis import tables
 
     if subjects.adapted:
@@ -135,7 +134,7 @@ def compared(
         return None
     facts = subjects.facts
     with terminal.progress(nbytes=True) as progress:
-        found = stream.compare(
+        found = streaming.compare(
             facts[BASE], {n: facts[n] for n in subjects.experts}, hardware=run.hardware, top=top,
             progress=progress,
         )  # fmt: skip
@@ -152,7 +151,7 @@ def compared(
     terminal.gap()
     for f in distance.findings(found, subjects.places):
         terminal.finding(f.severity, f.text())
-    workspace.record({"distance": distance.record(found)})
+    run_dir.record({"distance": distance.record(found)})
     return found
 
 
@@ -162,8 +161,8 @@ def prepare(run: Run, subjects: Subjects) -> Prepared | None:
     Raises:
         InputError: for a model that cannot take part, and data that are not here.
     """
+    from mergelab.analysis.affine import Span
     from mergelab.analysis.landscape import Landscape, Unmergeable, measured, untold
-    from mergelab.analysis.plane import Span
 
     if reason := untold(run):
         if run.analyze.landscape:
@@ -203,7 +202,7 @@ def _usual(experts: list[str]) -> list[str]:
     return experts if len(experts) == 2 else [BASE, *experts[:2]]
 
 
-def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparison) -> Mapping[str, str]:
+def survey(run: Run, run_dir: RunDir, ready: Prepared, comparison: Comparison) -> Mapping[str, str]:
     """Measure a landscape, and tell what is best in it.
 
     Returns:
@@ -212,8 +211,8 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
         InputError: where models that were named span nothing.
         StepError: where none of them gives usable numbers.
     """
+    from mergelab.analysis.affine import place
     from mergelab.analysis.landscape import best, overrides
-    from mergelab.analysis.plane import place
     from mergelab.report.analysis import files
     from mergelab.report.analysis.data import Land
 
@@ -231,7 +230,7 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
         progress("landscape", 0, len(places))
         for point in ready.landscape.measure(places, ready.measures, ready.bench):
             points.append(point)
-            workspace.event("point", weights=dict(point.weights), fitness=point.fitness)
+            run_dir.event("point", weights=dict(point.weights), fitness=point.fitness)
             progress("landscape", len(points), len(places))
     top = best(points)
     if top is None:
@@ -239,7 +238,7 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
     arguments = overrides(run.overrides, run, top.weights)
     by_place = {p.at: p for p in points}
     corners = dict(zip(span.models, (by_place[at] for at in span.corners()), strict=True))
-    workspace.record(
+    run_dir.record(
         {
             "landscape": {
                 "models": {n: p.json() for n, p in corners.items()},
@@ -261,7 +260,7 @@ def survey(run: Run, workspace: Workspace, ready: Prepared, comparison: Comparis
     else:
         terminal.aside("merge it with method=task_arithmetic and these weights in your experts' file")
     terminal.gap()
-    return files.landscape(workspace.folder / "report", land)
+    return files.landscape(run_dir.folder / "report", land)
 
 
 def _tell(top: Point, corners: Mapping[str, Point], ready: Prepared, ticks: Sequence[float]) -> None:
@@ -269,8 +268,8 @@ def _tell(top: Point, corners: Mapping[str, Point], ready: Prepared, ticks: Sequ
     shares = {m.name: m.share for m in ready.measures}
 
     def line(point: Point, what: str) -> None:
-        _, error = scores.mean({n: asdict(s) for n, s in point.scores.items()}, shares)
-        terminal.say(f"  {scores.number(point.fitness, error)}  {what}")
+        _, error = score_table.mean({n: asdict(s) for n, s in point.scores.items()}, shares)
+        terminal.say(f"  {score_table.number(point.fitness, error)}  {what}")
 
     what = "line" if len(corners) == 2 else "plane"
     terminal.say(f"best of the {what} through {', '.join(corners)}, on the {ready.split} split", "bold")

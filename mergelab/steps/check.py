@@ -1,98 +1,62 @@
-"""check: read the written model back; only a sound one gets its final name."""
+"""check: compare the composed models, or look at a finished one (check.path=DIR)."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
+from collections.abc import Callable
 
-from mergelab import zoo
-from mergelab.errors import StepError
-from mergelab.merging import unfinished
-from mergelab.merging.verify import Report, verify
+from mergelab.analysis import finished_model
+from mergelab.context import check_settings, make_plan, tell
+from mergelab.core.findings import stop_on_errors
+from mergelab.core.run_dir import RunDir
+from mergelab.models import compatibility
+from mergelab.models.checkpoint import ModelMetadata
 from mergelab.report import terminal
-from mergelab.report.card import write_card
 from mergelab.schema import Run
-from mergelab.workspace import Workspace, read_json
+from mergelab.steps.analyze import Subjects, compared
+
+ROWS: dict[str, Callable[[ModelMetadata], object]] = {
+    "architecture": lambda f: f.config["architectures"][0].removesuffix("ForCausalLM"),
+    "layers": lambda f: f.text_config.get("num_hidden_layers"),
+    "hidden size": lambda f: f.text_config.get("hidden_size"),
+    "heads": lambda f: f.text_config.get("num_attention_heads"),
+    "kv heads": lambda f: f.text_config.get("num_key_value_heads"),
+    "vocabulary": lambda f: f.text_config.get("vocab_size"),
+    "rope": lambda f: compatibility.rope_text(compatibility.rope(f.text_config)),
+    "norm eps": lambda f: f.text_config.get("rms_norm_eps"),
+    "dtype": lambda f: f.dtype,
+    "tied": lambda f: f.text_config.get("tie_word_embeddings"),
+    "parameters": lambda f: f"{f.parameters:,}",
+    "tokenizer": lambda f: f.tokenizer.digest[:8] if f.tokenizer else "none",
+    "chat template": lambda f: "yes" if f.tokenizer and f.tokenizer.chat_template else "no",
+}
+"""What is shown of each model."""
 
 
-def execute(run: Run, workspace: Workspace) -> str:
-    """Verify what `merge` left aside, and move it into place.
-
-    Raises:
-        StepError: when it is not sound; what was written is then removed. An interrupted check keeps
-            it, so that it need not be merged again.
-    """
-    try:
-        report = look(workspace.partial, run, inputs(workspace))
-        workspace.record({"check": report.json()})
-        if report.problems:
-            raise StepError("the merged model is not sound, and was removed: " + "; ".join(report.problems))
-        workspace.record({"model": str(workspace.model)})
-        write_card(workspace, workspace.partial)
-        sync(workspace.partial)
-        unfinished.settle(workspace.partial, zoo.home())
-        move(workspace.partial, workspace.model)
-    except BaseException as e:
-        unfinished.end(workspace.partial, zoo.home(), e)
-        raise
-    return summary(report)
+problems = finished_model.problems
 
 
-def inputs(workspace: Workspace) -> dict[str, Path]:
-    """The folders from which the model was made, adapters apart from what they adapt."""
-    out: dict[str, Path] = {}
-    for m in read_json(workspace.plan)["models"]:
-        out[m["name"]] = Path(m["folder"])
-        if m["adapter"]:
-            out[f"{m['name']}'s adapter"] = Path(m["adapter"])
-    return out
+def execute(run: Run, run_dir: RunDir) -> str:
+    """Show the table and the findings; an unsound model is a failure."""
+    if run.check.path:
+        check_settings(run, run_dir)
+        return finished_model.check_finished_model(run, run_dir)
+    plan = make_plan(run, run_dir, merges=False)
+    show(plan.facts)
+    tell(plan, "warning", "note")
+    stop_on_errors(plan.findings)
+    if run.check.distance:
+        compared(run, run_dir, Subjects.of(run, run_dir))
+    run_dir.record({"models": sorted(plan.facts)})
+    return f"{len(plan.facts)} models fit together"
 
 
-def sync(partial: Path) -> None:
-    """See that all of a folder is on the disk, which takes a while."""
-    for path in (*partial.rglob("*"), partial):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def move(partial: Path, final: Path) -> None:
-    """Give a folder its final name, on whatever disk that is.
-
-    Raises:
-        StepError: when something has appeared there since preflight looked, or may not be replaced.
-    """
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if partial.stat().st_dev != final.parent.stat().st_dev:
-            aside = final.with_name(f".{final.name}.partial")
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(partial, aside)
-            sync(aside)
-            shutil.rmtree(partial)
-            partial = aside
-        partial.rename(final)  # an empty folder may be there
-    except OSError as e:
-        raise StepError(f"cannot put the model at {final}: {e.strerror}") from e
-
-
-def look(folder: Path, run: Run, inputs: dict[str, Path]) -> Report:
-    """`verify` with a bar."""
-    with terminal.progress() as progress:
-        return verify(
-            folder,
-            hardware=run.hardware,
-            inputs=inputs,
-            prompt=run.check.prompt,
-            trust_remote_code=run.model.trust_remote_code,
-            progress=progress,
-        )
-
-
-def summary(r: Report) -> str:
-    """One line on a sound model."""
-    tied = ", tied embeddings" if r.trial.tied else ""
-    return f"{r.tensors} tensors, all finite{tied}, loads, generates"
+def show(facts: dict[str, ModelMetadata]) -> None:
+    """A row for each property, a column for each model; what differs from the first is marked."""
+    sound = {n: f for n, f in facts.items() if f.config}
+    if not sound:
+        return
+    rows = []
+    for label, read in ROWS.items():
+        values = [str(read(f)) for f in sound.values()]
+        rows.append([label, values[0]] + [v if v == values[0] else f"{v} *" for v in values[1:]])
+    terminal.table("* differs from the first", ["", *sound], rows)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from mergelab import evaluation, zoo
-from mergelab.report import scores as table
+from mergelab.context import SPLITS, evaluator, fingerprint
+from mergelab.core.run_dir import RunDir, finished_model, read_json
+from mergelab.report import score_table as table
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.planning import SPLITS, evaluator, fingerprint
-from mergelab.workspace import Workspace, finished_model, read_json
 
 MERGED = "merged"
 """The row of the model that the run made, or was pointed at."""
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Record the scores of every model, the merged one first, and the fitness.
 
     The parents are measured on the validation split only; the search split is for the fitness.
@@ -25,7 +25,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     measured = {split: evaluation.measures(run, split) for split in SPLITS}
     if not measured["validation"]:
         return "nothing to measure (eval=none)"
-    subjects = models(run, workspace)
+    subjects = models(run, run_dir)
     bench = evaluator(run)
     metrics: dict[str, dict[str, dict[str, object]]] = {}
     with terminal.progress() as progress:
@@ -44,13 +44,13 @@ def execute(run: Run, workspace: Workspace) -> str:
                 if name == MERGED and scores:
                     # The search split comes last, and wins where a family has one.
                     value = evaluation.fitness(scores, measured[split])
-                    workspace.record({"fitness": {"value": value, "split": split}})
-            workspace.event("evaluated", model=name, done=n, of=len(subjects))
+                    run_dir.record({"fitness": {"value": value, "split": split}})
+            run_dir.event("evaluated", model=name, done=n, of=len(subjects))
     shares = {m.name: m.share for m in measured["validation"]}
     how = {"quantize": run.hardware.quantize, "backend": run.eval.backend}
     unusual = {"measured": how} if table.how(how) else {}
-    workspace.record({"metrics": metrics, "shares": shares, **unusual})
-    apart = [m["name"] for m in parents(run, workspace) if m["name"] not in subjects]
+    run_dir.record({"metrics": metrics, "shares": shares, **unusual})
+    apart = [m["name"] for m in parents(run, run_dir) if m["name"] not in subjects]
     unmeasured = f"; not {', '.join(apart)}: adapters" if apart else ""
     return f"{len(subjects)} models on {', '.join(shares)}{table.how(how)}{unmeasured}"
 
@@ -59,23 +59,23 @@ def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:
     return lambda what, done, total: progress(f"{model}: {what}", done, total)
 
 
-def parents(run: Run, workspace: Workspace) -> list[dict[str, Any]]:
+def parents(run: Run, run_dir: RunDir) -> list[dict[str, Any]]:
     """The models of the plan that are here and shall be measured beside what was made of them."""
-    return [m for m in read_json(workspace.plan)["models"] if m["folder"]] if run.eval.baselines else []
+    return [m for m in read_json(run_dir.plan)["models"] if m["folder"]] if run.eval.baselines else []
 
 
-def models(run: Run, workspace: Workspace) -> dict[str, tuple[Path, Path | None]]:
+def models(run: Run, run_dir: RunDir) -> dict[str, tuple[Path, Path | None]]:
     """What to measure, by the name of its row: the folder of a model, and that of the LoRA that goes into
     it. Preflight has looked at evaluate.path. vLLM and int8 on a CPU take no LoRA."""
     out: dict[str, tuple[Path, Path | None]] = {}
     if run.evaluate.path:
         out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None
     elif "merge" in run.job.steps:
-        out[MERGED] = workspace.model, None
+        out[MERGED] = run_dir.model, None
     whole_only = run.eval.backend != "hf" or (
         run.hardware.quantize != "none" and run.hardware.device == "cpu"
     )
-    for m in parents(run, workspace):
+    for m in parents(run, run_dir):
         if not (m["adapter"] and whole_only):
             out[m["name"]] = Path(m["folder"]), Path(m["adapter"]) if m["adapter"] else None
     return out

@@ -13,20 +13,21 @@ from typing import Any
 import yaml
 
 from mergelab import __version__, preflight
-from mergelab.errors import did_you_mean
-from mergelab.merging import lora
-from mergelab.merging.adapted import Part, relative_error
-from mergelab.preflight import compare, settings
-from mergelab.preflight.architecture import tied
-from mergelab.preflight.checkpoint import Facts
-from mergelab.preflight.findings import Finding, error, some, stop_on_errors
+from mergelab.context import family, other_findings, tell
+from mergelab.core.errors import did_you_mean
+from mergelab.core.findings import Finding, error, some, stop_on_errors
+from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json, short_path, write_text
+from mergelab.lora import extract
+from mergelab.lora.verify import Part, relative_error
+from mergelab.models import compatibility
+from mergelab.models.architecture import tied
+from mergelab.models.checkpoint import ModelMetadata
+from mergelab.models.resolver import Source
+from mergelab.preflight import value_checks
 from mergelab.preflight.resources import human
-from mergelab.preflight.sources import Source
-from mergelab.report import scores, terminal
+from mergelab.report import score_table, terminal
 from mergelab.schema import Evaluation, Expert, Extract, Method, Run
-from mergelab.steps.check import move, sync
-from mergelab.steps.planning import family, other_findings, tell
-from mergelab.workspace import Workspace, find_model, finished_model, read_json, short_path, write_text
+from mergelab.steps.verify import move, sync
 
 HEADS = ["", "modules", "rank", "kept", "error"]
 WHOLE = "whole model"
@@ -59,20 +60,20 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
                 yield f"extract.{key}", f"'{pattern}' is no regular expression: {wrong}"
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Write the adapter aside, measure what it leaves of the difference, and move it into place.
 
     Raises:
         InputErrors: with all that is wrong with settings and models, before a weight is read.
         StepError: where nothing can be extracted, or something fails; nothing is then left.
     """
-    workspace = replace(workspace, model=workspace.model if run.output else workspace.folder / "adapter")
-    plan = examine(run, workspace)
+    run_dir = replace(run_dir, model=run_dir.model if run.output else run_dir.folder / "adapter")
+    plan = examine(run, run_dir)
     tell(plan, "warning")
     stop_on_errors(plan.findings)
     base, source = plan.sources
-    with terminal.progress() as progress, workspace.aside() as out:
-        parts = lora.extract(
+    with terminal.progress() as progress, run_dir.staging() as out:
+        parts = extract.extract(
             plan.facts[base.name],
             plan.facts[source.name],
             out,
@@ -83,17 +84,15 @@ def execute(run: Run, workspace: Workspace) -> str:
             progress=progress,
         )
         size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
-        command = read_json(workspace.result)["command"]
-        write_text(out / "README.md", card(base, source, parts, run.extract, workspace.model.name, command))
+        command = read_json(run_dir.result)["command"]
+        write_text(out / "README.md", card(base, source, parts, run.extract, run_dir.model.name, command))
         sync(out)
-        move(out, workspace.model)
-    workspace.record(
-        {"adapter": str(workspace.model), "extraction": record(base, source, parts, run.extract)}
-    )
+        move(out, run_dir.model)
+    run_dir.record({"adapter": str(run_dir.model), "extraction": record(base, source, parts, run.extract)})
     body = rows(parts)
     if not terminal.brief:
         terminal.table(f"{source.label} − {base.label}", HEADS, body, texts=1)
-        terminal.aside(f"As an expert: {_as_expert(run, base, workspace.model)}")
+        terminal.aside(f"As an expert: {_as_expert(run, base, run_dir.model)}")
     return f"rank {body[-1][2]}, error {body[-1][4]}, {human(size)}"
 
 
@@ -104,14 +103,14 @@ def _as_expert(run: Run, base: Source, adapter: Path) -> str:
     return f"{key}.path={base.path}+{short_path(adapter)}{revision}"
 
 
-def examine(run: Run, workspace: Workspace) -> preflight.Plan:
+def examine(run: Run, run_dir: RunDir) -> preflight.Plan:
     """What can be said of the base and the one model, without reading a weight."""
     key, expert = _subject(run)
     asked = replace(run, experts=expert, method=Method(name="linear"), eval=Evaluation(kind="none"))
     with terminal.progress() as progress:
         plan = preflight.examine(
             asked,
-            output=workspace.model,
+            output=run_dir.model,
             overrides=run.overrides,
             zoo=lambda role: family(run, progress).checkpoint(role),
             merges=False,
@@ -119,7 +118,7 @@ def examine(run: Run, workspace: Workspace) -> preflight.Plan:
         )
     findings = [_renamed(f, key, *expert) for f in plan.findings if f.code not in ("inputs", "no-tokenizer")]
     findings += [f for s in plan.sources for f in _unsuitable(s, plan.facts.get(s.name), key)]
-    findings += settings.check_output(workspace.model, plan.sources)
+    findings += value_checks.check_output(run_dir.model, plan.sources)
     base = plan.facts.get("base")
     if base and base.tensors and not any(f.place.startswith("extract.") for f in findings):
         findings += _check_modules(run.extract, base)
@@ -152,7 +151,7 @@ def _renamed(f: Finding, key: str, name: str = "") -> Finding:
     return replace(f, place=f.place.replace(f"experts.{name}", key), remedy=remedy)
 
 
-def _unsuitable(s: Source, facts: Facts | None, key: str) -> Iterator[Finding]:
+def _unsuitable(s: Source, facts: ModelMetadata | None, key: str) -> Iterator[Finding]:
     """A model that can be merged, but not be taken apart here."""
     place = "model.base" if s.name == "base" else key
     if s.adapter:
@@ -162,7 +161,7 @@ def _unsuitable(s: Source, facts: Facts | None, key: str) -> Iterator[Finding]:
         yield error("format", place, message, "Convert them: load with transformers and save_pretrained.")
 
 
-def _check_modules(e: Extract, base: Facts) -> Iterator[Finding]:
+def _check_modules(e: Extract, base: ModelMetadata) -> Iterator[Finding]:
     """Patterns that match nothing or leave nothing, and what the base does not allow."""
     modules = dict.fromkeys(n.rpartition(".")[0] for n in base.tensors)
     idle = [
@@ -173,8 +172,8 @@ def _check_modules(e: Extract, base: Facts) -> Iterator[Finding]:
     ]
     for place, pattern in idle:
         yield error("setting", place, f"'{pattern}' matches none of the modules, such as {some(modules)}")
-    matrices = {n for n, t in base.tensors.items() if len(t.shape) == 2} - {*compare.VOCABULARY}
-    if not idle and not any(lora.selected(n.rpartition(".")[0], e) for n in matrices):
+    matrices = {n for n, t in base.tensors.items() if len(t.shape) == 2} - {*compatibility.VOCABULARY}
+    if not idle and not any(extract.selected(n.rpartition(".")[0], e) for n in matrices):
         place = "extract.exclude" if e.exclude else "extract.include"
         yield error("setting", place, "it leaves no weight matrix to decompose; embeddings are saved whole")
     if e.embeddings and tied(base.text_config):
@@ -264,7 +263,7 @@ def card(base: Source, source: Source, parts: Sequence[Part], e: Extract, name: 
             f"that of the difference. Extracted by mergelab {__version__} with mergekit "
             f"{version('mergekit')} at extract.rank={e.rank}; measured on these files as peft "
             f"{version('peft')} loads them:\n",
-            scores.markdown(["module", *HEADS[1:]], body) + "\n",
+            score_table.markdown(["module", *HEADS[1:]], body) + "\n",
             "Only modules in which the two models differ are counted; kept is 1 - error².\n",
             "## Command\n",
             f"```\n{command}\n```\n",

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mergelab import evaluation
-from mergelab.errors import InputError, StepError
+from mergelab import context, evaluation
+from mergelab.core.errors import InputError, StepError
+from mergelab.core.findings import settle, stop_on_errors
+from mergelab.core.run_dir import RunDir
 from mergelab.hub import cache
 from mergelab.hub import plan as plans
 from mergelab.hub.download import Wanted, download
 from mergelab.hub.plan import Model, Plan
 from mergelab.hub.repository import Need
-from mergelab.preflight import inputs
-from mergelab.preflight.findings import settle, stop_on_errors
+from mergelab.preflight import resolve_inputs
 from mergelab.preflight.resources import human
-from mergelab.preflight.settings import pickled_allowed
+from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps import planning
-from mergelab.workspace import Workspace
 
 COMMIT = 40
 """Digits of a whole commit."""
@@ -31,16 +30,16 @@ def problems(run: Run) -> Iterable[tuple[str, str]]:
         yield "fetch.workers", f"{run.fetch.workers} is out of range; at least 1"
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Show what is here and what is not, and download that.
 
     Raises:
         InputErrors: with all that the hub refuses, before anything is downloaded.
         StepError: when a download fails, or a data set does.
     """
-    planning.check_settings(run, workspace)
+    context.check_settings(run, run_dir)
     with terminal.progress() as progress:
-        asked = inputs.find(run, lambda role: planning.family(run, progress).checkpoint(role))
+        asked = resolve_inputs.find(run, lambda role: context.family(run, progress).checkpoint(role))
     # An adapter that is not whole is what a fetch mends.
     stop_on_errors(f for f in asked.findings if f.code != "adapter")
     with terminal.waiting() as waiting:
@@ -52,7 +51,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     for f in findings:
         if f.severity != "error" or run.fetch.dry_run:
             terminal.finding("warning", f.text())
-    tasks = sorted({m.task for split in planning.SPLITS for m in evaluation.measures(run, split)})
+    tasks = sorted({m.task for split in context.SPLITS for m in evaluation.measures(run, split)})
     tasks = tasks if run.fetch.data and run.eval.kind != "perplexity" else []
     if run.fetch.dry_run:
         _tell_pins(run, plan.models)
@@ -65,7 +64,7 @@ def execute(run: Run, workspace: Workspace) -> str:
     fetched = list(_fetched(plan.wanted))
     with terminal.progress(nbytes=True) as progress:
         download(plan.wanted, workers=run.fetch.workers, progress=progress)
-    workspace.record({"fetched": fetched, "cache": str(cache.root())})
+    run_dir.record({"fetched": fetched, "cache": str(cache.root())})
     if tasks:
         _read_data(run)
     _tell_pins(run, plan.models)
@@ -105,7 +104,7 @@ def _tell_pins(run: Run, models: list[Model]) -> None:
     for m in models:
         if m.wanted is None or m.adapter or len(m.source.revision or "") == COMMIT:
             continue
-        file, commit = inputs.reads_file(run), m.wanted.of.commit
+        file, commit = resolve_inputs.reads_file(run), m.wanted.of.commit
         pins.append(f"{m.source.path}@{commit}" if file else f"{m.source.place}.revision={commit}")
     if pins:
         terminal.aside("What the hub has under a name may change. To have these very models again:")
@@ -134,6 +133,6 @@ def _read_data(run: Run) -> None:
     with terminal.waiting() as waiting:
         waiting("the evaluation's data")
         try:
-            planning.read_tasks(run)
+            context.read_tasks(run)
         except InputError as e:
             raise StepError(str(e)) from e

@@ -11,17 +11,17 @@ from itertools import groupby
 
 from rich.cells import cell_len
 
-from mergelab.errors import InputError, InputErrors
+from mergelab.context import check_settings
+from mergelab.core.errors import InputError, InputErrors
+from mergelab.core.run_dir import RunDir, short_path
 from mergelab.generation import prompts, settings
 from mergelab.generation.chat import HELP, Screen, chat
-from mergelab.generation.reading import Reader, Request, reader
-from mergelab.generation.record import ENDINGS, NOTHING, Record, rate
-from mergelab.generation.speaking import Answer, Speaker, speaker
+from mergelab.generation.generator import Answer, Generator, load_generator
+from mergelab.generation.prompting import PromptEncoder, Request, prompt_encoder
+from mergelab.generation.select_models import Subject, choose
+from mergelab.generation.transcript import ENDINGS, NOTHING, Transcript, rate
 from mergelab.report import terminal
 from mergelab.schema import Evaluation, Run
-from mergelab.steps.planning import check_settings
-from mergelab.steps.subjects import Subject, choose
-from mergelab.workspace import Workspace, short_path
 
 CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(range(127, 160), 0xFFFD)
 """Characters that would steer the terminal, and what is shown for them."""
@@ -35,23 +35,23 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
     return settings.problems(run.generate)
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Ask every model every prompt, or converse. What was said is in the folder as soon as it was said.
 
     Raises:
         InputErrors: with what is wrong with settings, models or prompts, before a weight is read.
         StepError: where a model cannot be loaded, or fails.
     """
-    check_settings(replace(run, eval=Evaluation(kind="none")), workspace)  # nothing is measured here
+    check_settings(replace(run, eval=Evaluation(kind="none")), run_dir)  # nothing is measured here
     subjects = choose(run, run.overrides)
     asked = given(run)
     readers, requests = read(run, subjects, asked)
-    record = Record(workspace.folder, run, {s.name: s.label for s in subjects})
+    record = Transcript(run_dir.folder, run, {s.name: s.label for s in subjects})
     try:
         if asked:
             for subject, own, those in zip(subjects, readers, requests, strict=True):
                 ask(run, subject, own, those, record, alone=len(subjects) == 1)
-                workspace.event("generated", model=subject.name, answers=len(those))
+                run_dir.event("generated", model=subject.name, answers=len(those))
         else:
             converse(run, subjects, readers, record)
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ def execute(run: Run, workspace: Workspace) -> str:
         raise KeyboardInterrupt(kept if record.answers else "") from None
     finally:
         record.close()
-        workspace.record({"generation": record.summary()})
+        run_dir.record({"generation": record.summary()})
     if len(subjects) > 1 and asked:
         side_by_side(record.answers)
     if record.answers:
@@ -94,20 +94,20 @@ def given(run: Run) -> list[str]:
 
 def read(
     run: Run, subjects: Sequence[Subject], asked: Sequence[str]
-) -> tuple[list[Reader], list[list[Request]]]:
+) -> tuple[list[PromptEncoder], list[list[Request]]]:
     """How each model reads, and what it reads of each prompt.
 
     Raises:
         InputErrors: with the models that cannot, and the prompts that they cannot take.
     """
-    readers: list[Reader] = []
+    readers: list[PromptEncoder] = []
     requests: list[list[Request]] = []
     wrong: list[str] = []
     refused: dict[str, list[str]] = {}
     for s in subjects:
         try:
             trust = run.model.trust_remote_code
-            readers.append(reader(s.name, s.folder, run.generate, s.context, trust_remote_code=trust))
+            readers.append(prompt_encoder(s.name, s.folder, run.generate, s.context, trust_remote_code=trust))
         except InputError as e:
             wrong.append(str(e))
             continue
@@ -129,7 +129,13 @@ def read(
 
 
 def ask(
-    run: Run, subject: Subject, own: Reader, requests: Sequence[Request], record: Record, *, alone: bool
+    run: Run,
+    subject: Subject,
+    own: PromptEncoder,
+    requests: Sequence[Request],
+    record: Transcript,
+    *,
+    alone: bool,
 ) -> None:
     """Load one model, and let it answer; when this returns, its memory is free for the next.
 
@@ -138,7 +144,7 @@ def ask(
     """
     with terminal.waiting() as wait:
         wait(f"loading {subject.name}")
-        voice = speaker(own, subject.folder, subject.adapter, run)
+        voice = load_generator(own, subject.folder, subject.adapter, run)
     if alone:
         for number, request in enumerate(requests, start=1):
             _prompt(request.prompt)
@@ -154,13 +160,15 @@ def ask(
             record.add(number, voice.answer(request, lambda piece: None))
 
 
-def converse(run: Run, subjects: Sequence[Subject], readers: Sequence[Reader], record: Record) -> None:
+def converse(
+    run: Run, subjects: Sequence[Subject], readers: Sequence[PromptEncoder], record: Transcript
+) -> None:
     """Load all models, and converse with them."""
-    voices: list[Speaker] = []
+    voices: list[Generator] = []
     with terminal.waiting() as wait:
         for subject, own in zip(subjects, readers, strict=True):
             wait(f"loading {subject.name}")
-            voices.append(speaker(own, subject.folder, subject.adapter, run))
+            voices.append(load_generator(own, subject.folder, subject.adapter, run))
     alone = len(voices) == 1
     terminal.aside(f"{', '.join(v.name for v in voices)}: {HELP}")
     if plain := [v.name for v in voices if not v.reader.templated]:

@@ -1,4 +1,4 @@
-"""merge: write the merged model aside; `check` gives it its final name."""
+"""merge: write the merged model aside; `verify` gives it its final name."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from typing import Any
 
 import yaml
 
-from mergelab import recipe as recipes
-from mergelab import zoo
-from mergelab.merging import fast, scratch
+from mergelab.core import cache_dir
+from mergelab.core.run_dir import RunDir, read_json
+from mergelab.merging import node_local_cache, streaming_engine
 from mergelab.preflight.resources import human
+from mergelab.provenance import identify
+from mergelab.recipes import recipe as recipes
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.identify import identify
-from mergelab.workspace import Workspace, read_json
 
 EVENTS = 5.0
 """Seconds between two lines on the progress in events.jsonl."""
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Record what goes in, then merge."""
-    recipe = yaml.safe_load(workspace.recipe.read_text(encoding="utf-8"))
-    plan = read_json(workspace.plan)
+    recipe = yaml.safe_load(run_dir.recipe.read_text(encoding="utf-8"))
+    plan = read_json(run_dir.plan)
     if plan["engine"]["name"] == "fast":
-        said = _fast(run, workspace, recipe, plan)
+        said = _fast(run, run_dir, recipe, plan)
     else:
-        said = _by_mergekit(run, workspace, recipe)
-    size = sum(f.stat().st_size for f in workspace.partial.glob("*.safetensors"))
+        said = _by_mergekit(run, run_dir, recipe)
+    size = sum(f.stat().st_size for f in run_dir.partial.glob("*.safetensors"))
     return f"{recipes.method_of(recipe)}, {human(size)}{said}"
 
 
-def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
-    from mergelab.merging import by_mergekit, mixture
+def _by_mergekit(run: Run, run_dir: RunDir, recipe: dict[str, Any]) -> str:
+    from mergelab.merging import mergekit_backend, moe_builder
 
     mixed = recipes.is_mixture(recipe)
-    make = partial(mixture.build, template=run.model.chat_template) if mixed else by_mergekit.merge
-    with terminal.progress() as progress, workspace.aside() as out:
-        identify(run, workspace, progress)
+    make = partial(moe_builder.build, template=run.model.chat_template) if mixed else mergekit_backend.merge
+    with terminal.progress() as progress, run_dir.staging() as out:
+        identify(run, run_dir, progress)
         make(
             recipe,
             out,
@@ -59,22 +59,26 @@ def _by_mergekit(run: Run, workspace: Workspace, recipe: dict[str, Any]) -> str:
     return f", {k} of {n} experts a token, gates {recipe.get('gate_mode', 'hidden')}"
 
 
-def _fast(run: Run, workspace: Workspace, recipe: dict[str, Any], plan: dict[str, Any]) -> str:
-    from mergelab.merging import engine, rates, unfinished
+def _fast(run: Run, run_dir: RunDir, recipe: dict[str, Any], plan: dict[str, Any]) -> str:
+    from mergelab.merging import backends, resume, throughput_cache
 
-    models = {m["reference"]: (m["name"], scratch.copy_of(Path(m["folder"]))) for m in plan["models"]}
-    donor = next(Path(m["folder"]) for m in plan["models"] if m["name"] == plan["donor"])
-    merge = engine.prepare(run, recipe, models)
+    models = {
+        m["reference"]: (m["name"], node_local_cache.copy_of(Path(m["folder"]))) for m in plan["models"]
+    }
+    config_source = next(Path(m["folder"]) for m in plan["models"] if m["name"] == plan["config_source"])
+    merge = backends.prepare(run, recipe, models)
     with (
         terminal.progress(nbytes=True) as progress,
-        unfinished.folder(workspace.partial, merge.key, recipe, zoo.home()),
-        _meanwhile(lambda told: identify(run, workspace, told), progress) as finish,
+        resume.folder(run_dir.partial, merge.key, recipe, cache_dir.home()),
+        _meanwhile(lambda told: identify(run, run_dir, told), progress) as finish,
     ):
         start = time.monotonic()
-        there = engine.merge(merge, recipe, workspace.partial, run, donor, _told(workspace, progress))
+        there = backends.merge(merge, recipe, run_dir.partial, run, config_source, _told(run_dir, progress))
         if not there:
             traffic = sum(o.traffic for o in merge.outputs)
-            rates.note(zoo.home(), merge.method, run.hardware, traffic, time.monotonic() - start)
+            throughput_cache.note(
+                cache_dir.home(), merge.method, run.hardware, traffic, time.monotonic() - start
+            )
         finish()
     return f", of which {human(there)} were there already" if there else ""
 
@@ -85,7 +89,7 @@ class _Cancelled(Exception):
 
 @contextmanager
 def _meanwhile(
-    work: Callable[[fast.Progress], None], progress: fast.Progress
+    work: Callable[[streaming_engine.Progress], None], progress: streaming_engine.Progress
 ) -> Iterator[Callable[[], None]]:
     """Do `work` in another thread: to hash the inputs takes as long as to merge them, and reads the
     same bytes. Yields a function that waits for the end, with a bar; without it the work is given up.
@@ -111,7 +115,7 @@ def _meanwhile(
             given_up.set()
 
 
-def _told(workspace: Workspace, progress: fast.Progress) -> fast.Progress:
+def _told(run_dir: RunDir, progress: streaming_engine.Progress) -> streaming_engine.Progress:
     """The bar, and every few seconds a line in events.jsonl."""
     last = time.monotonic()
 
@@ -120,6 +124,6 @@ def _told(workspace: Workspace, progress: fast.Progress) -> fast.Progress:
         progress(what, done, total)
         if time.monotonic() - last >= EVENTS:
             last = time.monotonic()
-            workspace.event("progress", step="merge", what=what, bytes=done, of=total)
+            run_dir.event("progress", step="merge", what=what, bytes=done, of=total)
 
     return tell

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from rich.syntax import Syntax
 
-from mergelab import evaluation, zoo
-from mergelab.merging import rates
+from mergelab import evaluation
+from mergelab.context import make_plan, tell
+from mergelab.core import cache_dir
+from mergelab.core.findings import stop_on_errors
+from mergelab.core.run_dir import RunDir
+from mergelab.merging import throughput_cache
 from mergelab.preflight import Plan, Source, reads_file
-from mergelab.preflight.engines import Engine
-from mergelab.preflight.findings import stop_on_errors
 from mergelab.preflight.resources import Estimate, human
-from mergelab.recipe import dump
-from mergelab.report import scores, terminal
+from mergelab.recipes.engine_selection import Engine
+from mergelab.recipes.recipe import dump
+from mergelab.report import score_table, terminal
 from mergelab.schema import Run, Slurm
-from mergelab.steps.planning import make_plan, tell
-from mergelab.workspace import Workspace
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Print the models, the recipe, the findings and the estimate."""
-    plan = make_plan(run, workspace, merges=True, lacking="warning")
+    plan = make_plan(run, run_dir, merges=True, missing_severity="warning")
     show(run, plan)
     stop_on_errors(plan.findings)
     warnings = sum(f.severity == "warning" for f in plan.findings)
@@ -94,7 +95,7 @@ def evaluation_text(run: Run) -> str:
     measured = evaluation.measures(run, "validation")
     models = 1 + (1 + len(run.experts) if run.eval.baselines else 0)
     tasks = ", ".join(f"{m.name} ({m.task})" for m in measured)
-    how = scores.how({"quantize": run.hardware.quantize, "backend": run.eval.backend})
+    how = score_table.how({"quantize": run.hardware.quantize, "backend": run.eval.backend})
     return f"{models} models on {tasks}{how}" if tasks else "none"
 
 
@@ -103,7 +104,7 @@ def time_rows(run: Run, plan: Plan) -> list[list[str]]:
     if plan.engine is None or plan.engine.name != "fast" or plan.recipe is None or plan.estimate is None:
         return []
     method = plan.recipe["merge_method"]
-    rate = rates.known(zoo.home(), method, run.hardware)
+    rate = throughput_cache.known(cache_dir.home(), method, run.hardware)
     if rate is None:
         return []
     seconds = (plan.estimate.read + plan.estimate.write) / rate

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from mergelab.preflight.findings import stop_on_errors
+from mergelab.context import make_plan, read_tasks, tell
+from mergelab.core.findings import stop_on_errors
+from mergelab.core.run_dir import RunDir
 from mergelab.preflight.resources import human
 from mergelab.schema import Run
-from mergelab.steps.planning import make_plan, read_tasks, tell
-from mergelab.workspace import Workspace
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Stop with every error at once, or leave plan.json and recipe.yaml."""
-    plan = make_plan(run, workspace, merges="merge" in run.job.steps)
+    plan = make_plan(run, run_dir, merges="merge" in run.job.steps)
     tell(plan, "warning")
     stop_on_errors(plan.findings)
     if "evaluate" in run.job.steps:

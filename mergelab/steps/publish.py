@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergelab.errors import InputError, StepError
+from mergelab import context
+from mergelab.core.errors import InputError, StepError
+from mergelab.core.run_dir import RunDir, find_model, finished_model, read_memo
 from mergelab.hub import client
 from mergelab.hub.upload import Item, Target, check_login, items, look, stale, upload
 from mergelab.preflight.resources import human
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps import check, planning
-from mergelab.workspace import Workspace, find_model, finished_model, read_memo
+from mergelab.steps import verify
 
 CARD = "README.md"
 SHOWN = ("library_name", "license", "base_model", "tags", "language")
@@ -94,7 +95,7 @@ def _card(path: Path) -> dict[str, Any]:
         raise ValueError(str(e)) from e
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Show what would go, check the model, and send it.
 
     Raises:
@@ -102,7 +103,7 @@ def execute(run: Run, workspace: Workspace) -> str:
         StepError: when the model is not sound, or the hub refuses.
     """
     # Nothing is measured, so whatever the composition would measure need not be there.
-    planning.check_settings(replace(run, eval=replace(run.eval, kind="none", tasks=[], text=None)), workspace)
+    context.check_settings(replace(run, eval=replace(run.eval, kind="none", tasks=[], text=None)), run_dir)
     settings = run.publish
     folder = finished_model(str(settings.path), "publish.path")
     going = items(folder)
@@ -119,9 +120,9 @@ def execute(run: Run, workspace: Workspace) -> str:
     size = sum(i.size for i in going)
     if settings.dry_run:
         return f"{len(going)} files, {human(size)}; nothing was sent"
-    run = planning.on_this_machine(run)
-    report = check.look(folder, run, {})
-    workspace.record({"check": report.json(), "model": str(folder)})
+    run = context.on_this_machine(run)
+    report = verify.look(folder, run, {})
+    run_dir.record({"check": report.json(), "model": str(folder)})
     if report.problems:
         raise StepError(f"{folder} is not sound, and was not sent: " + "; ".join(report.problems))
     message = settings.message or f"{folder.name}, by mergelab"
@@ -129,7 +130,7 @@ def execute(run: Run, workspace: Workspace) -> str:
         commit = upload(going, target, private=settings.private, message=message, progress=progress)
     url = _url(target)
     told = {"repo": target.repo, "revision": settings.revision, "commit": commit, "url": url}
-    workspace.record({"published": {**told, "files": len(going), "bytes": size}})
+    run_dir.record({"published": {**told, "files": len(going), "bytes": size}})
     terminal.command(url)
     if commit == target.head:
         return f"{target.repo} has this very model already, at {commit[:12]}"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from mergelab.report import scores, terminal
-from mergelab.report.card import write_card
+from mergelab.core.run_dir import RunDir, read_json
+from mergelab.provenance import identify
+from mergelab.report import score_table, terminal
+from mergelab.report.model_card import write_card
 from mergelab.schema import Run
-from mergelab.steps.identify import identify
-from mergelab.workspace import Workspace, read_json
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Finish the record of a run, and show what came of it."""
-    if "key" not in read_json(workspace.result):
+    if "key" not in read_json(run_dir.result):
         with terminal.progress() as progress:
-            identify(run, workspace, progress)
-    result = read_json(workspace.result)
+            identify(run, run_dir, progress)
+    result = read_json(run_dir.result)
     if "merge" in run.job.steps:
-        write_card(workspace, workspace.model)
+        write_card(run_dir, run_dir.model)
     show(result)
     fitness = result.get("fitness")
     return f"fitness {fitness['value']:.3f} on the {fitness['split']} split" if fitness else "result.json"
@@ -27,10 +27,10 @@ def show(result: dict[str, object]) -> None:
     metrics = result.get("metrics")
     if not isinstance(metrics, dict) or terminal.brief:
         return
-    heads, body = scores.rows(metrics, "validation", result.get("shares") or {})  # type: ignore[arg-type]
+    heads, body = score_table.rows(metrics, "validation", result.get("shares") or {})  # type: ignore[arg-type]
     if not body:
         return
     terminal.gap()
-    how = scores.how(result.get("measured") or {})  # type: ignore[arg-type]
+    how = score_table.how(result.get("measured") or {})  # type: ignore[arg-type]
     terminal.table(f"validation{how}", heads, body, first_bold="merged" in metrics, texts=1)
     terminal.gap()

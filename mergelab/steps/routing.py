@@ -9,28 +9,28 @@ from typing import Any
 import yaml
 
 from mergelab import evaluation
+from mergelab.context import evaluator
+from mergelab.core.run_dir import RunDir, read_json, read_memo
 from mergelab.evaluation import routing
-from mergelab.preflight import mixtures
+from mergelab.recipes import mixtures
 from mergelab.report import routing as report
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps.evaluate import MERGED, models
-from mergelab.steps.planning import evaluator
-from mergelab.workspace import Workspace, read_json, read_memo
 
 OWN_RECIPE = "mergekit_moe_config.yml"
 """Where mergekit-moe leaves the recipe of a mixture, in its folder."""
 
 
-def applies(run: Run, workspace: Workspace) -> bool:
+def applies(run: Run, run_dir: RunDir) -> bool:
     """Whether the run's model is a mixture of experts, and there are prompts to follow through it."""
-    folder, _ = models(run, workspace).get(MERGED, (None, None))
+    folder, _ = models(run, run_dir).get(MERGED, (None, None))
     if folder is None or routing.experts_in(read_memo(folder / "config.json")) < 2:
         return False
-    return _asks_tasks(run) or bool(_experts(run, workspace, folder)[1])
+    return _asks_tasks(run) or bool(_experts(run, run_dir, folder)[1])
 
 
-def execute(run: Run, workspace: Workspace) -> str:
+def execute(run: Run, run_dir: RunDir) -> str:
     """Record, show and draw where the routers send the tokens of each task's prompts.
 
     The prompts are those of the validation tasks, or where there are none, those by which the recipe
@@ -39,11 +39,11 @@ def execute(run: Run, workspace: Workspace) -> str:
     Raises:
         StepError: when the model cannot be loaded or run.
     """
-    folder, _ = models(run, workspace)[MERGED]
+    folder, _ = models(run, run_dir)[MERGED]
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in routing.MODEL_TYPES:
         return f"not told of a {kind}, only of {', '.join(routing.MODEL_TYPES)}"
-    names, prompts, prompts_of = _experts(run, workspace, folder)
+    names, prompts, prompts_of = _experts(run, run_dir, folder)
     with terminal.progress() as progress:
         progress("loading", 0, 0)
         model, tokenizer = evaluation.load(
@@ -59,8 +59,8 @@ def execute(run: Run, workspace: Workspace) -> str:
             progress=progress,
         )  # fmt: skip
     told = {"prompts_of": prompts_of, **found.summary()}
-    report.write(workspace.folder / "report", told, found.layers, found.shares, found.weights)
-    workspace.record({"routing": told})
+    report.write(run_dir.folder / "report", told, found.layers, found.shares, found.weights)
+    run_dir.record({"routing": told})
     report.show(told)
     return report.line(told)
 
@@ -69,12 +69,12 @@ def _asks_tasks(run: Run) -> bool:
     return run.eval.kind in ("skills", "tasks")
 
 
-def _experts(run: Run, workspace: Workspace, folder: Path) -> tuple[list[str], dict[str, list[str]], str]:
+def _experts(run: Run, run_dir: RunDir, folder: Path) -> tuple[list[str], dict[str, list[str]], str]:
     """The experts' names in the model's order, their own prompts by name, and whose those are.
 
     Known where the run that made the model, or mergekit-moe, has left its recipe; else numbers.
     """
-    plan = _plan(run, workspace, folder)
+    plan = _plan(run, run_dir, folder)
     recipe = plan.get("recipe") or _left(folder / OWN_RECIPE)
     n = routing.experts_in(read_json(folder / "config.json"))
     experts = recipe.get("experts") or []
@@ -89,10 +89,10 @@ def _experts(run: Run, workspace: Workspace, folder: Path) -> tuple[list[str], d
     return names, prompts, "recipe" if recipe.get("gate_mode") in mixtures.RANDOM else "gates"
 
 
-def _plan(run: Run, workspace: Workspace, folder: Path) -> Mapping[str, Any]:
+def _plan(run: Run, run_dir: RunDir, folder: Path) -> Mapping[str, Any]:
     """plan.json of the run that made the model in `folder`; empty where it was no run, or is not there."""
     if not run.evaluate.path:
-        return dict(read_json(workspace.plan))
+        return dict(read_json(run_dir.plan))
     for place in (Path(run.evaluate.path).expanduser().resolve(), folder.parent):
         made = read_memo(place / "result.json").get("model")
         if made and Path(made).resolve() == folder.resolve():

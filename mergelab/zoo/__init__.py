@@ -14,11 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.cache_dir import home
 from mergelab.zoo.curriculum import Curriculum
 from mergelab.zoo.skills import SKILLS
-from mergelab.zoo.store import home, open_at
+from mergelab.zoo.store import open_at
 
-__all__ = ["ROLES", "SKILLS", "Family", "Progress", "family_path", "home", "open_family"]
+__all__ = ["ROLES", "SKILLS", "Family", "Progress", "family_path", "open_family"]
 
 ROLES = ("math", "physics", "code", "japanese", "general")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,14 +25,6 @@ Build = Callable[[Path], Mapping[str, Any]]
 """Fills the empty folder it is given, and returns what the manifest is to say about it."""
 
 logger = logging.getLogger("mergelab.zoo")
-
-
-def home() -> Path:
-    """The folder of all that mergelab builds: $MERGELAB_HOME, or `mergelab` in the user's cache."""
-    if chosen := os.environ.get("MERGELAB_HOME"):
-        return Path(chosen).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "mergelab"
 
 
 def open_at(path: Path, build: Build) -> None:

@@ -15,14 +15,14 @@ from conftest import random_model
 from safetensors.torch import save_file
 from weights import change, weights
 
-from mergelab.analysis import distance, regions, stream, tensor
+from mergelab.analysis import distance, parameter_groups, streaming, tensor
+from mergelab.analysis.affine import Span, place
 from mergelab.analysis.landscape import Point, best
-from mergelab.analysis.plane import Span, place
-from mergelab.analysis.regions import Comparison
-from mergelab.analysis.sums import Sums
-from mergelab.errors import StepError
-from mergelab.merging.kernels import group
-from mergelab.preflight import checkpoint
+from mergelab.analysis.parameter_groups import Comparison
+from mergelab.analysis.statistics import Statistics
+from mergelab.core.errors import StepError
+from mergelab.merging.kernels import tensor_group
+from mergelab.models import checkpoint
 from mergelab.schema import Hardware
 
 Edit = Callable[[dict[str, torch.Tensor]], None]
@@ -32,7 +32,7 @@ Edit = Callable[[dict[str, torch.Tensor]], None]
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of thousands of entries are read in many blocks of several chunks."""
     monkeypatch.setattr(tensor, "BLOCK", 3000)
-    monkeypatch.setitem(group.CHUNK, "cpu", 1024)
+    monkeypatch.setitem(tensor_group.CHUNK, "cpu", 1024)
 
 
 def noise(seed: int, size: float = 0.01) -> Edit:
@@ -69,10 +69,10 @@ def shard(folder: Path) -> None:
 def compare(folders: Mapping[str, Path], top: float | None = 0.1, **settings: Any) -> Comparison:
     base, *_ = facts = [checkpoint.weights(f) for f in folders.values()]
     experts = dict(zip(list(folders)[1:], facts[1:], strict=True))
-    return stream.compare(base, experts, hardware=Hardware(**settings), top=top)
+    return streaming.compare(base, experts, hardware=Hardware(**settings), top=top)
 
 
-def dense(tensors: list[torch.Tensor], top: float) -> Sums:
+def dense(tensors: list[torch.Tensor], top: float) -> Statistics:
     """The definitions, word by word, of a base and experts held in memory."""
     wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     base, *experts = (t.to(wide).flatten() for t in tensors)
@@ -86,7 +86,7 @@ def dense(tensors: list[torch.Tensor], top: float) -> Sums:
         several = range(len(deltas))
         return np.array([[int(of(i, j).sum()) for j in several] for i in several])
 
-    return Sums(
+    return Statistics(
         base.numel(), (rows @ rows.T).numpy(),
         counts(lambda i, j: deltas[i] * deltas[j] > 0),
         counts(lambda i, j: (deltas[i] != 0) & (deltas[j] != 0)),
@@ -94,7 +94,7 @@ def dense(tensors: list[torch.Tensor], top: float) -> Sums:
     )  # fmt: skip
 
 
-def same(one: Sums, other: Sums) -> None:
+def same(one: Statistics, other: Statistics) -> None:
     """Counts alike, and sums but for the order in which they were added."""
     scale = np.sqrt(np.outer(other.dots.diagonal(), other.dots.diagonal()))
     assert (np.abs(one.dots - other.dots) <= 1e-13 * scale).all()
@@ -150,7 +150,7 @@ def test_what_is_read_is_told_in_bytes(tmp_path: Path) -> None:
     folders = build(tmp_path, {"a": noise(1)})
     told: list[tuple[str, int, int]] = []
     base, a = (checkpoint.weights(f) for f in folders.values())
-    stream.compare(base, {"a": a}, hardware=Hardware(), progress=lambda *x: told.append(x))
+    streaming.compare(base, {"a": a}, hardware=Hardware(), progress=lambda *x: told.append(x))
     total = base.nbytes + a.nbytes
     assert told[0] == ("compare", 0, total) and told[-1] == ("compare", total, total)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
@@ -258,7 +258,7 @@ def test_a_file_that_has_changed_meanwhile(tmp_path: Path) -> None:
     base, a = (checkpoint.weights(f) for f in folders.values())
     change(folders["a"], lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(StepError, match="has changed since preflight, or is damaged"):
-        stream.compare(base, {"a": a}, hardware=Hardware())
+        streaming.compare(base, {"a": a}, hardware=Hardware())
 
 
 # ---------------------------------------------------------------- parts of a model
@@ -267,16 +267,16 @@ def test_a_file_that_has_changed_meanwhile(tmp_path: Path) -> None:
 def test_kinds_and_layers_of_names() -> None:
     kinds = {
         "model.layers.11.self_attn.q_proj.weight": ("self_attn.q_proj", 11),
-        "model.layers.0.self_attn.q_proj.bias": (regions.BIASES, 0),
-        "model.layers.3.post_attention_layernorm.weight": (regions.NORMS, 3),
-        "model.layers.3.self_attn.q_norm.weight": (regions.NORMS, 3),
+        "model.layers.0.self_attn.q_proj.bias": (parameter_groups.BIASES, 0),
+        "model.layers.3.post_attention_layernorm.weight": (parameter_groups.NORMS, 3),
+        "model.layers.3.self_attn.q_norm.weight": (parameter_groups.NORMS, 3),
         "model.layers.7.mlp.experts.12.down_proj.weight": ("mlp.experts.*.down_proj", 7),
         "model.embed_tokens.weight": ("embed_tokens", None),
-        "model.norm.weight": (regions.NORMS, None),
+        "model.norm.weight": (parameter_groups.NORMS, None),
         "lm_head.weight": ("lm_head", None),
         "transformer.h.5.mlp.c_fc.weight": ("mlp.c_fc", 5),
     }
-    assert {n: (regions.kind(n), regions.layer(n)) for n in kinds} == kinds
+    assert {n: (parameter_groups.kind(n), parameter_groups.layer(n)) for n in kinds} == kinds
 
 
 def test_parts_add_up_to_the_whole(tmp_path: Path) -> None:

@@ -22,16 +22,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from weights import change
 
-from mergelab import evaluation
-from mergelab.analysis import distance, stream
+from mergelab import context, evaluation
+from mergelab.analysis import distance, streaming
 from mergelab.analysis.landscape import overrides
-from mergelab.analysis.regions import Comparison
-from mergelab.analysis.sums import Sums
-from mergelab.preflight import checkpoint
+from mergelab.analysis.parameter_groups import Comparison
+from mergelab.analysis.statistics import Statistics
+from mergelab.models import checkpoint
 from mergelab.report.analysis import files, style
 from mergelab.report.analysis.data import Land
 from mergelab.schema import Hardware
-from mergelab.steps import planning
 
 ROLES = ("math", "physics", "code", "japanese")
 PICTURES = {"similarity.png", "by_layer.png", "by_kind.png", "agreement.png"}
@@ -56,7 +55,7 @@ def drawn(path: Path) -> Image.Image:
 def compared(family: Any) -> Comparison:
     """The tiny family as the library has it."""
     base, *experts = (checkpoint.weights(family.checkpoint(r)) for r in ("base", *ROLES))
-    return stream.compare(base, dict(zip(ROLES, experts, strict=True)), hardware=Hardware(), top=0.1)
+    return streaming.compare(base, dict(zip(ROLES, experts, strict=True)), hardware=Hardware(), top=0.1)
 
 
 def value(text: str) -> float:
@@ -169,7 +168,7 @@ SHORT = ("eval.limit=16", "analyze.points=3")
 @pytest.fixture(scope="module")
 def plane(family: Any, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The analysis of the tiny family with a short plane, once."""
-    from mergelab.main import main
+    from mergelab.cli.main import main
 
     folder, out, err = tmp_path_factory.mktemp("plane") / "run", io.StringIO(), io.StringIO()
     status: Any = 0
@@ -235,7 +234,7 @@ def test_the_corners_of_the_landscape_are_the_models_themselves(plane: Outcome, 
     corners = plane.result["landscape"]["models"]
     assert list(corners) == ["base", "math", "physics"] and plane.result["landscape"]["split"] == "search"
     for name, corner in corners.items():
-        own = planning.evaluator(run).evaluate(family.checkpoint(name), wanted)
+        own = context.evaluator(run).evaluate(family.checkpoint(name), wanted)
         assert {n: s["value"] for n, s in corner["scores"].items()} == {n: s.value for n, s in own.items()}
         assert corner["fitness"] == evaluation.fitness(own, wanted)
         assert corner["weights"] == {n: float(n == name) for n in ("math", "physics")}
@@ -457,14 +456,14 @@ def invented(names: tuple[str, ...], layers: int) -> Comparison:
     """A comparison of experts that do not exist."""
     made = np.random.default_rng(len(names))
 
-    def sums() -> Sums:
+    def sums() -> Statistics:
         task = made.normal(size=(len(names), 64)) * 0.01
         dots = np.zeros((1 + len(names),) * 2)
         dots[0, 0], dots[1:, 1:] = 1.0, task @ task.T
         both = np.full((len(names),) * 2, 1000)
         tops = np.full(len(names), 100)
         chance = made.integers(0, 100, size=both.shape)
-        return Sums(
+        return Statistics(
             1000, dots, both // 2 + chance, both, tops, chance + chance.T, np.outer(tops, tops) / 1000
         )
 

@@ -224,7 +224,7 @@ def test_the_log_tells_the_story(first: lab.Result) -> None:
     assert first.folder is not None
     log = (first.folder / "mergelab.log").read_text(encoding="utf-8")
     assert f"command: {first.command}" in log
-    for step in ("preflight", "merge", "check", "evaluate", "report"):
+    for step in ("preflight", "merge", "verify", "evaluate", "report"):
         assert f"{step}: started" in log and f"{step}: done in " in log
     assert "engine: fast" in log and '"merge_method": "ties"' in log and "estimate in bytes" in log
     assert "fitness" in log
@@ -235,14 +235,14 @@ def test_the_log_has_a_failures_traceback_and_what_libraries_warn_of(
 ) -> None:
     import warnings
 
-    from mergelab.merging import engine
+    from mergelab.merging import backends
 
     def broken(*_: Any, **__: Any) -> None:
         warnings.warn("this is deprecated", FutureWarning, stacklevel=1)
         logging.getLogger("some.library").warning("it looks odd")
         raise ZeroDivisionError("nothing to divide by")
 
-    monkeypatch.setattr(engine, "merge", broken)
+    monkeypatch.setattr(backends, "merge", broken)
     with pytest.raises(ZeroDivisionError):
         lab.run(lab.compose(*SMALL), "out", console=False)
     log = Path("out/mergelab.log").read_text(encoding="utf-8")
@@ -295,7 +295,7 @@ def test_the_process_is_left_as_it_was_found(here: Path, capfd: pytest.CaptureFi
 def test_offline_holds_for_as_long_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants as hub
 
-    from mergelab import offline
+    from mergelab.core import offline
 
     for name in offline.NAMES:
         monkeypatch.delenv(name, raising=False)

@@ -11,8 +11,8 @@ import pytest
 from composing import composed
 from omegaconf import OmegaConf
 
-from mergelab.main import CONF
-from mergelab.report.help import GROUPS
+from mergelab.cli.help import GROUPS
+from mergelab.cli.main import CONF
 from mergelab.schema import Run
 
 OPTIONS = [
@@ -49,7 +49,7 @@ def test_the_bare_command_is_the_tiny_family_with_dare_ties() -> None:
     assert (run.model.name, run.method.name, list(run.experts)) == (
         "tiny", "dare_ties", ["math", "physics", "code", "japanese"],
     )  # fmt: skip
-    assert run.job.steps == ["preflight", "merge", "check", "evaluate", "routing", "report"]
+    assert run.job.steps == ["preflight", "merge", "verify", "evaluate", "routing", "report"]
 
 
 def test_experts_are_overridden_added_and_left_out_by_name() -> None:
@@ -125,46 +125,46 @@ LAYERS = {
     "errors": set(),
     "schema": set(),
     "run_log": set(),
-    "result": {"errors", "workspace"},
+    "result": {"errors", "run_dir"},
     "offline": {"schema"},
     "composing": {"errors"},
-    "composition": {"composing", "errors", "schema", "workspace", "hydra"},
+    "composition": {"composing", "errors", "schema", "run_dir", "hydra"},
     "execution": {
         "composition", "errors", "merging", "offline", "report", "result", "run_log", "schema", "steps",
-        "workspace",
+        "run_dir",
     },
     "api": {
         "composition", "errors", "evaluation", "execution", "offline", "optimization", "preflight", "recipe",
-        "report", "result", "schema", "steps", "workspace",
+        "report", "result", "schema", "steps", "run_dir",
     },
-    "workspace": {"errors"},
+    "run_dir": {"errors"},
     "pulse": set(),
     "lines": {"errors"},
     "slurm": {
-        "errors", "schema", "workspace", "identity", "lines", "pulse", "report", "merging", "zoo", "syncing",
+        "errors", "schema", "run_dir", "identity", "lines", "pulse", "report", "merging", "zoo", "syncing",
         "hydra", "composition", "run_log",
     },
-    "syncing": {"report", "schema", "workspace"},
+    "syncing": {"report", "schema", "run_dir"},
     "recipe": {"errors", "schema"},
-    "identity": {"workspace"},
+    "identity": {"run_dir"},
     "quiet": {"run_log"},
-    "preflight": {"errors", "schema", "recipe", "workspace"},
-    "merging": {"identity", "errors", "schema", "recipe", "preflight", "quiet", "workspace"},
-    "evaluation": {"errors", "schema", "identity", "quiet", "result", "workspace"},
-    "analysis": {"errors", "schema", "recipe", "preflight", "merging", "evaluation", "quiet", "workspace"},
-    "generation": {"errors", "schema", "evaluation", "quiet", "workspace"},
-    "hub": {"errors", "schema", "preflight", "quiet", "workspace"},
+    "preflight": {"errors", "schema", "recipe", "run_dir"},
+    "merging": {"identity", "errors", "schema", "recipe", "preflight", "quiet", "run_dir"},
+    "evaluation": {"errors", "schema", "identity", "quiet", "result", "run_dir"},
+    "analysis": {"errors", "schema", "recipe", "preflight", "merging", "evaluation", "quiet", "run_dir"},
+    "generation": {"errors", "schema", "evaluation", "quiet", "run_dir"},
+    "hub": {"errors", "schema", "preflight", "quiet", "run_dir"},
     "zoo": {"errors"},
-    "tracking": {"errors", "schema", "workspace"},
-    "report": {"errors", "schema", "workspace", "pulse"},
-    "monitor": {"errors", "schema", "workspace", "pulse", "slurm", "report"},
+    "tracking": {"errors", "schema", "run_dir"},
+    "report": {"errors", "schema", "run_dir", "pulse"},
+    "monitor": {"errors", "schema", "run_dir", "pulse", "slurm", "report"},
     "steps": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "workspace", "pulse", "analysis", "generation", "hub", "quiet",
+        "report", "run_dir", "pulse", "analysis", "generation", "hub", "quiet",
     },
     "optimization": {
         "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "workspace", "steps", "quiet", "hydra", "lines", "pulse", "slurm", "syncing", "composition",
+        "report", "run_dir", "steps", "quiet", "hydra", "lines", "pulse", "slurm", "syncing", "composition",
         "offline", "result", "run_log",
     },
 }  # fmt: skip

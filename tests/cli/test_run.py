@@ -82,7 +82,7 @@ def test_the_folder_of_a_run(default_run: Path) -> None:
     }  # fmt: skip
     events = [json.loads(x) for x in (default_run / "events.jsonl").read_text().splitlines()]
     done = [e["step"] for e in events if e["event"] == "step" and e["state"] == "done"]
-    assert done == ["preflight", "merge", "check", "evaluate", "report"]
+    assert done == ["preflight", "merge", "verify", "evaluate", "report"]
 
 
 def test_result_json_says_what_is_needed_to_repeat_the_run(default_run: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_sweep_ends_with_one_comparison(mergelab: Command) -> None:
 
 
 def test_a_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
-    from mergelab.report.comparison import collect
+    from mergelab.report.sweep_comparison import collect
 
     for number, fitness in enumerate((None, -1.0, 0.0, 0.5)):
         (tmp_path / str(number)).mkdir()
@@ -197,17 +197,17 @@ def test_no_run_of_a_sweep_starts_where_one_is_invalid(mergelab: Command) -> Non
 def test_a_run_that_fails_does_not_stop_the_others(
     mergelab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergelab.errors import StepError
-    from mergelab.merging import by_mergekit
+    from mergelab.core.errors import StepError
+    from mergelab.merging import mergekit_backend
 
-    original = by_mergekit.merge
+    original = mergekit_backend.merge
 
     def merge(recipe: Any, *arguments: Any, **named: Any) -> None:
         if recipe["merge_method"] == "ties":
             raise StepError("by design")
         original(recipe, *arguments, **named)
 
-    monkeypatch.setattr(by_mergekit, "merge", merge)
+    monkeypatch.setattr(mergekit_backend, "merge", merge)
     out = mergelab("-m", "method=ties,linear", "eval.limit=8", "hardware.engine=mergekit")
     assert out.status == 1
     assert "by design" in out.err
@@ -291,11 +291,11 @@ def test_an_unexpected_failure_is_one_message_and_the_log_has_the_traceback(
 
 
 def test_two_runs_do_not_work_in_one_folder(mergelab: Command, tmp_path: Path) -> None:
-    from mergelab.workspace import Workspace
+    from mergelab.core.run_dir import RunDir
 
     folder = tmp_path / "shared"
-    first = Workspace(folder, folder / "model")
-    with first.held():
+    first = RunDir(folder, folder / "model")
+    with first.lock():
         first.begin({"seed": 7})
         out = mergelab("eval=none", folder=folder)
     assert out.status == 2 and "another run is working in" in out.err

@@ -13,7 +13,7 @@ from conftest import Command
 from refusals import refuse
 from tiny_tasks import make_model, write_task
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
 from mergelab.evaluation import Evaluator, Measure
 from mergelab.schema import Evaluation, Hardware
 
@@ -40,7 +40,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let preflight pass what the stand-in can do without a GPU."""
-    monkeypatch.setattr("mergelab.preflight.measuring._check_vllm", lambda run: ())
+    monkeypatch.setattr("mergelab.preflight.evaluation_checks._check_vllm", lambda run: ())
 
 
 def test_vllm_gives_the_scores_of_transformers_one_engine_at_a_time(

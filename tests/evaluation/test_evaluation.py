@@ -18,11 +18,11 @@ import pytest
 import torch
 from tiny_tasks import greedy, make_model, write_rows, write_task
 
-from mergelab import run_log
-from mergelab.errors import StepError
+from mergelab.core import run_log
+from mergelab.core.errors import StepError
 from mergelab.evaluation import Evaluator, Measure, cache, load
-from mergelab.evaluation.index import Catalogue
-from mergelab.evaluation.text import documents, stderr
+from mergelab.evaluation.perplexity import documents, stderr
+from mergelab.evaluation.task_index import Catalogue
 from mergelab.schema import Evaluation, Hardware
 
 PROMPTS = [f"{word} {n}=" for n in range(5) for word in ("one", "two", "three", "four")]
@@ -64,7 +64,7 @@ def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts that reach the model."""
-    from mergelab.evaluation.lm import CountingLM
+    from mergelab.evaluation.lm_eval_adapter import CountingLM
 
     prompts: list[str] = []
     original = CountingLM.generate_until
@@ -80,7 +80,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the model answers."""
-    from mergelab.evaluation.lm import CountingLM
+    from mergelab.evaluation.lm_eval_adapter import CountingLM
 
     texts: list[str] = []
     original = CountingLM.generate_until
@@ -543,16 +543,16 @@ def test_what_cannot_be_measured_is_told_in_a_sentence(
         load(tmp_path, HARDWARE)
     from safetensors.torch import load_file, save_file
 
-    lacking = tmp_path / "lacking"
-    shutil.copytree(model_dir, lacking)
-    weights = load_file(lacking / "model.safetensors")
+    missing_severity = tmp_path / "missing_severity"
+    shutil.copytree(model_dir, missing_severity)
+    weights = load_file(missing_severity / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, missing_severity / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StepError, match=r"lacks the weights model\.layers\.1\.mlp\.up_proj\.weight"):
-        load(lacking, HARDWARE)
-    (lacking / "model.safetensors").write_bytes(b"nonsense")
+        load(missing_severity, HARDWARE)
+    (missing_severity / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(StepError, match="cannot be loaded"):
-        load(lacking, HARDWARE)
+        load(missing_severity, HARDWARE)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

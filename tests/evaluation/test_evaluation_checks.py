@@ -11,11 +11,11 @@ import pytest
 import yaml
 from tiny_tasks import write_rows, write_task
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
+from mergelab.core.hashing import digest
 from mergelab.evaluation import Measure, Score, check_tasks, fitness, measures
-from mergelab.evaluation.identity import definition
-from mergelab.evaluation.index import Catalogue, packaged, scan
-from mergelab.identity import digest
+from mergelab.evaluation.task_hash import definition
+from mergelab.evaluation.task_index import Catalogue, packaged, scan
 from mergelab.schema import Evaluation, Model, Run, Skill
 
 ROWS = [{"prompt": "a", "answer": "b"}]

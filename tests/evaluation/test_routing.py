@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_tasks import write_task
 
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
+from mergelab.core.library_output import silence_libraries
 from mergelab.evaluation import Evaluator, Measure, load, routing
-from mergelab.quiet import quiet
 from mergelab.report import routing as report
 from mergelab.schema import Evaluation, Hardware
 from mergelab.zoo.skills import SKILLS, draw
@@ -52,7 +52,7 @@ def mixture(
         own = {"source_model": str(base), "residual_scale": 0.0, "positive_prompts": ["a"]}
         recipe |= {"architecture": "qwen", "shared_experts": [own]}
     folder.mkdir(parents=True)
-    with quiet(), torch.random.fork_rng():
+    with silence_libraries(), torch.random.fork_rng():
         torch.manual_seed(seed)
         build(
             MoEMergeConfig.model_validate(recipe), str(folder), MergeOptions(quiet=True, copy_tokenizer=True)
@@ -305,7 +305,7 @@ def evaluator(tasks: Path, **settings: Any) -> Evaluator:
 def test_prompts_are_those_that_the_model_is_asked(
     tmp_path: Path, kinds: dict[str, Path], monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    from mergelab.evaluation.lm import CountingLM
+    from mergelab.evaluation.lm_eval_adapter import CountingLM
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     seen: list[str] = []

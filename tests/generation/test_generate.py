@@ -20,9 +20,9 @@ from conftest import Command, Outcome
 from patience import within
 from refusals import refuse, told
 
-from mergelab.errors import InputError
-from mergelab.generation import speaking
-from mergelab.generation.reading import reader
+from mergelab.core.errors import InputError
+from mergelab.generation import generator
+from mergelab.generation.prompting import prompt_encoder
 from mergelab.generation.settings import problems
 from mergelab.generation.streaming import BROKEN, Stream
 from mergelab.schema import Generate, Hardware, Run
@@ -322,7 +322,7 @@ def test_models_may_be_quantised(mergelab: Command) -> None:
 
 
 def test_models_are_in_memory_one_at_a_time(mergelab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen, alive = speaking.load, [], []
+    real, seen, alive = generator.load, [], []
 
     def load(path: Path, hardware: Hardware, **options: Any) -> tuple[Any, Any]:
         alive.append([r for r in seen if r() is not None])
@@ -330,7 +330,7 @@ def test_models_are_in_memory_one_at_a_time(mergelab: Command, monkeypatch: pyte
         seen.append(weakref.ref(model))
         return model, tokenizer
 
-    monkeypatch.setattr(speaking, "load", load)
+    monkeypatch.setattr(generator, "load", load)
     lines(mergelab("job=generate", prompts("1"), "generate.models=[base,math,code]"))
     assert alive == [[], [], []]
 
@@ -338,7 +338,7 @@ def test_models_are_in_memory_one_at_a_time(mergelab: Command, monkeypatch: pyte
 def test_what_was_answered_before_an_interruption_is_kept(
     mergelab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, names = speaking.load, []
+    real, names = generator.load, []
 
     def load(path: Path, hardware: Hardware, **options: Any) -> tuple[Any, Any]:
         names.append(path.name)
@@ -346,7 +346,7 @@ def test_what_was_answered_before_an_interruption_is_kept(
             raise KeyboardInterrupt
         return real(path, hardware, **options)
 
-    monkeypatch.setattr(speaking, "load", load)
+    monkeypatch.setattr(generator, "load", load)
     out = mergelab("job=generate", prompts("507+3="), "generate.models=[base,math,code]")
     assert (out.status, names, out.result["status"]) == (130, ["base", "math", "code"], "interrupted")
     kept = (out.folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()
@@ -373,7 +373,7 @@ def pieces(tokenizer: Any, prompt: list[int], ids: list[int]) -> list[str]:
 
 
 def test_characters_are_streamed_whole(family: Any) -> None:
-    own = reader("base", family.checkpoint("base"), Generate(), None)
+    own = prompt_encoder("base", family.checkpoint("base"), Generate(), None)
     text = "ぬカ漢字🙂é \n\nです"
     ids = own.tokenizer(text)["input_ids"]
     assert len(ids) > len(text)  # most of them are several bytes, a token each
@@ -385,7 +385,7 @@ def test_characters_are_streamed_whole(family: Any) -> None:
 
 
 def test_bytes_that_are_no_character_do_not_hold_up_what_follows(family: Any) -> None:
-    own = reader("base", family.checkpoint("base"), Generate(), None)
+    own = prompt_encoder("base", family.checkpoint("base"), Generate(), None)
     lone = own.tokenizer("漢")["input_ids"][0]
     assert "".join(pieces(own.tokenizer, [5], [lone, *own.tokenizer("ab")["input_ids"]])) == f"{BROKEN}ab"
 
@@ -404,7 +404,7 @@ def test_the_space_before_the_first_word_is_kept() -> None:
 def test_an_answer_arrives_in_pieces(family: Any) -> None:
     run = Run(generate=Generate(), hardware=Hardware())
     folder = family.checkpoint("japanese")
-    voice = speaking.speaker(reader("japanese", folder, run.generate, 64), folder, None, run)
+    voice = generator.load_generator(prompt_encoder("japanese", folder, run.generate, 64), folder, None, run)
     found: list[str] = []
     answer = voice.answer(voice.reader.read([{"role": "user", "content": "ぬつ>"}]), found.append)
     assert found == list("nutsu") and answer.text == "nutsu"
@@ -480,7 +480,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(speaking, "load", load)
+    monkeypatch.setattr(generator, "load", load)
 
 
 @pytest.mark.usefixtures("unread")
@@ -536,7 +536,7 @@ def test_templates_that_cannot_do_it(
     template: str | None, settings: Generate, wanted: str, changed: Any
 ) -> None:
     with pytest.raises(InputError) as told:
-        reader("math", changed("math", template), settings, 64)
+        prompt_encoder("math", changed("math", template), settings, 64)
     assert str(told.value) == wanted
 
 

@@ -26,7 +26,7 @@ from hub_server import (
 
 from mergelab.hub import repository
 from mergelab.hub.repository import File, Need, Repository
-from mergelab.preflight.sources import locate
+from mergelab.models.resolver import locate
 
 BASE = "model.base.path=org/base"
 FETCH = ("job=fetch", "eval=none")

@@ -20,11 +20,11 @@ from conftest import Command, Outcome
 from forks import Forks
 from weights import same_bits, weights
 
-from mergelab import zoo
-from mergelab.merging import fast, kernels, rates, shards, unfinished
+from mergelab.core import cache_dir
+from mergelab.merging import kernels, resume, shards, streaming_engine, throughput_cache
+from mergelab.models.checkpoint import TensorInfo
 from mergelab.preflight import resources
-from mergelab.preflight.assembly import Output, Source
-from mergelab.preflight.checkpoint import Header
+from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
 
 
@@ -199,27 +199,29 @@ def test_killed_again_and_again(large: list[str], mergelab: Command, warm: Forks
     done = finished.read_text(encoding="utf-8").splitlines()
     assert len(done) == len(set(done)), "a tensor was merged twice"
     assert not list(tmp_path.glob("killed*/.model.partial"))
-    notes = [n.read_text(encoding="utf-8") for n in (zoo.home() / unfinished.NOTES).glob("*.json")]
+    notes = [n.read_text(encoding="utf-8") for n in (cache_dir.home() / resume.NOTES).glob("*.json")]
     assert not [n for n in notes if str(tmp_path) in n]
 
 
-def output(name: str, size: int, file: str = "in") -> Output:
-    header = Header("F32", (size,), file)
-    return Output(name, "F32", (size,), None, (Source("m", name, header),), {"scale": [None]})
+def output(name: str, size: int, file: str = "in") -> OutputTensor:
+    header = TensorInfo("F32", (size,), file)
+    return OutputTensor(name, "F32", (size,), None, (SourceTensor("m", name, header),), {"scale": [None]})
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Callable[..., fast.Merge]:
+def small(tmp_path: Path) -> Callable[..., streaming_engine.Merge]:
     """`small()`: a merge that copies three tensors, in files of at most two."""
     from safetensors.torch import save_file
 
     tensors = {n: torch.arange(5.0) + i for i, n in enumerate("abc")}
     save_file(tensors, tmp_path / "in.safetensors")
 
-    def make(**changes: Any) -> fast.Merge:
+    def make(**changes: Any) -> streaming_engine.Merge:
         outputs = [output(n, 5, str(tmp_path / "in.safetensors")) for n in "abc"]
         settings: dict[str, Any] = {"seed": 0, "rescale": "l1", "dtype": "float32"} | changes
-        return fast.plan("passthrough", outputs, {"m": "m"}, hardware=Hardware(shard_size="40B"), **settings)
+        return streaming_engine.plan(
+            "passthrough", outputs, {"m": "m"}, hardware=Hardware(shard_size="40B"), **settings
+        )
 
     return make
 
@@ -228,12 +230,12 @@ def journal(folder: Path) -> list[dict[str, str]]:
     return [json.loads(x) for x in (folder / shards.JOURNAL).read_text(encoding="utf-8").splitlines()]
 
 
-def run(merge: fast.Merge, folder: Path) -> int:
+def run(merge: streaming_engine.Merge, folder: Path) -> int:
     folder.mkdir(exist_ok=True)
-    return fast.run(merge, folder, hardware=Hardware())
+    return streaming_engine.run(merge, folder, hardware=Hardware())
 
 
-def test_a_torn_last_line_is_no_line(small: Callable[..., fast.Merge], tmp_path: Path) -> None:
+def test_a_torn_last_line_is_no_line(small: Callable[..., streaming_engine.Merge], tmp_path: Path) -> None:
     merge, out = small(), tmp_path / "out"
     assert run(merge, out) == 0
     assert len(journal(out)) == 4
@@ -245,7 +247,7 @@ def test_a_torn_last_line_is_no_line(small: Callable[..., fast.Merge], tmp_path:
     assert all(torch.equal(t, before[n]) for n, t in weights(out).items())
 
 
-def test_damaged_bytes_are_merged_again(small: Callable[..., fast.Merge], tmp_path: Path) -> None:
+def test_damaged_bytes_are_merged_again(small: Callable[..., streaming_engine.Merge], tmp_path: Path) -> None:
     merge, out = small(), tmp_path / "out"
     run(merge, out)
     before = weights(out)
@@ -258,7 +260,9 @@ def test_damaged_bytes_are_merged_again(small: Callable[..., fast.Merge], tmp_pa
 
 
 @pytest.mark.parametrize("change", ["seed", "rescale", "dtype", "input"])
-def test_another_merge_starts_anew(change: str, small: Callable[..., fast.Merge], tmp_path: Path) -> None:
+def test_another_merge_starts_anew(
+    change: str, small: Callable[..., streaming_engine.Merge], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     run(small(), out)
     if change == "input":
@@ -270,7 +274,9 @@ def test_another_merge_starts_anew(change: str, small: Callable[..., fast.Merge]
     assert run(other, out) == 3 * 20
 
 
-def test_files_are_what_the_library_reads(small: Callable[..., fast.Merge], tmp_path: Path) -> None:
+def test_files_are_what_the_library_reads(
+    small: Callable[..., streaming_engine.Merge], tmp_path: Path
+) -> None:
     merge, out = small(), tmp_path / "out"
     run(merge, out)
     assert sorted(p.name for p in out.glob("model*")) == [
@@ -301,15 +307,15 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
-    with unfinished.folder(two, "key", {}, home):
-        assert not unfinished.started(two)
-        assert unfinished.started(one)
+    with resume.folder(two, "key", {}, home):
+        assert not resume.started(two)
+        assert resume.started(one)
     process.kill()
     process.wait()
-    unfinished.drop(two, home)
-    (home / unfinished.NOTES / "key.json").write_text(json.dumps({"folder": str(one), "recipe": ""}))
-    with unfinished.folder(two, "key", {}, home):
-        assert unfinished.started(two)
+    resume.drop(two, home)
+    (home / resume.NOTES / "key.json").write_text(json.dumps({"folder": str(one), "recipe": ""}))
+    with resume.folder(two, "key", {}, home):
+        assert resume.started(two)
         assert not one.exists()
 
 
@@ -322,7 +328,7 @@ def test_interrupted_while_it_is_checked(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mergelab.steps.check.verify", interrupt)
+        patch.setattr("mergelab.steps.verify.verify", interrupt)
         outcome = mergelab(*large, "seed=13")
     assert outcome.status == 130
     assert "The same command goes on from there." in outcome.err
@@ -376,7 +382,7 @@ def test_a_merge_loads_only_what_it_needs(large: list[str], tmp_path: Path) -> N
         "import atexit, sys\n"
         "heavy = {'transformers', 'peft', 'lm_eval', 'wandb', 'datasets', 'mergekit.merge'}\n"
         "atexit.register(lambda: print('loaded', sorted(heavy & sys.modules.keys())))\n"
-        "from mergelab.main import main; main()\n"
+        "from mergelab.cli.main import main; main()\n"
     )
     arguments = [*large, "job.steps=[preflight,merge]", f"hydra.run.dir={tmp_path / 'run'}"]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
@@ -387,10 +393,10 @@ def test_a_merge_loads_only_what_it_needs(large: list[str], tmp_path: Path) -> N
 
 def test_buffers_stay_within_what_is_promised() -> None:
     """Whatever the method and however large the tensor."""
-    from mergelab.preflight import methods
+    from mergelab.methods import registry
 
     tensors = [torch.randn(600, 1000).bfloat16() for _ in range(4)]
-    for name, d in methods.declarations().items():
+    for name, d in registry.declarations().items():
         buffers = kernels.Buffers()
         count = {"slerp": 1, "nearswap": 1, "arcee_fusion": 1, "passthrough": 1, "nuslerp": 2}.get(name, 3)
         base = tensors[0] if d.base == "required" else None
@@ -403,7 +409,7 @@ def test_buffers_stay_within_what_is_promised() -> None:
         for _ in kernels.merge(kernels.KERNELS[name], group, parameters):
             pass
         held = sum(t.numel() * t.element_size() for t in buffers._held.values())
-        assert held <= fast.worker_memory(count + 1, "float32"), name
+        assert held <= streaming_engine.worker_memory(count + 1, "float32"), name
 
 
 @pytest.mark.parametrize(
@@ -411,22 +417,29 @@ def test_buffers_stay_within_what_is_promised() -> None:
     [({"threads": 3}, 3), ({"threads": 8, "memory": "1MB"}, 1), ({"threads": 8, "memory": "60MB"}, 2)],
 )
 def test_workers_fit_threads_and_memory(settings: dict[str, Any], count: int) -> None:
-    assert fast.workers(Hardware(**settings), 4, "float32") == ["cpu"] * count
+    assert streaming_engine.workers(Hardware(**settings), 4, "float32") == ["cpu"] * count
 
 
 def test_every_gpu_gets_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert fast.workers(Hardware(device="cuda"), 4, "float32") == ["cuda:0"] * 2
-    assert fast.workers(Hardware(device="cuda:1", devices=2), 4, "float32") == ["cuda:1"] * 2 + ["cuda:2"] * 2
-    assert fast.workers(Hardware(device="cuda", devices=0), 4, "float32") == [
+    assert streaming_engine.workers(Hardware(device="cuda"), 4, "float32") == ["cuda:0"] * 2
+    assert (
+        streaming_engine.workers(Hardware(device="cuda:1", devices=2), 4, "float32")
+        == ["cuda:1"] * 2 + ["cuda:2"] * 2
+    )
+    assert streaming_engine.workers(Hardware(device="cuda", devices=0), 4, "float32") == [
         f"cuda:{i}" for i in range(4) for _ in range(2)
     ]
 
 
-def test_progress_counts_bytes_and_reaches_the_end(small: Callable[..., fast.Merge], tmp_path: Path) -> None:
+def test_progress_counts_bytes_and_reaches_the_end(
+    small: Callable[..., streaming_engine.Merge], tmp_path: Path
+) -> None:
     told: list[tuple[str, int, int]] = []
     (tmp_path / "out").mkdir()
-    fast.run(small(), tmp_path / "out", hardware=Hardware(), progress=lambda *step: told.append(step))
+    streaming_engine.run(
+        small(), tmp_path / "out", hardware=Hardware(), progress=lambda *step: told.append(step)
+    )
     assert told[-1] == ("merge", 120, 120)
 
 
@@ -437,10 +450,12 @@ def test_the_plan_tells_the_time_of_a_merge_like_one_that_ran_here(
     plan = [*large, "job=plan"]
     assert "time of the merge" not in mergelab(*plan).out
     assert mergelab(*large).status == 0
-    assert rates.known(tmp_path / "home", "dare_ties", Hardware()) is None, "too small to tell anything"
-    monkeypatch.setattr(rates, "ENOUGH", 1)
+    assert throughput_cache.known(tmp_path / "home", "dare_ties", Hardware()) is None, (
+        "too small to tell anything"
+    )
+    monkeypatch.setattr(throughput_cache, "ENOUGH", 1)
     assert mergelab(*large).status == 0
-    rate = rates.known(tmp_path / "home", "dare_ties", Hardware())
+    rate = throughput_cache.known(tmp_path / "home", "dare_ties", Hardware())
     assert rate is not None
     assert rate > 0
     assert re.search(

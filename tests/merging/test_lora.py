@@ -533,8 +533,8 @@ def deepen(adapter: Path) -> None:
 
 def findings(base: Path, adapter: Path) -> list[str]:
     """What preflight has to say of the base with an adapter as an expert."""
-    from mergelab.preflight import adapters, checkpoint
-    from mergelab.preflight.sources import locate
+    from mergelab.models import adapters, checkpoint
+    from mergelab.models.resolver import locate
 
     def zoo(role: str) -> Path:
         raise LookupError(role)

@@ -501,7 +501,7 @@ def test_nan_in_an_input_is_named(form: str, models: Any, mergelab: Command, tmp
     assert f"{out} has 1 entry that is NaN" in said
     assert f"so has {name} of" in said
     assert str(expert / "model.safetensors") in said.replace(" ", "")
-    assert outcome.result["error"]["step"] == "check"
+    assert outcome.result["error"]["step"] == "verify"
     assert_nothing_left(outcome.folder)
 
 
@@ -541,7 +541,7 @@ def test_killed_in_the_middle(models: Any, mergelab: Command, tmp_path: Path) ->
         "from mergelab.merging import companions\n"
         "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
         "companions.write_config = die\n"  # when the weights have been written
-        "from mergelab.main import main\n"
+        "from mergelab.cli.main import main\n"
         "main()\n",
         encoding="utf-8",
     )
@@ -555,12 +555,12 @@ def test_killed_in_the_middle(models: Any, mergelab: Command, tmp_path: Path) ->
     assert generates(model)
 
 
-@pytest.mark.parametrize("moment", ["merge", "check"])
+@pytest.mark.parametrize("moment", ["merge", "verify"])
 def test_interrupted(moment: str, models: Any, mergelab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    target = {"merge": "mergelab.merging.companions.write_config", "check": "mergelab.steps.check.move"}
+    target = {"merge": "mergelab.merging.model_files.write_config", "verify": "mergelab.steps.verify.move"}
     monkeypatch.setattr(target[moment], interrupt)
     outcome = mergelab("method=ties", *chosen(*models(3)), "hardware.engine=mergekit")
     assert outcome.status == 130
@@ -652,7 +652,7 @@ def test_something_appears_at_the_final_place(
         (target / "theirs").write_text("1")
         return real(*arguments, **options)
 
-    monkeypatch.setattr("mergelab.steps.check.verify", meddle)
+    monkeypatch.setattr("mergelab.steps.verify.verify", meddle)
     outcome = mergelab("method=ties", *chosen(*models(3)), f"output={target}")
     assert outcome.status == 1
     assert "cannot put the model at" in outcome.err

@@ -15,11 +15,11 @@ from composing import composed, merged
 from conftest import Command
 from weights import mergekit_yaml, same_bits, weights
 
-from mergelab import recipe as recipes
-from mergelab.main import CONF
-from mergelab.merging import by_mergekit
-from mergelab.merging.threads import threads
-from mergelab.preflight import methods
+from mergelab.cli.main import CONF
+from mergelab.merging import mergekit_backend
+from mergelab.merging.torch_threads import threads
+from mergelab.methods import registry
+from mergelab.recipes import recipe as recipes
 from mergelab.schema import Hardware
 
 FILES = {
@@ -46,14 +46,14 @@ a sum among its threads, and its last bits differ with their number."""
 
 
 def test_there_is_a_file_for_each_of_mergekits_methods() -> None:
-    assert set(FILES) == set(methods.declarations())
+    assert set(FILES) == set(registry.declarations())
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_says_what_mergekit_declares(name: str) -> None:
     text = FILES[name].read_text(encoding="utf-8")
     conf = yaml.safe_load(text)
-    declared = methods.declarations()[name]
+    declared = registry.declarations()[name]
     assert conf["name"] == name
     own = {p for p in declared.parameters if p not in recipes.PER_MODEL}
     assert set(conf["parameters"]) == own
@@ -106,7 +106,7 @@ def wide(make_model: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 @pytest.mark.parametrize("name", FILES)
 def test_threads_change_no_more_than_last_bits(name: str, wide: list[Path], tmp_path: Path) -> None:
     conf = yaml.safe_load(FILES[name].read_text(encoding="utf-8"))
-    takes = methods.takes(methods.declarations()[name])
+    takes = registry.takes(registry.declarations()[name])
     experts = wide[1 : 2 if name == "passthrough" else 3]
     own = {k: v for k, v in {"weight": 0.5, "density": 0.5}.items() if k in takes}
     recipe = {
@@ -120,7 +120,7 @@ def test_threads_change_no_more_than_last_bits(name: str, wide: list[Path], tmp_
     for count in (1, 2):
         out, told = tmp_path / str(count), []
         out.mkdir()
-        by_mergekit.merge(
+        mergekit_backend.merge(
             recipe, out, hardware=Hardware(threads=count), seed=0,
             progress=lambda *step, told=told: told.append((*step, torch.get_num_threads())),
         )  # fmt: skip

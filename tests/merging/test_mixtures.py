@@ -14,7 +14,7 @@ import yaml
 from conftest import Command
 from weights import same_bits, weights
 
-from mergelab.preflight import mixtures
+from mergelab.recipes import mixtures
 
 BUILT = {
     "qwen2": "Qwen2MoeForCausalLM", "qwen3": "Qwen3MoeForCausalLM", "llama": "MixtralForCausalLM",

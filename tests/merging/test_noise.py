@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mergelab.merging.kernels import noise
-from mergelab.merging.kernels.group import Buffers
+from mergelab.merging.kernels import counter_rng
+from mergelab.merging.kernels.tensor_group import Buffers
 
-KEY = noise.key(0, "model.layers.0.mlp.up_proj.weight", "math")
-
-
-def numbers(k: noise.Key, start: int, n: int) -> Tensor:
-    return noise.bits(k, start, n, Buffers()).clone()
+KEY = counter_rng.key(0, "model.layers.0.mlp.up_proj.weight", "math")
 
 
-def by_definition(k: noise.Key, i: int) -> int:
+def numbers(k: counter_rng.Key, start: int, n: int) -> Tensor:
+    return counter_rng.bits(k, start, n, Buffers()).clone()
+
+
+def by_definition(k: counter_rng.Key, i: int) -> int:
     low = (1 << 32) - 1
     x = (i * 0x9E3779B9 + k[0]) & low
     x ^= x >> 16
@@ -34,7 +34,7 @@ def test_the_stream_never_changes() -> None:
     assert KEY == (447269180, 1089190025)
     first = [831991179, 803711812, -115236506, 1818394669, 1879333004, 1382576656, -539046857, -860810981]
     assert numbers(KEY, 0, 8).tolist() == first
-    assert noise.key(3, "a", "é") == (2286407658, 2366411032)
+    assert counter_rng.key(3, "a", "é") == (2286407658, 2366411032)
 
 
 @pytest.mark.parametrize("start", [0, 1, 262144, (1 << 31) - 3, (1 << 31) + 12345, (1 << 32) - 2])
@@ -54,17 +54,19 @@ def test_numbers_do_not_depend_on_pieces(start: int) -> None:
     for sizes in ([1, 63, 1000, 7, 4096, 333, 4500], [1] * 100 + [9900], [9999, 1]):
         buffers, pieces, at = Buffers(), [], start
         for n in sizes:
-            pieces.append(noise.bits(KEY, at, n, buffers).clone())
+            pieces.append(counter_rng.bits(KEY, at, n, buffers).clone())
             at += n
         assert torch.equal(torch.cat(pieces), whole)
 
 
-STREAMS = [noise.key(seed, tensor, expert) for seed in (0, 1) for tensor in ("a", "b") for expert in "xy"]
+STREAMS = [
+    counter_rng.key(seed, tensor, expert) for seed in (0, 1) for tensor in ("a", "b") for expert in "xy"
+]
 MANY = 1 << 20
 
 
 @pytest.mark.parametrize("k", STREAMS)
-def test_numbers_are_uniform(k: noise.Key) -> None:
+def test_numbers_are_uniform(k: counter_rng.Key) -> None:
     """Mean, variance and serial correlation within 4.5 standard deviations."""
     u = numbers(k, 0, MANY).double() / 2**32  # from -1/2 to 1/2
     assert u.mean().abs() < 4.5 * math.sqrt(1 / 12 / MANY)
@@ -75,7 +77,7 @@ def test_numbers_are_uniform(k: noise.Key) -> None:
 
 @pytest.mark.parametrize("shift", [24, 16, 8, 0])
 @pytest.mark.parametrize("k", STREAMS[:3])
-def test_every_byte_takes_all_values_alike(k: noise.Key, shift: int) -> None:
+def test_every_byte_takes_all_values_alike(k: counter_rng.Key, shift: int) -> None:
     """Chi-square over 256 bins: 255 expected, standard deviation 22.6."""
     counts = torch.bincount((numbers(k, 0, MANY) >> shift) & 255, minlength=256).double()
     chi2 = float((counts - MANY / 256).square().sum() / (MANY / 256))
@@ -85,22 +87,22 @@ def test_every_byte_takes_all_values_alike(k: noise.Key, shift: int) -> None:
 @pytest.mark.parametrize("density", [0.001, 0.01, 0.1, 0.5, 0.9, 0.999])
 def test_as_many_numbers_are_below_as_the_probability_says(density: float) -> None:
     for k in STREAMS:
-        kept = int((numbers(k, 0, MANY) < noise.below(density)).sum())
+        kept = int((numbers(k, 0, MANY) < counter_rng.below(density)).sum())
         assert abs(kept - density * MANY) < 4 * math.sqrt(density * (1 - density) * MANY), k
 
 
 def test_bounds_of_probabilities() -> None:
-    assert noise.below(0.0) == -(1 << 31)
-    assert noise.below(0.5) == 0
-    assert noise.below(math.nextafter(1.0, 0.0)) == (1 << 31) - (1 << 16)
-    assert noise.below(1e-9) == -(1 << 31) + (1 << 16)
-    assert all(noise.below(p / 1000) % (1 << 16) == 0 for p in range(1000))
+    assert counter_rng.below(0.0) == -(1 << 31)
+    assert counter_rng.below(0.5) == 0
+    assert counter_rng.below(math.nextafter(1.0, 0.0)) == (1 << 31) - (1 << 16)
+    assert counter_rng.below(1e-9) == -(1 << 31) + (1 << 16)
+    assert all(counter_rng.below(p / 1000) % (1 << 16) == 0 for p in range(1000))
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5])
 def test_streams_are_independent(density: float) -> None:
     """Masks of other seeds, tensors or experts correlate within 4 standard deviations."""
-    masks = [(numbers(k, 0, MANY) < noise.below(density)).double() - density for k in STREAMS]
+    masks = [(numbers(k, 0, MANY) < counter_rng.below(density)).double() - density for k in STREAMS]
     for i, a in enumerate(masks):
         for j, b in enumerate(masks[:i]):
             correlation = float((a * b).mean()) / (density * (1 - density))
@@ -109,4 +111,4 @@ def test_streams_are_independent(density: float) -> None:
 
 def test_names_that_could_be_confused_have_streams_of_their_own() -> None:
     names = [(1, "2", "3"), (12, "", "3"), (1, "23", ""), (1, "", "23"), (1, '2", "3', ""), (-1, "2", "3")]
-    assert len({noise.key(*n) for n in names}) == len(names)
+    assert len({counter_rng.key(*n) for n in names}) == len(names)

@@ -14,9 +14,11 @@ from composing import EXPERTS
 from pairwise import pairwise
 from weights import change, mergekit_yaml, same_bits
 
-from mergelab.main import CONF
-from mergelab.merging import fast
-from mergelab.preflight import assembly, checkpoint, methods
+from mergelab.cli.main import CONF
+from mergelab.merging import streaming_engine
+from mergelab.methods import registry
+from mergelab.models import checkpoint
+from mergelab.recipes import tensor_plan
 from mergelab.schema import Hardware
 
 METHODS = {
@@ -69,7 +71,7 @@ def families(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 
 def recipe_of(name: str, folders: list[Path], dtype: str) -> dict[str, Any]:
     """A recipe that sets what the method takes, each in another way. What is random keeps all."""
-    conf, declared = METHODS[name], methods.declarations()[name]
+    conf, declared = METHODS[name], registry.declarations()[name]
     experts = folders[1 : 1 + EXPERTS.get(name, 3)]
     varied = {p: v for p, v in VARIED.items() if p in declared.parameters}
     if name.startswith(("dare", "della")):
@@ -92,14 +94,14 @@ def fast_merge(recipe: dict[str, Any], out: Path, **hardware: Any) -> Path:
     """Run our engine alone."""
     folders = {m["model"] for m in recipe["models"]} | {recipe["base_model"]}
     facts = {f: checkpoint.weights(Path(f)) for f in folders}
-    outputs = assembly.assemble(recipe, facts, methods.declarations()[recipe["merge_method"]])
+    outputs = tensor_plan.assemble(recipe, facts, registry.declarations()[recipe["merge_method"]])
     h = Hardware(**hardware)
-    merge = fast.plan(
+    merge = streaming_engine.plan(
         recipe["merge_method"], outputs, {f: Path(f).name for f in folders}, seed=0, rescale="l1",
         dtype=recipe["dtype"], hardware=h,
     )  # fmt: skip
     out.mkdir()
-    fast.run(merge, out, hardware=h)
+    streaming_engine.run(merge, out, hardware=h)
     return out
 
 

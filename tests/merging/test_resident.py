@@ -13,12 +13,12 @@ from composing import EXPERTS, composed, merged
 from pairwise import pairwise
 from transformers import AutoModelForCausalLM
 
-from mergelab.errors import StepError
-from mergelab.merging import kernels, resident
-from mergelab.merging.kernels import compiled, noise
-from mergelab.merging.kernels.group import CHUNK, Buffers, Group
-from mergelab.merging.kernels.sparsify import ALL, _shrink
-from mergelab.optimization.bench import Bench
+from mergelab.core.errors import StepError
+from mergelab.merging import in_memory, kernels
+from mergelab.merging.kernels import counter_rng, numba_kernels
+from mergelab.merging.kernels.sparsifiers import ALL, _shrink
+from mergelab.merging.kernels.tensor_group import CHUNK, Buffers, Group
+from mergelab.optimization.candidate_evaluator import CandidateEvaluator
 from mergelab.schema import Run
 
 Make = Callable[..., Path]
@@ -49,7 +49,7 @@ LOOPS = {"torch": 1 << 60, "compiled": 0}
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """`use("compiled")`: these loops from now on."""
-    return lambda loops: monkeypatch.setattr(resident, "COMPILED_FROM", LOOPS[loops])
+    return lambda loops: monkeypatch.setattr(in_memory, "COMPILED_FROM", LOOPS[loops])
 
 
 FAMILIES = ("bfloat16-untied", "float32-tied")
@@ -99,7 +99,7 @@ def test_every_method_has_the_bits_of_the_disk(
 ) -> None:
     run = composed(*overrides_for(method, families[kind]))
     use(loops)
-    model, _ = Bench(run).merge(run)
+    model, _ = CandidateEvaluator(run).merge(run)
     assert not same(bits(model), on_disk(run, tmp_path))
 
 
@@ -123,7 +123,7 @@ def test_gradients_filters_and_other_settings(
         more += ["experts.physics.density=[0.3, 1.0]", "experts.code.density={mlp: 0.05, *: 0.7}"]
     run = composed(*overrides_for(method, families[kind], *more))
     use(loops)
-    model, _ = Bench(run).merge(run)
+    model, _ = CandidateEvaluator(run).merge(run)
     assert not same(bits(model), on_disk(run, tmp_path))
 
 
@@ -137,7 +137,7 @@ def test_a_candidate_does_not_depend_on_those_before_it(
     takes_density = method not in ("sce", "linear")
     run = composed(*overrides_for(method, families[kind]))
     use(loops)
-    bench = Bench(run)
+    bench = CandidateEvaluator(run)
 
     def candidate(weight: float, density: float) -> dict[str, torch.Tensor]:
         changed = replace(run.experts["math"], weight=None if method == "sce" else weight)
@@ -161,9 +161,9 @@ def test_models_that_do_not_fit_are_streamed_and_nothing_is_kept(
 ) -> None:
     run = composed(*overrides_for("ties", families[kind]))
     use(loops)
-    roomy = bits(Bench(run).merge(run)[0])
-    monkeypatch.setattr(resident, "_room", lambda hardware: 0)
-    bench = Bench(run)
+    roomy = bits(CandidateEvaluator(run).merge(run)[0])
+    monkeypatch.setattr(in_memory, "_room", lambda hardware: 0)
+    bench = CandidateEvaluator(run)
     assert not same(bits(bench.merge(run)[0]), roomy)
     assert not same(bits(bench.merge(run)[0]), roomy)
 
@@ -172,16 +172,16 @@ def test_a_model_of_other_tensors_than_its_files_is_refused(
     families: Families, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = composed(*overrides_for("linear", families[FAMILIES[0]]))
-    live = resident._live
+    live = in_memory._live
 
     def other(*arguments: Any) -> Any:
         model, tokenizer = live(*arguments)
         model.add_module("extra", torch.nn.Linear(2, 2))
         return model, tokenizer
 
-    monkeypatch.setattr(resident, "_live", other)
+    monkeypatch.setattr(in_memory, "_live", other)
     with pytest.raises(StepError, match=r"its files differ in extra\.bias, extra\.weight"):
-        Bench(run).merge(run)
+        CandidateEvaluator(run).merge(run)
 
 
 # ---------------------------------------------------------------- compiled loops
@@ -209,7 +209,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     ("method", "n", "count", "dtype"),
     pairwise(
         ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"],
-        [1, 1023, (1 << 15) + 7, noise.HALF + 64], [1, 3, 5, 16], list(DTYPES),
+        [1, 1023, (1 << 15) + 7, counter_rng.HALF + 64], [1, 3, 5, 16], list(DTYPES),
     ),
 )  # fmt: skip
 def test_compiled_loops_give_the_bits_of_torch(
@@ -232,7 +232,7 @@ def test_compiled_loops_give_the_bits_of_torch(
         for memory in (None, shared, shared):
             out = torch.empty(n, dtype=DTYPES[dtype])
             fast = replace(made, buffers=Buffers(), compiled=True, shared=memory)
-            assert fast.loops is compiled
+            assert fast.loops is numba_kernels
             kernels.merge_into(out, kernels.KERNELS[method], fast, dict(p))
             view = torch.int16 if dtype == "bfloat16" else torch.int32
             assert torch.equal(out.view(view), wanted.view(view))
@@ -275,6 +275,6 @@ def test_the_place_of_the_nth_entry_of_a_key() -> None:
     places = (size.view(torch.int32) == key).nonzero().flatten().tolist()
     assert len(places) > 1000
     for n in (0, 1, 777, len(places) - 1):
-        assert compiled.place_of(made, 1, 0, 40_000, key, n) == places[n]
-    assert compiled.place_of(made, 1, places[3], places[5], key, 1) == places[4]
-    assert compiled.place_of(made, 1, 0, 40_000, key, len(places)) == -1
+        assert numba_kernels.place_of(made, 1, 0, 40_000, key, n) == places[n]
+    assert numba_kernels.place_of(made, 1, places[3], places[5], key, 1) == places[4]
+    assert numba_kernels.place_of(made, 1, 0, 40_000, key, len(places)) == -1

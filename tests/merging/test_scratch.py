@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from patience import patience, token, until, within  # noqa: F401 (fixtures that every test has)
 
-from mergelab.errors import InputError, StepError
-from mergelab.merging import scratch
+from mergelab.core.errors import InputError, StepError
+from mergelab.merging import node_local_cache
 
-OURS = scratch.ours("task-")
+OURS = node_local_cache.ours("task-")
 
 
 @pytest.fixture
@@ -38,28 +38,30 @@ def model(tmp_path: Path) -> Path:
 
 
 def left_on(disk: Path) -> list[str]:
-    return sorted(str(p.relative_to(disk)) for p in disk.rglob("*") if p.name != scratch.ours("models"))
+    return sorted(
+        str(p.relative_to(disk)) for p in disk.rglob("*") if p.name != node_local_cache.ours("models")
+    )
 
 
 def test_a_copy_is_the_model_with_its_times(disk: Path, model: Path) -> None:
-    with scratch.opened(str(disk), "57-0"):
-        copy = scratch.copy_of(model)
-        assert disk in copy.parents and scratch.copy_of(model) == copy
+    with node_local_cache.opened(str(disk), "57-0"):
+        copy = node_local_cache.copy_of(model)
+        assert disk in copy.parents and node_local_cache.copy_of(model) == copy
         assert (copy / "weights").read_bytes() == bytes(1000)
         assert (copy / "weights").stat().st_mtime == 1_000_000_000
         assert {p.name for p in copy.iterdir()} == {"config.json", "weights"}
-        mine = scratch.folder()
+        mine = node_local_cache.folder()
         assert mine is not None and mine.is_dir() and disk in mine.parents
         (mine / "written").touch()
     assert left_on(disk) == []
-    assert scratch.folder() is None and scratch.copy_of(model) == model
+    assert node_local_cache.folder() is None and node_local_cache.copy_of(model) == model
 
 
 def test_a_model_that_has_changed_is_another_copy(disk: Path, model: Path) -> None:
-    with scratch.opened(str(disk), "57-0"):
-        before = scratch.copy_of(model)
+    with node_local_cache.opened(str(disk), "57-0"):
+        before = node_local_cache.copy_of(model)
         (model / "weights").write_bytes(bytes(1001))
-        after = scratch.copy_of(model)
+        after = node_local_cache.copy_of(model)
     assert before != after
 
 
@@ -67,14 +69,14 @@ def test_a_links_target_is_copied(disk: Path, model: Path, tmp_path: Path) -> No
     snapshot = tmp_path / "snapshot"  # as the hub's cache has them
     snapshot.mkdir()
     (snapshot / "weights").symlink_to(model / "weights")
-    with scratch.opened(str(disk), "57-0"):
-        assert not (scratch.copy_of(snapshot) / "weights").is_symlink()
+    with node_local_cache.opened(str(disk), "57-0"):
+        assert not (node_local_cache.copy_of(snapshot) / "weights").is_symlink()
 
 
 @pytest.mark.parametrize("nowhere", [None, ""])
 def test_without_a_folder_everything_stays_where_it_is(model: Path, nowhere: str | None) -> None:
-    with scratch.opened(nowhere, "57-0"):
-        assert scratch.copy_of(model) == model and scratch.folder() is None
+    with node_local_cache.opened(nowhere, "57-0"):
+        assert node_local_cache.copy_of(model) == model and node_local_cache.folder() is None
 
 
 USER = """
@@ -118,8 +120,8 @@ User = Callable[[str], tuple[Any, Path, Path]]
 
 def test_two_users_share_a_copy_and_the_last_one_out_removes_it(disk: Path, model: Path, user: User) -> None:
     process, theirs, go = user("58-0")
-    with within(5), scratch.opened(str(disk), "57-0"):
-        copy = scratch.copy_of(model)
+    with within(5), node_local_cache.opened(str(disk), "57-0"):
+        copy = node_local_cache.copy_of(model)
         assert copy == theirs
         go.touch()
         assert process.wait(30) == 0
@@ -130,8 +132,8 @@ def test_two_users_share_a_copy_and_the_last_one_out_removes_it(disk: Path, mode
 
 def test_the_first_one_out_leaves_the_copy(disk: Path, model: Path, user: User) -> None:
     process, theirs, go = user("58-0")
-    with within(5), scratch.opened(str(disk), "57-0"):
-        scratch.copy_of(model)
+    with within(5), node_local_cache.opened(str(disk), "57-0"):
+        node_local_cache.copy_of(model)
     assert (theirs / "weights").exists() and (disk / f"{OURS}58-0" / "written").exists()
     go.touch()
     assert process.wait(30) == 0
@@ -145,10 +147,10 @@ def test_what_a_killed_process_leaves_is_removed(disk: Path, user: User, by: str
     process.wait(30)
     assert (theirs / "weights").exists() and (disk / f"{OURS}58-0").exists()
     if by == "the next task":
-        with scratch.opened(str(disk), "59-0"):
-            assert left_on(disk) == [f"{OURS}59-0", f"{OURS}59-0{scratch.LOCK}"]
+        with node_local_cache.opened(str(disk), "59-0"):
+            assert left_on(disk) == [f"{OURS}59-0", f"{OURS}59-0{node_local_cache.LOCK}"]
     else:
-        subprocess.run([sys.executable, "-m", "mergelab.merging.scratch", str(disk)], check=True)
+        subprocess.run([sys.executable, "-m", "mergelab.merging.node_local_cache", str(disk)], check=True)
     assert left_on(disk) == []
 
 
@@ -160,16 +162,16 @@ def test_half_a_copy_is_no_copy_and_is_tidied_away(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "copy2", broken)
-    with pytest.raises(KeyboardInterrupt), scratch.opened(str(disk), "57-0"):
-        scratch.copy_of(model)
-    assert not [p for p in (disk / scratch.ours("models")).iterdir() if p.suffix == ""]
+    with pytest.raises(KeyboardInterrupt), node_local_cache.opened(str(disk), "57-0"):
+        node_local_cache.copy_of(model)
+    assert not [p for p in (disk / node_local_cache.ours("models")).iterdir() if p.suffix == ""]
 
 
 def test_somebody_elses_files_are_left_alone(disk: Path, model: Path) -> None:
     (disk / "thesis.tex").write_text("all my work")
     (disk / "mergelab-thesis").mkdir()
-    with scratch.opened(str(disk), "57-0"):
-        scratch.copy_of(model)
+    with node_local_cache.opened(str(disk), "57-0"):
+        node_local_cache.copy_of(model)
     assert left_on(disk) == ["mergelab-thesis", "thesis.tex"]
 
 
@@ -177,21 +179,21 @@ def test_variables_of_the_node_are_filled_in(
     disk: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NODES_OWN_DISK", str(disk))
-    with scratch.opened("$NODES_OWN_DISK", "57-0"):
-        assert disk in scratch.copy_of(model).parents
+    with node_local_cache.opened("$NODES_OWN_DISK", "57-0"):
+        assert disk in node_local_cache.copy_of(model).parents
 
 
 @pytest.mark.parametrize("name", ["nowhere", "model/weights"])
 def test_a_folder_that_is_none_is_named(tmp_path: Path, model: Path, name: str) -> None:
     with (
         pytest.raises(InputError, match=rf"hardware\.scratch: {tmp_path / name} is no folder"),
-        scratch.opened(str(tmp_path / name), "57-0"),
+        node_local_cache.opened(str(tmp_path / name), "57-0"),
     ):
         raise AssertionError
 
 
 def full(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(node_local_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
 
 def test_too_little_room_is_told_before_anything_is_copied(
@@ -199,17 +201,17 @@ def test_too_little_room_is_told_before_anything_is_copied(
 ) -> None:
     full(monkeypatch, 1001)
     with (
-        scratch.opened(str(disk), "57-0"),
+        node_local_cache.opened(str(disk), "57-0"),
         pytest.raises(StepError, match=r"hardware\.scratch: a copy needs 1\.0 kB, and"),
     ):
-        scratch.copy_of(model)
+        node_local_cache.copy_of(model)
     assert not list(disk.rglob("weights"))
 
 
 def test_just_enough_room_is_enough(disk: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, 1002)
-    with scratch.opened(str(disk), "57-0"):
-        assert scratch.copy_of(model) != model
+    with node_local_cache.opened(str(disk), "57-0"):
+        assert node_local_cache.copy_of(model) != model
 
 
 AGAIN = """
@@ -256,7 +258,7 @@ def test_two_users_of_the_node_do_not_get_into_each_others_way() -> None:
         (model / "weights").touch()
         disk.mkdir()
         disk.chmod(0o1777)
-        with scratch.opened(str(disk), "57-0"):
-            scratch.copy_of(model)
+        with node_local_cache.opened(str(disk), "57-0"):
+            node_local_cache.copy_of(model)
             subprocess.run([sys.executable, "-c", OTHER, str(disk), str(model)], check=True,
                            stderr=subprocess.DEVNULL)  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from conftest import Command
 from weights import change
 
-from mergelab.merging import trial, verify
+from mergelab.merging import smoke_test, verify
 from mergelab.schema import Hardware
 
 CPU = Hardware()
@@ -54,7 +54,7 @@ def test_sound(tied: bool, dtype: str, make_model: Any, tmp_path: Path, capfd: A
     assert (report.trial.tied, report.dtype) == (tied, dtype)
     assert report.trial.prompt == "1+1="
     assert report.nbytes == report.parameters * (4 if dtype == "float32" else 2)
-    assert counts == [("check", n + 1, report.tensors) for n in range(report.tensors)]
+    assert counts == [("verify", n + 1, report.tensors) for n in range(report.tensors)]
 
 
 def test_sound_with_the_head_stored_beside_the_embeddings(make_model: Any, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_tokenizer_that_lost_its_decoder(kind: Any, mark: str, with_tokenizer: A
 @pytest.mark.parametrize(("free", "device"), [(1200, "cuda:1"), (1050, "cpu")])
 def test_device_only_where_the_model_fits(free: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (free, 80_000) if d == "cuda:1" else None)
-    assert trial._device(Hardware(device="cuda:1"), nbytes=1000) == device
+    assert smoke_test._device(Hardware(device="cuda:1"), nbytes=1000) == device
 
 
 @pytest.mark.parametrize("sound", [True, False])

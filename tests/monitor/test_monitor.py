@@ -16,11 +16,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from mergelab.errors import InputError
-from mergelab.monitor import sources
+from mergelab.core.errors import InputError
+from mergelab.monitor import readers
 from mergelab.monitor import view as monitor
 from mergelab.schema import Monitor
-from mergelab.slurm import commands
+from mergelab.slurm import client
 
 GPU = {"index": 0, "used": 34_100_000_000, "total": 80 << 30, "busy": 0.71}
 CHOICES = {"job": "merge", "model": "qwen7b", "method": "dare_ties"}
@@ -83,20 +83,20 @@ def ledger(folder: Path, names: list[str], *more: dict[str, Any]) -> None:
     )
 
 
-def squeue(monkeypatch: pytest.MonkeyPatch, *tasks: commands.Task) -> list[int]:
+def squeue(monkeypatch: pytest.MonkeyPatch, *tasks: client.Task) -> list[int]:
     asked: list[int] = []
 
-    def queue(name: str | None = None) -> list[commands.Task]:
+    def queue(name: str | None = None) -> list[client.Task]:
         asked.append(1)
         return list(tasks)
 
-    monkeypatch.setattr(commands, "missing", lambda: None)
-    monkeypatch.setattr(commands, "queue", queue)
+    monkeypatch.setattr(client, "missing", lambda: None)
+    monkeypatch.setattr(client, "queue", queue)
     return asked
 
 
-def task(index: int, state: str = "PENDING", reason: str = "Priority", node: str = "") -> commands.Task:
-    return commands.Task("57", index, state, reason, node)
+def task(index: int, state: str = "PENDING", reason: str = "Priority", node: str = "") -> client.Task:
+    return client.Task("57", index, state, reason, node)
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -107,7 +107,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """What is printed; that nothing was written and every line fits is seen each time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "missing", lambda: "squeue")
+    monkeypatch.setattr(client, "missing", lambda: "squeue")
 
     def printed(folder: Path | str | None = None, width: int = 80, **settings: Any) -> str:
         before = files(tmp_path)
@@ -261,7 +261,7 @@ def test_a_sweep_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch:
     pulse(folder / "23", job="57_3", host="n08", age=40)
     pulse(folder / "24", job="12_0", host="n09")  # of an earlier attempt
     write(folder / "slurm" / "b0001" / "results" / "candidate25.1.json", {})
-    theirs = commands.Task("12", 4, "PENDING", "Resources")
+    theirs = client.Task("12", 4, "PENDING", "Resources")
     asked = squeue(
         monkeypatch, theirs, *(task(i, "RUNNING", "None", f"n{i:02}") for i in (0, 2, 3, 4, 5)),
         *(task(i) for i in range(6, 20)), task(20, "COMPLETED"),
@@ -287,7 +287,7 @@ def test_many_tasks_run(look: Callable[..., str], tmp_path: Path, monkeypatch: p
     )
     squeue(
         monkeypatch, *(task(i, "RUNNING" if i < 16 else "PENDING") for i in range(40)),
-        commands.Task("61", 0, "PENDING", "Resources"),
+        client.Task("61", 0, "PENDING", "Resources"),
     )  # fmt: skip
     text = look()
     assert "pending 25th (Resources)" in line_of(text, "multirun/a")
@@ -306,10 +306,10 @@ def test_slurm_does_not_answer(
     if how == "away":
         squeue(monkeypatch)
 
-        def away(name: str | None = None) -> list[commands.Task]:
-            raise commands.Away("squeue: no answer for 60 s")
+        def away(name: str | None = None) -> list[client.Task]:
+            raise client.SlurmUnavailable("squeue: no answer for 60 s")
 
-        monkeypatch.setattr(commands, "queue", away)
+        monkeypatch.setattr(client, "queue", away)
     text = look()
     assert ("Slurm does not answer" if how == "away" else "there is no squeue here") in text
     assert "45%" in line_of(text, "57_0 ")
@@ -359,7 +359,7 @@ def test_what_was_taken_back_or_submitted_again() -> None:
         {"event": "submitting", "batch": "b4", "tasks": 7},
         {"event": "ended", "batch": "b9", "task": 0},
     ]
-    assert [(x.task, x.keys, x.ended) for x in sources.items_of(lines)] == [
+    assert [(x.task, x.keys, x.ended) for x in readers.items_of(lines)] == [
         ("5_1", (("run1", 1),), ""),
         ("6", (("run0", 2),), ""),
     ]
@@ -438,7 +438,7 @@ def test_what_is_not_a_run_is_passed_by(look: Callable[..., str], tmp_path: Path
 def test_it_goes_on_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     clock = [0.0]
-    monkeypatch.setattr(sources.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(readers.time, "monotonic", lambda: clock[0])
     out = tmp_path / "outputs"
     slept: list[float] = []
 

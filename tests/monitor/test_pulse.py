@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from patience import patience, token, until  # noqa: F401 (fixtures that every test has)
 
-from mergelab import pulse
+from mergelab.core import heartbeat
 
 
 @pytest.fixture
 def beat(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
     """The pulse in a folder, a beat after this."""
-    monkeypatch.setattr(pulse, "INTERVAL", 0.01)
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.01)
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURMD_NODENAME"):
         monkeypatch.delenv(name, raising=False)
 
     def read(folder: Path) -> dict[str, Any]:
-        path = folder / pulse.NAME
+        path = folder / heartbeat.NAME
         for _ in range(2):  # the first may have been on its way
             path.unlink(missing_ok=True)
             until(path.exists)
@@ -36,27 +36,27 @@ Beat = Callable[[Path], dict[str, Any]]
 
 
 def test_a_pulse_says_what_is_done_and_goes_away(tmp_path: Path, beat: Beat) -> None:
-    with pulse.beating(tmp_path):
+    with heartbeat.running(tmp_path):
         found = beat(tmp_path)
         assert found["pid"] == os.getpid() and found["rss"] > 0 and found["job"] is None
         assert abs(found["time"] - time.time()) < 30 and "gpus" not in found
-        pulse.step("merge")
-        pulse.note("tensors", 3, 7, unit="bytes")
+        heartbeat.step("merge")
+        heartbeat.report_progress("tensors", 3, 7, unit="bytes")
         found = beat(tmp_path)
         about = ("step", "what", "done", "total", "unit")
         assert [found[k] for k in about] == ["merge", "tensors", 3, 7, "bytes"]
-        pulse.step("evaluate")
+        heartbeat.step("evaluate")
         assert beat(tmp_path)["what"] is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_time_of_a_piece_of_work_is_that_of_its_beginning(tmp_path: Path, beat: Beat) -> None:
-    with pulse.beating(tmp_path):
-        pulse.note("tensors", 0, 7)
+    with heartbeat.running(tmp_path):
+        heartbeat.report_progress("tensors", 0, 7)
         since = beat(tmp_path)["since"]
-        pulse.note("tensors", 5, 7)
+        heartbeat.report_progress("tensors", 5, 7)
         assert beat(tmp_path)["since"] == since
-        pulse.note("prompts", 0, 9)
+        heartbeat.report_progress("prompts", 0, 9)
         assert beat(tmp_path)["since"] > since
 
 
@@ -65,7 +65,7 @@ def test_a_pulse_goes_away_however_the_run_ends(
     tmp_path: Path, beat: Beat, raised: type[BaseException] | None
 ) -> None:
     try:
-        with pulse.beating(tmp_path):
+        with heartbeat.running(tmp_path):
             beat(tmp_path)
             if raised:
                 raise raised
@@ -77,15 +77,15 @@ def test_a_pulse_goes_away_however_the_run_ends(
 def test_a_run_within_another_is_part_of_its_pulse(tmp_path: Path, beat: Beat) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    with pulse.beating(tmp_path):
+    with heartbeat.running(tmp_path):
         began = beat(tmp_path)["started"]
-        with pulse.beating(inner):
-            pulse.note("tensors", 3, 7)
+        with heartbeat.running(inner):
+            heartbeat.report_progress("tensors", 3, 7)
             assert beat(tmp_path)["what"] == "tensors"
             assert list(inner.iterdir()) == []
         found = beat(tmp_path)
         assert (found["what"], found["started"]) == ("tensors", began)
-    with pulse.beating(inner):
+    with heartbeat.running(inner):
         assert "what" not in beat(inner)
 
 
@@ -101,12 +101,12 @@ def test_a_pulse_names_its_task_and_node(
 ) -> None:
     for name, value in {**env, "SLURMD_NODENAME": "n13"}.items():
         monkeypatch.setenv(name, value)
-    with pulse.beating(tmp_path):
+    with heartbeat.running(tmp_path):
         found = beat(tmp_path)
     assert (found["job"], found["host"]) == (job, "n13")
 
 
 def test_a_folder_that_cannot_be_written_to_ends_no_run(tmp_path: Path) -> None:
-    with pulse.beating(tmp_path / "nowhere"):
-        pulse.note("tensors", 1, 2)
+    with heartbeat.running(tmp_path / "nowhere"):
+        heartbeat.report_progress("tensors", 1, 2)
     assert not (tmp_path / "nowhere").exists()

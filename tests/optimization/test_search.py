@@ -20,7 +20,7 @@ from searching import Pretended, settled, setup_of
 from sweeps import SMALL, candidates, copied, lines
 from weights import generates, same_bits
 
-from mergelab.main import CONF, main
+from mergelab.cli.main import CONF, main
 
 # ---------------------------------------------------------------- what a search leaves
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import Command
 from sweeps import SMALL, checked
 
-from mergelab.errors import InputError
-from mergelab.main import CONF
+from mergelab.cli.main import CONF
+from mergelab.core.errors import InputError
 
 SEARCH = SMALL[1:]
 """The arguments without -m, which is the command's."""

@@ -18,12 +18,12 @@ from searching import Pretended, settled, setup_of, smooth
 from sweeps import SMALL, candidates, command, lines
 from weights import same_bits
 
-from mergelab.optimization.bench import Outcome
+from mergelab.core.run_dir import write_json
+from mergelab.optimization.candidate_evaluator import Outcome
 from mergelab.optimization.controller import Setup
-from mergelab.optimization.workers import Order
+from mergelab.optimization.executors.processes import EvaluationRequest
 from mergelab.report import evolution
 from mergelab.schema import Fidelity
-from mergelab.workspace import write_json
 
 
 class Noting(Pretended):
@@ -34,7 +34,7 @@ class Noting(Pretended):
         super().__init__(one_fails, last_first)
         self._notes = folder / NOTES
 
-    def work(self, orders: Sequence[Order]) -> Iterator[tuple[int, Outcome]]:
+    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
         """As `Workers` says."""
         for place, outcome in super().work(orders):
             yield place, outcome
@@ -46,7 +46,7 @@ class Noting(Pretended):
 NOTES = ".notes"
 
 
-def one_fails(order: Order) -> Any:
+def one_fails(order: EvaluationRequest) -> Any:
     """Number 1 cannot be measured."""
     return "out of memory" if order.number == 1 else smooth(order.run)
 

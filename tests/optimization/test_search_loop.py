@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 from searching import MEASURES, Pretended, cut_off, evolved, genomes, scores, setup_of, smooth
 
-from mergelab.errors import InputError, StepError
+from mergelab.core.errors import InputError, StepError
 from mergelab.optimization import controller
 from mergelab.optimization.controller import TooManyFailures, front
+from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.optimization.finalize import fidelity
 from mergelab.optimization.journal import Journal, differences, read
-from mergelab.optimization.settle import fidelity
-from mergelab.optimization.workers import Order
 
 # ---------------------------------------------------------------- journal
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.write("begin", schema=1)
-    journal.write("candidate", number=0)
+    journal.append("begin", schema=1)
+    journal.append("candidate", number=0)
     whole = journal.path.read_bytes()
     for torn in (b'{"event": "candi', b'{"event": "candidate", "number": 1}', b"\n", b"\x00\xff"):
         journal.path.write_bytes(whole + torn)
@@ -34,7 +34,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
 def test_damage_in_the_middle_is_told_with_its_line_and_nothing_is_lost(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for i in range(3):
-        journal.write("begin" if not i else "candidate", schema=1, number=i)
+        journal.append("begin" if not i else "candidate", schema=1, number=i)
     lines = journal.path.read_bytes().splitlines(keepends=True)
     damaged = lines[0] + b"garbage\n" + lines[2]
     journal.path.write_bytes(damaged)
@@ -63,8 +63,8 @@ def test_whole_generations_are_measured_in_order_and_never_again(tmp_path: Path)
     journal = evolved(tmp_path, setup, workers)
     assert (setup.generations, setup.budget) == (3, 12)
     assert workers.numbers == list(range(12))
-    assert [line["generation"] for line in journal.of("candidate")] == [0] * 4 + [1] * 4 + [2] * 4
-    assert len(journal.of("preset")) == 1
+    assert [line["generation"] for line in journal.select("candidate")] == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(journal.select("preset")) == 1
     again = Pretended()
     before = journal.path.read_bytes()
     evolved(tmp_path, setup, again)
@@ -104,21 +104,21 @@ def test_a_journal_of_other_genomes_is_refused(tmp_path: Path) -> None:
 def test_what_fails_once_is_tried_again_and_what_fails_twice_is_told(tmp_path: Path) -> None:
     tries: dict[int, int] = {}
 
-    def answer(order: Order) -> Any:
+    def answer(order: EvaluationRequest) -> Any:
         tries[order.number] = tries.get(order.number, 0) + 1
         if order.number == 2 and tries[2] == 1:
             return "its process died"
         return "out of memory" if order.number == 5 else smooth(order.run)
 
     journal = evolved(tmp_path, setup_of(), Pretended(answer))
-    lines = {line["number"]: line for line in journal.of("candidate")}
+    lines = {line["number"]: line for line in journal.select("candidate")}
     assert (tries[2], lines[2]["status"]) == (2, "done")
     assert (tries[5], lines[5]["status"], lines[5]["reason"]) == (2, "failed", "out of memory")
     assert lines[5]["fitness"] is None
 
 
 def test_too_many_failures_end_it_with_the_reasons_and_it_can_go_on(tmp_path: Path) -> None:
-    def answer(order: Order) -> Any:
+    def answer(order: EvaluationRequest) -> Any:
         return "out of memory" if order.number in (4, 5, 6) else smooth(order.run)
 
     with pytest.raises(TooManyFailures) as e:
@@ -129,7 +129,7 @@ def test_too_many_failures_end_it_with_the_reasons_and_it_can_go_on(tmp_path: Pa
     rest = Pretended()
     journal = evolved(tmp_path, setup_of(max_failure_rate=0.75), rest)
     assert rest.numbers == [8, 9, 10, 11]
-    assert len(journal.of("candidate")) == 12
+    assert len(journal.select("candidate")) == 12
 
 
 def test_a_preset_that_cannot_be_measured_ends_it(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_equal_genomes_are_measured_once(tmp_path: Path) -> None:
     workers = Pretended()
     setup = setup_of(resolution=0.5, space={"experts.math.weight": "interval(0.0, 1.5)"})
     journal = evolved(tmp_path, setup, workers)
-    lines = journal.of("candidate")
+    lines = journal.select("candidate")
     repeated = [line for line in lines if line["status"] == "repeated"]
     assert repeated
     by_number = {line["number"]: line for line in lines}
@@ -156,7 +156,7 @@ def test_a_generation_that_has_not_come_to_an_end_is_not_told(tmp_path: Path) ->
     heard = []
     setup = setup_of()
     journal = Journal(tmp_path)
-    journal.write("begin", schema=1)
+    journal.append("begin", schema=1)
     controller.evolve(setup, journal, Pretended(), lambda event, line: heard.append(event))
     assert heard == ["preset", *(["candidate"] * 4 + ["generation"]) * 3]
 
@@ -173,7 +173,7 @@ def test_only_the_promising_are_measured_on_all_prompts(tmp_path: Path) -> None:
     few = [o for o in workers.asked if o.share < 1]
     full = [o for o in workers.asked if o.share == 1 and o.number >= 0]
     assert (len(few), len(full)) == (12, 6)
-    lines = journal.of("candidate")
+    lines = journal.select("candidate")
     for generation in range(3):
         mine = [x for x in lines if x["generation"] == generation]
         passed = [x["screen"] for x in mine if x["status"] == "done"]
@@ -203,13 +203,13 @@ def test_the_pareto_front_is_what_nothing_beats(tmp_path: Path) -> None:
 def test_several_objectives_are_told_to_the_optimizer(tmp_path: Path) -> None:
     setup = setup_of(objectives=["math", "code"], optimizer="TwoPointsDE")
 
-    def answer(order: Order) -> Any:
+    def answer(order: EvaluationRequest) -> Any:
         weight = order.run.experts["math"].weight
         assert isinstance(weight, float)
         return scores(weight, 1 - weight)
 
     journal = evolved(tmp_path, setup, Pretended(answer))
-    assert len(front(journal.of("candidate"), ["math", "code"])) > 1
+    assert len(front(journal.select("candidate"), ["math", "code"])) > 1
 
 
 def test_fitness_is_weighted_by_share() -> None:

@@ -9,18 +9,18 @@ import pytest
 from composing import composed
 from searching import scores, setup_of
 
-from mergelab.errors import InputError
-from mergelab.optimization import grammar, optimizer, space
-from mergelab.optimization.bench import Outcome
-from mergelab.optimization.settle import verdict
-from mergelab.preflight import methods
+from mergelab.core.errors import InputError
+from mergelab.methods import registry
+from mergelab.optimization import optimizer, search_space, space_grammar
+from mergelab.optimization.candidate_evaluator import Outcome
+from mergelab.optimization.finalize import verdict
 
 # ---------------------------------------------------------------- space
 
 
 def keys(method: str, ranges: dict[str, Any], *overrides: str) -> list[str]:
     run = composed(f"method={method}", "experts=math_code", *overrides)
-    return [g.key for g in space.genes(ranges, run, methods.takes(methods.declarations()[method]))]
+    return [g.key for g in search_space.genes(ranges, run, registry.takes(registry.declarations()[method]))]
 
 
 def test_a_star_is_every_expert_and_leaves_out_what_the_method_does_not_take() -> None:
@@ -52,7 +52,7 @@ def test_a_named_key_that_the_method_does_not_take_is_an_error() -> None:
 )
 def test_parts_of_a_setting_become_gradients_and_filters(key: str, value: float, applied: Any) -> None:
     run = composed("experts=math_code", "experts.math.weight=0.5")
-    changed = space.apply(run, {f"experts.math.{key}": value})
+    changed = search_space.apply(run, {f"experts.math.{key}": value})
     assert changed.experts["math"].weight == applied
     assert run.experts["math"].weight == 0.5
 
@@ -61,21 +61,21 @@ def test_a_genome_as_arguments_composes_to_the_same_run() -> None:
     run = composed("experts=math_code", "experts.code.density=[0.3,0.7]")
     genome = {"experts.math.weight.mlp.0": 0.25, "experts.math.weight.mlp.1": 0.75,
               "experts.code.density.1": 0.9, "method.parameters.lambda": 1.2}  # fmt: skip
-    changed = space.apply(run, genome)
-    typed = space.overrides(changed, genome)
+    changed = search_space.apply(run, genome)
+    typed = search_space.overrides(changed, genome)
     again = composed("experts=math_code", *typed)
     assert (again.experts, again.method.parameters) == (changed.experts, changed.method.parameters)
 
 
 def test_a_search_starts_where_the_composed_run_is_and_says_where_it_cannot() -> None:
     run = composed("experts=math_code", "experts.math.weight=[0.2,0.6]", "experts.code.weight=1.7")
-    gene = grammar.read("experts.math.weight", "interval(0,1)")
-    assert space.start(run, gene) == pytest.approx(0.4)
-    outside = grammar.read("experts.code.weight", "interval(0,1)")
+    gene = space_grammar.read("experts.math.weight", "interval(0,1)")
+    assert search_space.start(run, gene) == pytest.approx(0.4)
+    outside = space_grammar.read("experts.code.weight", "interval(0,1)")
     with pytest.raises(InputError, match=r"the search starts at 1\.7, outside of interval\(0,1\)"):
-        space.start(run, outside)
+        search_space.start(run, outside)
     with pytest.raises(InputError, match=r"there is no key 'sience'.*There are math, code"):
-        space.start(run, grammar.read("experts.sience.weight", "interval(0,1)"))
+        search_space.start(run, space_grammar.read("experts.sience.weight", "interval(0,1)"))
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_a_search_starts_where_the_composed_run_is_and_says_where_it_cannot() ->
 )
 def test_what_is_no_range_is_refused(text: Any, wrong: str) -> None:
     with pytest.raises(InputError, match=r"search\.space\.k: ") as e:
-        grammar.read("k", text)
+        space_grammar.read("k", text)
     assert wrong in str(e.value)
 
 
 def test_values_are_rounded_inside_of_their_range() -> None:
-    gene = grammar.read("k", "interval(0.0, 1.0)")
+    gene = space_grammar.read("k", "interval(0.0, 1.0)")
     assert [gene.rounded(v, 0.01) for v in (0.123, 0.999, 1.2)] == [0.12, 1.0, 1.0]
-    assert grammar.read("k", "int(interval(1, 5))").rounded(2.6, 0.01) == 3
-    assert grammar.read("k", "tag(log, interval(1e-6, 1.0))").rounded(0.000123456, 0.01) == 0.0001235
-    assert grammar.read("k", "choice(a, b)").rounded("b", 0.01) == "b"
+    assert space_grammar.read("k", "int(interval(1, 5))").rounded(2.6, 0.01) == 3
+    assert space_grammar.read("k", "tag(log, interval(1e-6, 1.0))").rounded(0.000123456, 0.01) == 0.0001235
+    assert space_grammar.read("k", "choice(a, b)").rounded("b", 0.01) == "b"
 
 
 # ---------------------------------------------------------------- optimizer
@@ -135,7 +135,7 @@ def test_cma_starts_around_the_preset_and_steps_by_sigma() -> None:
 
 def test_one_dimension_is_enough() -> None:
     run = composed("search=cma_lambda", "experts=math_code")
-    gene = grammar.read("method.parameters.lambda", "interval(0.2, 2)")
+    gene = space_grammar.read("method.parameters.lambda", "interval(0.2, 2)")
     made = optimizer.Optimizer(run.search, [gene], {gene.key: 1.0}, 8)
     for _ in range(12):
         population = made.ask()
@@ -192,16 +192,16 @@ def test_the_verdict_says_whether_the_gain_is_noise(
 
 
 def test_an_outcome_that_is_no_number_is_a_failure() -> None:
-    from mergelab.optimization.bench import attempt, finite
+    from mergelab.optimization.candidate_evaluator import finite, run_guarded
 
-    outcome = attempt(lambda: finite(scores(float("nan"), 0.5)), None)
+    outcome = run_guarded(lambda: finite(scores(float("nan"), 0.5)), None)
     assert outcome == Outcome(reason="math is nan: the model gives no usable numbers")
 
 
 def test_a_candidate_has_a_time_limit() -> None:
     import time
 
-    from mergelab.optimization.bench import attempt
+    from mergelab.optimization.candidate_evaluator import run_guarded
 
-    outcome = attempt(lambda: time.sleep(30), 0.2)  # type: ignore[arg-type,return-value]
+    outcome = run_guarded(lambda: time.sleep(30), 0.2)  # type: ignore[arg-type,return-value]
     assert outcome == Outcome(reason="out of time, 0.2 s")

@@ -16,7 +16,7 @@ from sweeps import SMALL, candidates, copied
 from wandb_files import read_back
 from wandb_stub import KEY, Stub
 
-from mergelab.optimization.recording import Recorder
+from mergelab.optimization.wandb_client import SweepTracker
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ TRACKED = ("tracking=wandb", "tracking.project=merges")
 
 def recorded(folder: Path, *more: str, budget: int = 8) -> None:
     """Record a sweep that has ended, as its command does at its end."""
-    Recorder(composed("search=cma", "experts=math_code", *TRACKED, *more), folder, budget).finish(0)
+    SweepTracker(composed("search=cma", "experts=math_code", *TRACKED, *more), folder, budget).finish(0)
 
 
 def state(folder: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from conftest import ARCHITECTURES
 
-from mergelab.main import CONF
-from mergelab.preflight import architecture
+from mergelab.cli.main import CONF
+from mergelab.models import architecture
 
 FAMILIES = {
     p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in (Path(CONF) / "model").glob("[!_]*.yaml")

@@ -13,9 +13,10 @@ from broken_models import Models
 from composing import composed
 from conftest import Command, Outcome
 
-from mergelab.main import CONF
-from mergelab.preflight import checkpoint, resources
-from mergelab.preflight.findings import MAY_PASS, error, note, settle, warning
+from mergelab.cli.main import CONF
+from mergelab.core.findings import MAY_PASS, error, note, settle, warning
+from mergelab.models import checkpoint
+from mergelab.preflight import resources
 
 
 def names(group: str) -> list[str]:
@@ -98,7 +99,7 @@ def test_bytes_of_the_tiny_family_are_exact(mergelab: Command, family: Any, dtyp
 def test_only_what_is_merged_is_read(mergelab: Command, family: Any) -> None:
     _, content = plan(mergelab, "method=slerp", "experts=stem")
     assert content["estimate"]["read"] == sum(weights(family.checkpoint(r)) for r in ("math", "physics"))
-    assert content["donor"] == "math"
+    assert content["config_source"] == "math"
 
 
 def test_bytes_of_a_model_that_is_not_here(mergelab: Command) -> None:
@@ -326,7 +327,7 @@ def test_other_depths_meet_in_slices(mergelab: Command, models: Models) -> None:
 def test_a_file_without_a_base_says_who_lends_config_and_tokenizer(mergelab: Command, models: Models) -> None:
     pair = {"merge_method": "linear", "models": [models.model("math"), models.model("physics")]}
     out, content = plan(mergelab, *models.recipe(pair, without="base_model"))
-    assert content["donor"] == "math"
+    assert content["config_source"] == "math"
     assert "base_model: not set; config and tokenizer come from the first model" in out.out
 
 

@@ -10,19 +10,19 @@ import pytest
 import yaml
 from composing import composed
 
-from mergelab import recipe
-from mergelab.errors import InputError, InputErrors
-from mergelab.main import CONF
-from mergelab.preflight import layout, methods
-from mergelab.preflight.parameters import Settings
+from mergelab.cli.main import CONF
+from mergelab.core.errors import InputError, InputErrors
+from mergelab.methods import registry
+from mergelab.recipes import recipe, recipe_groups
+from mergelab.recipes.parameters import Settings
 
-KNOWN = methods.declarations()
+KNOWN = registry.declarations()
 
 
 def built(*overrides: str) -> dict[str, Any]:
     run = composed(*overrides)
     references = {name: f"/models/{name}" for name in ("base", *run.experts)}
-    return recipe.build(run, references, methods.takes(KNOWN[run.method.name]), "bfloat16")
+    return recipe.build(run, references, registry.takes(KNOWN[run.method.name]), "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_parameters_come_to_what_mergekit_resolves() -> None:
     for _ in range(150):
         content = random_recipe(rng)
         config = MergeConfiguration.model_validate(content)
-        (group,) = layout.groups(content, lambda path: "")
+        (group,) = recipe_groups.groups(content, lambda path: "")
         settings = Settings(KNOWN["della"], group, lambda path: "")
         tensor, t = rng.choice(TENSORS), rng.random()
         shared, own = resolve_parameters(

@@ -17,10 +17,10 @@ from conftest import Command
 from refusals import refuse, told
 from safetensors.torch import load_file
 
-from mergelab import identity
-from mergelab.errors import StepError
+from mergelab.core import hashing
+from mergelab.core.errors import StepError
 from mergelab.evaluation import load
-from mergelab.preflight import checkpoint, pickles, trust
+from mergelab.models import checkpoint, pickles, remote_code
 from mergelab.schema import Hardware
 
 CONFIGURATION = """\
@@ -250,14 +250,14 @@ def test_the_revision_that_was_read_is_named_and_code_is_part_of_what_a_model_is
     strange: Models, tmp_path: Path
 ) -> None:
     commit = "c" * 40
-    (finding,) = trust.check(strange["math"], "experts.math", allowed=False, commit=commit)
+    (finding,) = remote_code.check(strange["math"], "experts.math", allowed=False, commit=commit)
     assert finding.remedy.endswith(f"experts.math.revision={commit}")
     (strange["math"] / "custom_generate").mkdir()
     strange.text("math", "custom_generate/generate.py", "")
-    assert trust.code(strange["math"]) == [*FILES, trust.GENERATE]
-    before = identity.file_hashes(strange["math"], tmp_path / "memo.json")
+    assert remote_code.code(strange["math"]) == [*FILES, remote_code.GENERATE]
+    before = hashing.file_hashes(strange["math"], tmp_path / "memo.json")
     strange.text("math", "extras_strange.py", "SCALE = 3.0\n")
-    after = identity.file_hashes(strange["math"], tmp_path / "memo.json")
+    after = hashing.file_hashes(strange["math"], tmp_path / "memo.json")
     assert {n for n in before if before[n] != after[n]} == {"extras_strange.py"}
 
 
@@ -407,7 +407,9 @@ def test_pickles_want_what_reads_them_safely(
         f"hardware.engine: fast cannot do this recipe: the weights of {models['math']} are pickled" in error
     )
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
-    with pytest.raises(pickles.Refused, match=r"2\.9\.1.* cannot read it safely; torch 2\.10 or newer can"):
+    with pytest.raises(
+        pickles.PickleRefused, match=r"2\.9\.1.* cannot read it safely; torch 2\.10 or newer can"
+    ):
         pickles.tensors(models["math"] / "pytorch_model.bin")
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
+from mergelab.core.run_dir import write_json
 from mergelab.schema import Slurm
-from mergelab.slurm import batches, commands, job, ledger
-from mergelab.slurm.batches import Batches, Done, Item
-from mergelab.slurm.commands import Away, Limited, Refused, Task
-from mergelab.workspace import write_json
+from mergelab.slurm import batch_dir, client, job_array, submission_log
+from mergelab.slurm.client import SlurmLimitReached, SlurmRejected, SlurmUnavailable, Task
+from mergelab.slurm.job_array import JobArrayExecutor, WorkItem, WorkResult
 
 
 class FakeCluster:
@@ -30,7 +30,7 @@ class FakeCluster:
         self.answers: list[tuple[Exception, bool]] = []
         """What sbatch fails with before it works, and whether the job is there all the same."""
         self.tasks: list[Task] = []
-        self.places: dict[tuple[str, int], tuple[Path, list[Item]]] = {}
+        self.places: dict[tuple[str, int], tuple[Path, list[WorkItem]]] = {}
         self.cancelled: list[str] = []
         self.questions: list[str] = []
         self.away = 0
@@ -45,7 +45,7 @@ class FakeCluster:
         self.questions.append("sbatch")
         groups = [pickle.loads(p.read_bytes()) for p in _numbered(path.parent)]
         if self.room is not None and len(groups) > self.room:
-            raise Limited("sbatch: AssocMaxSubmitJobLimit")
+            raise SlurmLimitReached("sbatch: AssocMaxSubmitJobLimit")
         if self.answers:
             answer, there = self.answers.pop(0)
             if there:
@@ -53,7 +53,7 @@ class FakeCluster:
             raise answer
         return self._begin(path.parent, groups)
 
-    def _begin(self, place: Path, groups: list[list[Item]]) -> str:
+    def _begin(self, place: Path, groups: list[list[WorkItem]]) -> str:
         job = str(100 + len(self.submitted))
         self.submitted.append((job, [[i.name for i in g] for g in groups]))
         array = "--array" in (place / "job.sh").read_text()
@@ -64,7 +64,7 @@ class FakeCluster:
                 self.tasks.append(Task(job, index, state, "", "n1", "", place.name, "", array))
         return job
 
-    def _state(self, place: Path, index: int, items: list[Item]) -> str:
+    def _state(self, place: Path, index: int, items: list[WorkItem]) -> str:
         for item in items:
             fate = self.fates.get(item.name, [])
             end = fate.pop(0) if fate else "COMPLETED"
@@ -72,13 +72,13 @@ class FakeCluster:
                 return "RUNNING"
             if end in ("PENDING", "forgotten"):
                 return end
-            ledger.begun(place, item.key).touch()
+            submission_log.begun(place, item.key).touch()
             if end == "cut off":  # with its node, before its script came to its end
                 return "FAILED"
             if end != "COMPLETED":
                 (place / f"status.{index}").write_text("1\n")
                 return end
-            write_json(ledger.result(place, item.key), {"value": item.work()})
+            write_json(submission_log.result(place, item.key), {"value": item.work()})
         return "COMPLETED"
 
     def finish(self, job: str, index: int = 0) -> None:
@@ -94,7 +94,7 @@ class FakeCluster:
         self.questions.append("squeue")
         if self.away:
             self.away -= 1
-            raise Away("squeue: Unable to contact slurm controller")
+            raise SlurmUnavailable("squeue: Unable to contact slurm controller")
         return [t for t in self.tasks if not (self.forgetful and t.over)]
 
     def accounted(self, jobs: Sequence[str]) -> list[Task]:
@@ -124,7 +124,7 @@ def _numbered(place: Path) -> list[Path]:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
     for name in ("submit", "queue", "accounted", "accounted_by_name", "array_limit", "cancel"):
-        monkeypatch.setattr(commands, name, getattr(fake, name))
+        monkeypatch.setattr(client, name, getattr(fake, name))
     for name, seconds in (
         ("GLANCE", 0.002),
         ("LOOK", 0.01),
@@ -132,24 +132,24 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
         ("AGAIN", 0.02),
         ("RECENT", 0),
     ):
-        monkeypatch.setattr(batches, name, seconds)
+        monkeypatch.setattr(job_array, name, seconds)
     return fake
 
 
-Make = Callable[..., Batches]
+Make = Callable[..., JobArrayExecutor]
 
 
 @pytest.fixture
 def batch(tmp_path: Path) -> Make:
     """`batch(per_task=2)`: what submits to the cluster, in the test's own folder."""
-    return partial(Batches, tmp_path / "sweep", "mergelab-1", Slurm())
+    return partial(JobArrayExecutor, tmp_path / "sweep", "mergelab-1", Slurm())
 
 
-def work(names: str, folder: Path = Path("/nowhere")) -> list[Item]:
-    return [Item(n, partial(str.upper, n), folder / n) for n in names]
+def work(names: str, folder: Path = Path("/nowhere")) -> list[WorkItem]:
+    return [WorkItem(n, partial(str.upper, n), folder / n) for n in names]
 
 
-def outcomes(of: Batches, names: str, array: bool = True) -> dict[str, Done]:
+def outcomes(of: JobArrayExecutor, names: str, array: bool = True) -> dict[str, WorkResult]:
     return {names[i]: done for i, done in of.run(work(names), array)}
 
 
@@ -172,7 +172,7 @@ def test_a_task_has_several_items_and_their_script_is_kept(cluster: FakeCluster,
     text = (of.ledger.place("b0001-0000") / "job.sh").read_text()
     assert "#SBATCH --array=0-2\n" in text
     assert "#SBATCH --ntasks-per-node=2\n" in text  # a process has at least an item
-    assert f"mergelab.slurm.task {shlex.quote(str(of.ledger.place('b0001-0000')))} &" in text
+    assert f"mergelab.slurm.worker {shlex.quote(str(of.ledger.place('b0001-0000')))} &" in text
 
 
 def test_results_come_as_they_come(cluster: FakeCluster, batch: Make) -> None:
@@ -217,7 +217,7 @@ def test_a_job_that_nobody_heard_of_is_found_by_its_comment(
     cluster: FakeCluster, batch: Make, forgetful: bool
 ) -> None:
     cluster.forgetful = forgetful
-    cluster.answers = [(Away("sbatch: Socket timed out"), True)]
+    cluster.answers = [(SlurmUnavailable("sbatch: Socket timed out"), True)]
     assert len(outcomes(batch(), "ab")) == 2
     assert len(cluster.submitted) == 1
     assert cluster.questions.count("sbatch") == 1
@@ -227,7 +227,7 @@ def test_a_job_that_nobody_heard_of_is_found_by_its_comment(
 def test_a_job_that_never_was_is_submitted_again_once_slurm_has_been_asked(
     cluster: FakeCluster, batch: Make
 ) -> None:
-    cluster.answers = [(Away("sbatch: Unable to contact slurm controller"), False)]
+    cluster.answers = [(SlurmUnavailable("sbatch: Unable to contact slurm controller"), False)]
     cluster.away = 3
     of = batch()
     assert len(outcomes(of, "ab")) == 2
@@ -240,29 +240,29 @@ def test_a_job_that_never_was_is_submitted_again_once_slurm_has_been_asked(
 def test_the_accounting_is_not_asked_for_what_squeue_would_know(
     cluster: FakeCluster, batch: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "RECENT", 60)
-    cluster.answers = [(Away("sbatch: Unable to contact slurm controller"), False)]
+    monkeypatch.setattr(job_array, "RECENT", 60)
+    cluster.answers = [(SlurmUnavailable("sbatch: Unable to contact slurm controller"), False)]
     assert len(outcomes(batch(), "ab")) == 2
     assert "sacct" not in cluster.questions and len(cluster.submitted) == 1
 
 
 def test_another_process_looks_up_what_the_killed_one_had_begun(cluster: FakeCluster, batch: Make) -> None:
-    cluster.answers = [(Away("killed in the middle of it"), True)]
+    cluster.answers = [(SlurmUnavailable("killed in the middle of it"), True)]
     assert not batch().submit(work("ab"))
     assert len(outcomes(batch(), "ab")) == 2
     assert len(cluster.submitted) == 1
 
 
 def test_killed_before_the_batch_had_a_folder(cluster: FakeCluster, batch: Make) -> None:
-    batch().ledger.intend([[("a", 1)]], True, {})
+    batch().ledger.record_intent([[("a", 1)]], True, {})
     assert len(outcomes(batch(), "a")) == 1
 
 
 def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(cluster: FakeCluster, batch: Make) -> None:
     cluster.fates = {"a": ["runs"]}
     of = batch()
-    of.ledger.place(of.ledger.intend([[("a", 1)]], True, {})).mkdir()
-    of.ledger.taken_back("b0001-0000", "Slurm does not know it")
+    of.ledger.place(of.ledger.record_intent([[("a", 1)]], True, {})).mkdir()
+    of.ledger.record_rejected("b0001-0000", "Slurm does not know it")
     cluster.tasks = [Task("99", 0, "PENDING", note="b0001-0000")]
     of.submit(work("a"))
     of.submit(work("a"))
@@ -286,7 +286,7 @@ def test_an_array_is_halved_until_it_is_taken(cluster: FakeCluster, batch: Make)
 
 
 def test_what_does_not_fit_now_is_asked_for_again(cluster: FakeCluster, batch: Make) -> None:
-    cluster.answers = [(Limited("sbatch: AssocMaxSubmitJobLimit"), False)] * 3
+    cluster.answers = [(SlurmLimitReached("sbatch: AssocMaxSubmitJobLimit"), False)] * 3
     of, shown = batch(), []
     of.show = shown.append
     assert len(outcomes(of, "a")) == 1
@@ -297,7 +297,7 @@ def test_what_does_not_fit_now_is_asked_for_again(cluster: FakeCluster, batch: M
 
 def test_a_trouble_that_is_over_is_not_shown_any_more(cluster: FakeCluster, batch: Make) -> None:
     cluster.fates = {"a": ["runs"]}
-    cluster.answers = [(Limited("sbatch: AssocMaxSubmitJobLimit"), False)]
+    cluster.answers = [(SlurmLimitReached("sbatch: AssocMaxSubmitJobLimit"), False)]
     of, shown = batch(), []
     coming = of.run(work("a"), array=False)
 
@@ -312,22 +312,22 @@ def test_a_trouble_that_is_over_is_not_shown_any_more(cluster: FakeCluster, batc
 
 
 def test_what_slurm_will_never_take_is_raised(cluster: FakeCluster, batch: Make) -> None:
-    cluster.answers = [(Refused("sbatch: Invalid partition name specified"), False)]
+    cluster.answers = [(SlurmRejected("sbatch: Invalid partition name specified"), False)]
     of = batch()
-    with pytest.raises(Refused, match="Invalid partition"):
+    with pytest.raises(SlurmRejected, match="Invalid partition"):
         outcomes(of, "a")
-    assert of.ledger.open() == [] and of.ledger.claims == {}
+    assert of.ledger.open() == [] and of.ledger.assignments == {}
     assert len(outcomes(batch(), "a")) == 1  # when it has been put right
 
 
-@pytest.mark.parametrize("state", sorted(batches.INNOCENT))
+@pytest.mark.parametrize("state", sorted(job_array.INFRASTRUCTURE_FAILURES))
 def test_work_that_lost_its_node_is_submitted_again(cluster: FakeCluster, batch: Make, state: str) -> None:
     cluster.fates = {"b": [state]}
     heard: list[str] = []
     found = outcomes(batch(tell=heard.append), "abc")
     assert all(d.reason is None for d in found.values())
     assert cluster.items == [["a", "b", "c"], ["b"]]
-    assert any(commands.ENDED[state] in h and "submitted again" in h for h in heard)
+    assert any(client.ENDED[state] in h and "submitted again" in h for h in heard)
 
 
 def test_a_task_whose_script_did_not_come_to_its_end_is_submitted_again(
@@ -347,7 +347,7 @@ def test_work_that_ends_its_task_is_lost_with_the_reason(
     assert found["b"].lost and found["b"].value is None
     assert found["b"].reason is not None
     status = " with exit status 1" if state == "FAILED" else ""
-    assert found["b"].reason.startswith(f"{commands.ENDED[state]}{status} (n1, Slurm task 100_1)")
+    assert found["b"].reason.startswith(f"{client.ENDED[state]}{status} (n1, Slurm task 100_1)")
     assert found["a"].value == "A" and len(cluster.submitted) == 1
 
 
@@ -405,13 +405,13 @@ def test_a_task_that_slurm_has_forgotten_is_submitted_again_but_not_for_ever(
     found = outcomes(batch(), "ab")
     assert found["a"].value == "A"
     assert found["b"].lost and "Slurm no longer knows it" in str(found["b"].reason)
-    assert [n for items in cluster.items for n in items].count("b") == batches.MOST
+    assert [n for items in cluster.items for n in items].count("b") == job_array.MAX_RESUBMISSIONS
 
 
 def test_what_is_preempted_for_ever_is_given_up(cluster: FakeCluster, batch: Make) -> None:
     cluster.fates = {"a": ["PREEMPTED"] * 100}
     assert outcomes(batch(), "a")["a"].lost
-    assert len(cluster.submitted) == batches.MOST
+    assert len(cluster.submitted) == job_array.MAX_RESUBMISSIONS
 
 
 def test_a_task_that_slurm_cannot_launch_is_taken_away_and_submitted_again(
@@ -455,15 +455,15 @@ def test_a_slurm_that_is_away_when_a_stray_job_is_cancelled_ends_nothing(
     cluster: FakeCluster, batch: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = batch()
-    of.ledger.place(of.ledger.intend([[("z", 1)]], True, {})).mkdir()
-    of.ledger.taken_back("b0001-0000", "Slurm does not know it")
+    of.ledger.place(of.ledger.record_intent([[("z", 1)]], True, {})).mkdir()
+    of.ledger.record_rejected("b0001-0000", "Slurm does not know it")
     of.submit(work("a"))
     cluster.tasks.append(Task("99", 0, "RUNNING", note="b0001-0000"))
 
     def away(tasks: Any) -> None:
-        raise Away("scancel: Unable to contact slurm controller")
+        raise SlurmUnavailable("scancel: Unable to contact slurm controller")
 
-    monkeypatch.setattr(commands, "cancel", away)
+    monkeypatch.setattr(client, "cancel", away)
     assert of.submit(work("a"))
 
 
@@ -489,9 +489,9 @@ def test_what_a_cancelled_array_had_finished_is_not_done_again(cluster: FakeClus
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_what_a_task_said_last(tmp_path: Path, at: int) -> None:
-    assert job.last_lines(tmp_path, "57", at) == ""
+    assert batch_dir.last_lines(tmp_path, "57", at) == ""
     (tmp_path / "57.out").write_text("of a plain job\n")
-    assert job.last_lines(tmp_path, "57", at) == "of a plain job"
+    assert batch_dir.last_lines(tmp_path, "57", at) == "of a plain job"
     (tmp_path / f"57_{at}.err").write_bytes(b"x" * 9000 + b"\n\xff\n" + b"last\n")
-    said = job.last_lines(tmp_path, "57", at)
+    said = batch_dir.last_lines(tmp_path, "57", at)
     assert said.endswith("| last") and len(said) <= 400

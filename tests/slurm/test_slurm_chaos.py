@@ -54,7 +54,7 @@ class Chaos:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if "mergelab.slurm.task" in line and any(str(self.s.folder) in a for a in line):
+            if "mergelab.slurm.worker" in line and any(str(self.s.folder) in a for a in line):
                 found.append(process)
         names = {x["number"] for x in self.s.lines()}
         calls = sorted((self.s.folder / "calls").glob("candidate*")) if found else []

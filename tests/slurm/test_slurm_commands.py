@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
-from mergelab.slurm import commands
-from mergelab.slurm.commands import Away, Limited, Refused, Task
+from mergelab.slurm import client
+from mergelab.slurm.client import SlurmLimitReached, SlurmRejected, SlurmUnavailable, Task
 
 CONF = Path(__file__).parents[2] / "conf" / "hardware"
 
@@ -24,34 +24,34 @@ POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's 
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        (f"{FAILED}Unable to contact slurm controller (connect failure)", Away),
-        (f"{FAILED}Socket timed out on send/recv operation", Away),
-        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", Away),
-        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", Away),
-        (f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}", Limited),
-        (f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}", Limited),
-        (f"{FAILED}Invalid job array specification", Limited),
-        (f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", Refused),
-        (f"sbatch: error: QOSMaxCpuPerJobLimit\n{POLICY}", Refused),
+        (f"{FAILED}Unable to contact slurm controller (connect failure)", SlurmUnavailable),
+        (f"{FAILED}Socket timed out on send/recv operation", SlurmUnavailable),
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", SlurmUnavailable),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", SlurmUnavailable),
+        (f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}", SlurmLimitReached),
+        (f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}", SlurmLimitReached),
+        (f"{FAILED}Invalid job array specification", SlurmLimitReached),
+        (f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", SlurmRejected),
+        (f"sbatch: error: QOSMaxCpuPerJobLimit\n{POLICY}", SlurmRejected),
         (
             f"sbatch: error: invalid partition specified: nowhere\n{FAILED}Invalid partition name specified",
-            Refused,
+            SlurmRejected,
         ),
-        ("allocation failure: Requested node configuration is not available", Refused),
-        ("allocation failure: Invalid account or account/partition combination specified", Refused),
-        (f"{FAILED}Requested time limit is invalid (missing or exceeds some limit)", Refused),
-        ("sbatch: error: Memory specification can not be satisfied", Refused),
-        ("", Refused),
+        ("allocation failure: Requested node configuration is not available", SlurmRejected),
+        ("allocation failure: Invalid account or account/partition combination specified", SlurmRejected),
+        (f"{FAILED}Requested time limit is invalid (missing or exceeds some limit)", SlurmRejected),
+        ("sbatch: error: Memory specification can not be satisfied", SlurmRejected),
+        ("", SlurmRejected),
     ],
 )
 def test_what_slurm_says_is_one_of_three_kinds_of_error(said: str, kind: type[Exception]) -> None:
-    assert type(commands.sorted_out("sbatch", said)) is kind
+    assert type(client.classify_error("sbatch", said)) is kind
 
 
 def test_an_error_is_told_in_slurms_own_words_and_each_of_them_once() -> None:
     said = "sbatch: error: no such thing\n\nsbatch: error: no such thing\nallocation failure: too bad\n"
-    assert str(commands.sorted_out("sbatch", said)) == "sbatch: no such thing; too bad"
-    assert str(commands.sorted_out("sbatch", "")) == "sbatch: failed without a word"
+    assert str(client.classify_error("sbatch", said)) == "sbatch: no such thing; too bad"
+    assert str(client.classify_error("sbatch", "")) == "sbatch: failed without a word"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_how_a_task_ended_in_words(state: str, code: str, words: str) -> None:
         ("COMPLETING", "None", False, False),
         ("REQUEUED", "None", False, False),
         ("FAILED", "launch failed requeued held", True, False),
-        *((state, "None", True, False) for state in commands.ENDED),
+        *((state, "None", True, False) for state in client.ENDED),
     ],
 )
 def test_which_states_are_an_end(state: str, reason: str, over: bool, stuck: bool) -> None:
@@ -128,7 +128,7 @@ def test_the_queue_is_read_task_by_task(program: Program) -> None:
         "59|PENDING|Nodes required for job are DOWN, DRAINED||x|N/A\n"
         "60_[3-7]|PENDING|Priority||x|b0003-0000\n",
     )
-    assert commands.queue("mergelab-1") == [
+    assert client.queue("mergelab-1") == [
         Task("57", 0, "RUNNING", "None", "n1", "", "b0002-0000", "mergelab-1", True),
         Task("57", 11, "PENDING", "Resources", "", "", "b0002-0000", "mergelab-1", True),
         Task("58", 0, "COMPLETED", "None", "n2", "", "a comment | of two", "a name with spaces", False),
@@ -141,7 +141,7 @@ def test_the_queue_is_read_task_by_task(program: Program) -> None:
 
 def test_an_empty_queue_and_one_of_all_names(program: Program) -> None:
     given = program("squeue")
-    assert commands.queue() == []
+    assert client.queue() == []
     assert "--name" not in given.read_text()
 
 
@@ -151,7 +151,7 @@ def test_a_users_own_formats_do_not_reach_the_commands(
     given = program("squeue")
     for name in ("SQUEUE_FORMAT", "SBATCH_PARTITION", "SLURM_JOB_ID", "SLURM_CONF"):
         monkeypatch.setenv(name, "mine")
-    commands.queue()
+    client.queue()
     seen = {line.partition("=")[0] for line in given.with_suffix(".environment").read_text().splitlines()}
     assert seen & {"SQUEUE_FORMAT", "SBATCH_PARTITION", "SLURM_JOB_ID", "SLURM_CONF"} == {"SLURM_CONF"}
 
@@ -164,10 +164,10 @@ def test_the_accounting_is_read_task_by_task(program: Program) -> None:
         "57_[0-7]|PENDING|0:0|None assigned|sbatch --parsable /data/sweep/slurm/b0002-0000/job.sh\n"
         "58|COMPLETED|0:0|n2|\n",
     )
-    assert commands.accounted(["56", "57", "58"]) == [
+    assert client.accounting(["56", "57", "58"]) == [
         Task("56", 0, "CANCELLED", "", "None assigned", "0:0", "b0001-0000"),
         Task("57", 3, "FAILED", "", "n1", "137:0", "b0002-0000", "", True),
-        *[t for t in commands.accounted(["57"]) if t.state == "PENDING"],
+        *[t for t in client.accounting(["57"]) if t.state == "PENDING"],
         Task("58", 0, "COMPLETED", "", "n2", "0:0", ""),
     ]
     assert "57" in given.read_text().split()
@@ -175,16 +175,14 @@ def test_the_accounting_is_read_task_by_task(program: Program) -> None:
 
 def test_what_was_cancelled_while_it_waited_is_every_task_of_its_range(program: Program) -> None:
     program("sacct", "57_[2-4,6%2]|CANCELLED by 0|0:0|None assigned|sbatch /s/slurm/b0002-0000/job.sh\n")
-    assert [(t.index, t.state) for t in commands.accounted(["57"])] == [
-        (i, "CANCELLED") for i in (2, 3, 4, 6)
-    ]
+    assert [(t.index, t.state) for t in client.accounting(["57"])] == [(i, "CANCELLED") for i in (2, 3, 4, 6)]
 
 
 def test_no_accounting_knows_nothing(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     program("sacct", err="Slurm accounting storage is disabled\n", status=1)
-    assert commands.accounted(["57"]) == commands.accounted_by_name("mergelab-1") == []
+    assert client.accounting(["57"]) == client.accounting_by_name("mergelab-1") == []
     monkeypatch.setenv("PATH", "/nowhere")
-    assert commands.accounted(["57"]) == []
+    assert client.accounting(["57"]) == []
 
 
 @pytest.mark.parametrize(
@@ -192,29 +190,29 @@ def test_no_accounting_knows_nothing(program: Program, monkeypatch: pytest.Monke
 )
 def test_any_other_trouble_of_the_accounting_may_pass(program: Program, said: str) -> None:
     program("sacct", err=said, status=1)
-    with pytest.raises(Away):
-        commands.accounted(["57"])
+    with pytest.raises(SlurmUnavailable):
+        client.accounting(["57"])
 
 
 def test_any_trouble_of_the_queue_may_pass(program: Program) -> None:
     program("squeue", err="slurm_load_jobs error: Unspecified error\n", status=1)
-    with pytest.raises(Away):
-        commands.queue("mergelab-1")
+    with pytest.raises(SlurmUnavailable):
+        client.queue("mergelab-1")
 
 
 def test_a_job_has_the_number_that_sbatch_says(program: Program, tmp_path: Path) -> None:
     given = program("sbatch", "57;a_cluster\n")
-    assert commands.submit(tmp_path / "a folder" / "job.sh") == "57"
+    assert client.submit(tmp_path / "a folder" / "job.sh") == "57"
     assert given.read_text().splitlines() == ["--parsable", str(tmp_path / "a folder" / "job.sh")]
-    commands.submit(tmp_path / "job.sh", test=True)
+    client.submit(tmp_path / "job.sh", test=True)
     assert "--test-only" in given.read_text().split()
 
 
 def test_nobody_is_called_to_cancel_nothing(program: Program) -> None:
     given = program("scancel")
-    commands.cancel([])
+    client.cancel([])
     assert not given.exists()
-    commands.cancel(["57", "58_3"])
+    client.cancel(["57", "58_3"])
     assert given.read_text().split() == ["--quiet", "57", "58_3"]
 
 
@@ -224,7 +222,7 @@ def test_the_largest_array_is_one_less_than_what_bounds_its_numbers(
     program: Program, said: str, most: int
 ) -> None:
     program("scontrol", f"Configuration data\nMaxJobCount = 7\n{said}")
-    assert commands.array_limit() == most
+    assert client.array_limit() == most
 
 
 def test_a_command_that_never_answers_is_away(
@@ -232,9 +230,9 @@ def test_a_command_that_never_answers_is_away(
 ) -> None:
     program("squeue")
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\nexec sleep 30\n")
-    monkeypatch.setattr(commands, "PATIENCE", 0.3)
-    with pytest.raises(Away, match=r"no answer for 0\.3 s"):
-        commands.queue()
+    monkeypatch.setattr(client, "PATIENCE", 0.3)
+    with pytest.raises(SlurmUnavailable, match=r"no answer for 0\.3 s"):
+        client.queue()
 
 
 def test_a_ctrl_c_in_the_middle_of_a_fork_is_not_lost(program: Program) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from patience import patience, token, until  # noqa: F401 (fixtures that every test has)
 
-from mergelab.merging import scratch
+from mergelab.merging import node_local_cache
 from mergelab.schema import Slurm
-from mergelab.slurm import script
+from mergelab.slurm import sbatch_script
 
-OURS = scratch.ours("task-")
+OURS = node_local_cache.ours("task-")
 
 
 STATUS = Path("/data/status")
@@ -26,7 +26,9 @@ STATUS = Path("/data/status")
 def asked(folder: Path = Path("/data/slurm/b0001-0000"), **about: Any) -> dict[str, Any]:
     """The options of a task with these settings; what is no setting is an argument of `options`."""
     own = {k: about.pop(k) for k in list(about) if k in Slurm.__dataclass_fields__}
-    return script.options(Slurm(**own), name="mergelab-1", folder=folder, cwd=Path("/home/me"), **about)
+    return sbatch_script.options(
+        Slurm(**own), name="mergelab-1", folder=folder, cwd=Path("/home/me"), **about
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,19 +64,19 @@ def asked(folder: Path = Path("/data/slurm/b0001-0000"), **about: Any) -> dict[s
     ],
 )
 def test_each_setting_is_a_line_of_the_script(settings: dict[str, Any], line: str) -> None:
-    lines = script.text(asked(**settings), ["true"], status=Path("/data/status")).splitlines()
+    lines = sbatch_script.text(asked(**settings), ["true"], status=Path("/data/status")).splitlines()
     assert lines[0] == "#!/bin/bash"
     option = line.partition("=")[0]
     assert [x for x in lines if x.split("=")[0] == f"#SBATCH {option}"] == [f"#SBATCH {line}"]
 
 
 def test_every_setting_is_looked_at() -> None:
-    plain = script.text(asked(tasks=2), ["true"], status=STATUS)
+    plain = sbatch_script.text(asked(tasks=2), ["true"], status=STATUS)
     changed = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "time": "9", "memory": "9GB",
                "cpus": 9, "gpus": 9, "exclusive": True, "parallel": 9, "options": {"nice": 9},
                "warning": 9}  # fmt: skip
     for key, value in changed.items():
-        assert script.text(asked(tasks=2, **{key: value}), ["true"], status=STATUS) != plain, key
+        assert sbatch_script.text(asked(tasks=2, **{key: value}), ["true"], status=STATUS) != plain, key
     elsewhere = {"setup", "gpu_type"}
     assert {*changed, *elsewhere} == {*Slurm.__dataclass_fields__}
 
@@ -91,7 +93,7 @@ def test_an_option_may_be_taken_away(nothing: Any) -> None:
 
 
 def test_paths_with_spaces_are_quoted() -> None:
-    text = script.text(asked(folder=Path("/my data/b0001-0000")), ["my program", "an argument"],
+    text = sbatch_script.text(asked(folder=Path("/my data/b0001-0000")), ["my program", "an argument"],
                        status=Path("/my data/status"))  # fmt: skip
     assert "#SBATCH --output='/my data/b0001-0000/%j.out'" in text
     assert "'my program' 'an argument' &" in text
@@ -99,15 +101,15 @@ def test_paths_with_spaces_are_quoted() -> None:
 
 
 def test_the_users_lines_come_before_the_command_and_after_what_is_asked() -> None:
-    text = script.text(asked(), ["work"], setup=["module load cuda", "source v/bin/activate"],
+    text = sbatch_script.text(asked(), ["work"], setup=["module load cuda", "source v/bin/activate"],
                        status=STATUS)  # fmt: skip
     places = [text.index(x) for x in ("#SBATCH --job-name", "module load cuda", "source v", "work &")]
     assert places == sorted(places)
 
 
 def test_several_processes_are_started_by_srun() -> None:
-    assert "srun" not in script.text(asked(), ["work"], status=STATUS)
-    assert "srun --ntasks=4 --cpus-per-task=12 --kill-on-bad-exit=0 work &" in script.text(
+    assert "srun" not in sbatch_script.text(asked(), ["work"], status=STATUS)
+    assert "srun --ntasks=4 --cpus-per-task=12 --kill-on-bad-exit=0 work &" in sbatch_script.text(
         asked(ranks=4), ["work"], status=STATUS, ranks=4, cpus=12
     )
 
@@ -118,7 +120,7 @@ def started(
     """The script of a command, really run by bash, as task 3 of its array."""
     path = tmp_path / "job.sh"
     path.write_text(
-        script.text(asked(tmp_path), command, setup=setup, status=tmp_path / "status", after=after)
+        sbatch_script.text(asked(tmp_path), command, setup=setup, status=tmp_path / "status", after=after)
     )
     return subprocess.Popen(
         ["bash", str(path)], cwd=tmp_path, env={**os.environ, "SLURM_ARRAY_TASK_ID": "3"}, text=True,

@@ -10,16 +10,16 @@ import pytest
 from composing import composed
 from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
-from mergelab.errors import StepError
-from mergelab.optimization import steered
-from mergelab.preflight import settings
+from mergelab.core.errors import StepError
+from mergelab.optimization import controller_job
+from mergelab.preflight import value_checks
 
 CONF = Path(__file__).parents[2] / "conf" / "hardware"
 
 
 def test_the_controller_runs_the_same_command_in_the_same_folder() -> None:
     typed = ["-m", "search=cma", "hydra.sweep.dir=elsewhere", "experts=math_code"]
-    found = steered.command(typed, Path("/my data/sweep"))
+    found = controller_job.command(typed, Path("/my data/sweep"))
     assert found == [sys.executable, "-u", "-m", "mergelab", "-m", "search=cma", "experts=math_code",
                      "hydra.sweep.dir='/my data/sweep'"]  # fmt: skip
 
@@ -46,7 +46,7 @@ def test_the_controller_asks_for_what_the_tasks_do_only_where_it_must(
         "hardware=slurm_1gpu", "hardware.slurm.partition=tasks", "hardware.slurm.account=proj1",
         "hardware.slurm.constraint=a100", "hardware.slurm.setup=[module load cuda]", *overrides,
     )  # fmt: skip
-    assert getattr(steered.settings(run), key) == value
+    assert getattr(controller_job.settings(run), key) == value
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_the_controller_asks_for_what_the_tasks_do_only_where_it_must(
 def test_a_job_steers_where_it_is_asked_for_and_is_not_the_job_itself(
     monkeypatch: pytest.MonkeyPatch, controller: str, inside: bool, wanted: bool
 ) -> None:
-    monkeypatch.delenv(steered.INSIDE, raising=False)
+    monkeypatch.delenv(controller_job.INSIDE, raising=False)
     if inside:
-        monkeypatch.setenv(steered.INSIDE, "1")
+        monkeypatch.setenv(controller_job.INSIDE, "1")
     run = composed("hardware=slurm", f"search.controller={controller}")
-    assert steered.wanted(run) is wanted
+    assert controller_job.wanted(run) is wanted
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_wrong_setting_of_the_cluster_is_found(
     overrides: list[str], code: str, key: str, message: str
 ) -> None:
     run = composed("hardware=slurm", *(f"hardware.{o}" for o in overrides))
-    (found,) = settings.check(run, [], "error")
+    (found,) = value_checks.check(run, [], "error")
     assert (found.severity, found.code, found.place, found.message) == (
         "error", code, f"hardware.{key}", message,
     )  # fmt: skip
@@ -100,13 +100,13 @@ def test_a_wrong_setting_of_the_cluster_is_found(
 )  # fmt: skip
 def test_a_right_setting_of_the_cluster_is_none(overrides: list[str]) -> None:
     marked = [f"+hardware.{o[1:]}" if o.startswith("+") else f"hardware.{o}" for o in overrides]
-    assert list(settings.check(composed("hardware=slurm", *marked), [], "error")) == []
+    assert list(value_checks.check(composed("hardware=slurm", *marked), [], "error")) == []
 
 
 @pytest.mark.parametrize("setting", ["candidates_per_task=2", "detach=true", "scratch=/tmp"])
 def test_a_setting_of_a_cluster_without_one_has_no_effect(setting: str) -> None:
     run = composed("hardware=cpu", f"hardware.{setting}")
-    (found,) = settings.check(run, [], "error")
+    (found,) = value_checks.check(run, [], "error")
     assert (found.code, found.place) == ("no-effect", f"hardware.{setting.partition('=')[0]}")
     assert found.remedy == "Set hardware=slurm."
 
@@ -114,25 +114,27 @@ def test_a_setting_of_a_cluster_without_one_has_no_effect(setting: str) -> None:
 @pytest.mark.parametrize("option", ["comment", "job_name", "array", "output", "ntasks", "signal"])
 def test_an_option_that_would_lose_the_job_is_an_error(option: str) -> None:
     run = composed("hardware=slurm", f"+hardware.slurm.options.{option}=mine")
-    assert any(option in f.place for f in settings.check(run, [], "error"))
+    assert any(option in f.place for f in value_checks.check(run, [], "error"))
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONF.glob("slurm*.yaml")))
 def test_every_cluster_that_is_shipped_composes_and_is_sound(name: str) -> None:
     run = composed(f"hardware={name}")
     assert run.hardware.slurm is not None
-    assert list(settings.check(run, [], "error")) == []
+    assert list(value_checks.check(run, [], "error")) == []
     assert (run.hardware.device == "cpu") is (run.hardware.slurm.gpus == 0)
 
 
 def succeeded(folder: Path, known: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A controller's job that has found so many lines; the jobs that it submits and cancels."""
     said: list[str] = []
-    monkeypatch.setenv(steered.INSIDE, "1")
+    monkeypatch.setenv(controller_job.INSIDE, "1")
     monkeypatch.setenv("SLURM_JOB_ID", "60")
-    monkeypatch.setattr(steered.commands, "submit", lambda path: said.append("submitted") or "61")
-    monkeypatch.setattr(steered.commands, "cancel", lambda jobs: said.append(f"cancelled {list(jobs)}"))
-    with steered.succession(composed("hardware=slurm"), folder, [], known):
+    monkeypatch.setattr(controller_job.commands, "submit", lambda path: said.append("submitted") or "61")
+    monkeypatch.setattr(
+        controller_job.commands, "cancel", lambda jobs: said.append(f"cancelled {list(jobs)}")
+    )
+    with controller_job.chained_resubmission(composed("hardware=slurm"), folder, [], known):
         said.append("steered")
     return said
 
@@ -156,7 +158,7 @@ def test_controllers_that_follow_each_other_without_progress_are_too_many(
 
 
 def test_slow_candidates_are_no_lack_of_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steered, "SHORT", -1.0)  # as if each had lived for long
+    monkeypatch.setattr(controller_job, "SHORT", -1.0)  # as if each had lived for long
     for _ in range(5):
         succeeded(tmp_path, 5, monkeypatch)
 
@@ -169,5 +171,5 @@ def test_a_result_counts_when_it_is_that_of_the_whole_budget(
     status: str, told: int, candidates: int, whole: bool
 ) -> None:
     lines = [{"event": "begin"}, *({"event": "candidate"} for _ in range(candidates))]
-    assert steered.is_of({"status": status, "search": {"budget": told}}, lines, 8) is whole
-    assert not steered.is_of({}, lines, 8)
+    assert controller_job.is_of({"status": status, "search": {"budget": told}}, lines, 8) is whole
+    assert not controller_job.is_of({}, lines, 8)

@@ -20,7 +20,7 @@ from slurm_search import Lab, Labs, measured
 from slurm_together import Ended, after
 from wandb_stub import KEY
 
-from mergelab.slurm import ledger
+from mergelab.slurm import submission_log
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("family")]
 
@@ -35,7 +35,7 @@ def result(folder: Path) -> Any:
 
 
 def jobs(sweep: Path) -> list[str]:
-    return [x["job"] for x in ledger.read(sweep) if x["event"] == "submitted"]
+    return [x["job"] for x in submission_log.read(sweep) if x["event"] == "submitted"]
 
 
 def here(lab: Lab) -> Path:
@@ -64,7 +64,7 @@ def test_a_budget_of_8_in_populations_of_4_is_two_arrays_and_the_same_search(
     assert len(measured(sweep)) == 8
     for key in ("genome", "fitness", "metrics", "verdict", "on_disk"):
         assert result(sweep)[key] == result(alone)[key], key
-    tasks = labs.cluster.tasks(ledger.job_name(sweep), set(jobs(sweep)))
+    tasks = labs.cluster.tasks(submission_log.job_name(sweep), set(jobs(sweep)))
     assert len({t["id"].partition("_")[0] for t in tasks if "_" in t["id"]}) == 2
     assert out.count("submitted array") == 2
     assert (sweep / "5" / "mergelab.log").exists() and list((sweep / "5").glob("slurm-*_*.out"))
@@ -81,8 +81,8 @@ def steered(lab: Lab) -> tuple[Path, str, str, str]:
     )  # fmt: skip
     first = lab.command(*search, "hardware.detach=true").stdout
     until(lambda: len(measured(sweep)) >= 4, "the first population is measured", 400, every=0.1)
-    (job,) = [x["job"] for x in ledger.read(sweep) if x["event"] == "controller"]
-    name = ledger.job_name(sweep)
+    (job,) = [x["job"] for x in submission_log.read(sweep) if x["event"] == "controller"]
+    name = submission_log.job_name(sweep)
     waiting = lab.cluster.call("squeue", "-h", f"--name={name}", "--states=PD", "-o", "%i %k").splitlines()
     (successor,) = [x.split()[0] for x in waiting if x.split()[1].startswith("controller")]
     lab.cluster.call("scontrol", "hold", successor)
@@ -103,7 +103,7 @@ def test_a_sweep_steered_by_a_job_outlives_its_controllers(ended: Ended) -> None
     alone, (sweep, first, second, third) = ended()
     assert "which steers the sweep" in first
     assert "steers this sweep already" in second
-    assert len([x for x in ledger.read(sweep) if x["event"] == "controller"]) == 2
+    assert len([x for x in submission_log.read(sweep) if x["event"] == "controller"]) == 2
     assert result(sweep)["status"] == "done" and "winner" in third
     assert len(jobs(sweep)) == len(set(jobs(sweep)))
     assert measured(sweep) == measured(alone)
@@ -148,7 +148,7 @@ def detached(lab: Lab) -> list[str]:
     assert result(sweep / "0")["status"] == "done"
     said.append(lab.command(*run, "hardware.detach=true").stdout)
     for other in (lab.folder / "multirun").glob("*/*"):
-        lab.cluster.call("scancel", f"--name={ledger.job_name(other)}")
+        lab.cluster.call("scancel", f"--name={submission_log.job_name(other)}")
     return said
 
 
@@ -208,7 +208,7 @@ def test_the_monitor_in_a_live_terminal_ends_with_ctrl_c(labs: Labs, tmp_path: P
 
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from mergelab.main import monitor; monitor()"], cwd=tmp_path,
+        [sys.executable, "-c", "from mergelab.cli.main import monitor; monitor()"], cwd=tmp_path,
         stdin=follower, stdout=follower, stderr=follower,
         env=labs.cluster.env | {"TERM": "xterm", "COLUMNS": "80"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started us may ignore it

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
-from mergelab import syncing
 from mergelab.schema import Tracking
+from mergelab.tracking import wandb_sync
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_offline_records_are_brought_together_once(sweep: Path) -> None:
-    syncing.gather(sweep)
-    syncing.gather(sweep)
-    assert [p.name for p in syncing.left(sweep)] == ["offline-run-2026-0", "offline-run-2026-1"]
+    wandb_sync.gather(sweep)
+    wandb_sync.gather(sweep)
+    assert [p.name for p in wandb_sync.left(sweep)] == ["offline-run-2026-0", "offline-run-2026-1"]
     assert (sweep / "wandb" / "offline-run-2026-1" / "run-1.wandb").exists()
     assert not list(sweep.glob("[01]/wandb/*"))
 
@@ -37,23 +37,23 @@ def test_a_record_that_is_there_already_is_not_overwritten(sweep: Path) -> None:
     there = sweep / "wandb" / "offline-run-2026-0"
     there.mkdir(parents=True)
     (there / "run-0.wandb").write_text("earlier")
-    syncing.gather(sweep)
+    wandb_sync.gather(sweep)
     assert (there / "run-0.wandb").read_text() == "earlier"
     assert (sweep / "0" / "wandb" / "offline-run-2026-0" / "run-0.wandb").exists()
 
 
 def test_what_is_uploaded_is_not_left(sweep: Path) -> None:
-    syncing.gather(sweep)
+    wandb_sync.gather(sweep)
     (sweep / "wandb" / "offline-run-2026-0" / "run-0.wandb.synced").touch()
-    assert [p.name for p in syncing.left(sweep)] == ["offline-run-2026-1"]
+    assert [p.name for p in wandb_sync.left(sweep)] == ["offline-run-2026-1"]
 
 
 def test_without_records_nothing_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(syncing, "upload", lambda records: pytest.fail("nothing is there to upload"))
-    syncing.gather(tmp_path)
-    syncing.finish(tmp_path, Tracking(sync=True))
+    monkeypatch.setattr(wandb_sync, "upload", lambda records: pytest.fail("nothing is there to upload"))
+    wandb_sync.gather(tmp_path)
+    wandb_sync.finish(tmp_path, Tracking(sync=True))
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -65,9 +65,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_command_that_uploads_is_printed(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(syncing, "upload", lambda records: pytest.fail("nobody has asked for it"))
-    syncing.gather(sweep)
-    syncing.finish(sweep, Tracking())
+    monkeypatch.setattr(wandb_sync, "upload", lambda records: pytest.fail("nobody has asked for it"))
+    wandb_sync.gather(sweep)
+    wandb_sync.finish(sweep, Tracking())
     assert said(capsys) == "W&B: 2 runs are offline. To upload them: wandb sync s/wandb/offline-run-*"
 
 
@@ -77,8 +77,8 @@ def test_the_command_that_uploads_can_be_typed_as_it_is(
     folder = sweep.rename(
         sweep.with_name("a sweep with a name that is long " + "enough " * 10 + "to be broken")
     )
-    syncing.gather(folder)
-    syncing.finish(folder, Tracking())
+    wandb_sync.gather(folder)
+    wandb_sync.finish(folder, Tracking())
     line = next(x for x in capsys.readouterr().out.splitlines() if "wandb sync" in x)
     command = line.partition("wandb sync ")[2].partition("  uploads")[0]
     listed = subprocess.run(f"ls -d {command}", shell=True, text=True, capture_output=True)
@@ -101,9 +101,9 @@ def test_what_is_left_is_uploaded_on_demand_and_a_failure_is_a_warning(
         uploaded.extend(p.name for p in records)
         return failure
 
-    monkeypatch.setattr(syncing, "upload", upload)
-    syncing.gather(sweep)
-    syncing.finish(sweep, Tracking(sync=True))
+    monkeypatch.setattr(wandb_sync, "upload", upload)
+    wandb_sync.gather(sweep)
+    wandb_sync.finish(sweep, Tracking(sync=True))
     assert uploaded == ["offline-run-2026-0", "offline-run-2026-1"]
     assert told in said(capsys)
 
@@ -127,5 +127,5 @@ def test_what_wandb_says_of_an_upload(
         assert how["env"]["WANDB_MODE"] == "online"
         return SimpleNamespace(stdout=out, stderr="", returncode=status)
 
-    monkeypatch.setattr(syncing.subprocess, "run", run)
-    assert syncing.upload([Path("/s/wandb/offline-run-1")]) == why
+    monkeypatch.setattr(wandb_sync.subprocess, "run", run)
+    assert wandb_sync.upload([Path("/s/wandb/offline-run-1")]) == why

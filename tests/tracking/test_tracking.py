@@ -22,10 +22,10 @@ import wandb_stub
 from wandb_files import read_back
 from wandb_stub import KEY, Stub
 
-from mergelab import tracking
-from mergelab.errors import InputError, StepError
+from mergelab.core.errors import InputError, StepError
 from mergelab.schema import Tracking
-from mergelab.tracking import problems, scrub, track
+from mergelab.tracking import tracker as tracker_module
+from mergelab.tracking.tracker import problems, scrub, track
 
 WANDB = Tracking(name="wandb", project="merges", group="sweep-1", tags=["tiny"], timeout=2.0)
 CONFIG = {"seed": 7, "experts": {"math": {"weight": 0.4, "density": [0.3, 0.5]}}}
@@ -168,7 +168,7 @@ def test_two_runs_at_once_are_two_records(folder: Path, server: Stub) -> None:
 
 
 def test_large_things_are_recorded_by_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "UPLOAD_LIMIT", 3)
+    monkeypatch.setattr(tracker_module, "UPLOAD_LIMIT", 3)
     (folder / "model").mkdir()
     (folder / "model" / "w.safetensors").write_bytes(b"12")
     with track(Tracking(name="wandb", mode="offline"), {}, folder, name="x") as tracker:
@@ -220,7 +220,7 @@ def test_auto_takes_the_key_of_the_servers_host_from_netrc(
     host = server.url.removeprefix("http://")
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine elsewhere.org\n  login user\n  password {KEY}\n")
-    assert not tracking._has_key(server.url)
+    assert not tracker_module._has_key(server.url)
     netrc.write_text(f"machine {host}\n  login user\n  password {KEY}\n")
     record(WANDB, folder)
     assert len(server.runs) == 1
@@ -279,8 +279,8 @@ def test_proxy_is_asked_instead_of_the_server(monkeypatch: pytest.MonkeyPatch) -
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         port = proxy.getsockname()[1]
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
-        assert tracking._answers("https://wandb.invalid", 2.0)
-    assert not tracking._answers("https://wandb.invalid", 2.0)
+        assert tracker_module._answers("https://wandb.invalid", 2.0)
+    assert not tracker_module._answers("https://wandb.invalid", 2.0)
 
 
 @pytest.mark.parametrize(("said_by_user", "runs"), [("offline", 1), ("disabled", 0)])
@@ -378,7 +378,7 @@ def test_calls_do_not_wait_for_wandb(folder: Path, said: Callable[[], list[str]]
             self.done.append(exit_code)
 
     run = Stuck()
-    tracker = tracking._Wandb(run, patience=0.05, mode="online")
+    tracker = tracker_module._Wandb(run, patience=0.05, mode="online")
     tracker.log({"loss": 1.0})
     tracker.finish(0)
     assert run.done == []

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from mergelab import zoo
+from mergelab.core import cache_dir
 from mergelab.zoo import store
 from mergelab.zoo.curriculum import VERSION, Curriculum, Stage
 from mergelab.zoo.skills import KANA, SKILLS, SPLITS, draw, split_of
@@ -122,13 +123,13 @@ def test_a_chat_is_the_text_of_its_messages(family):
 
 def test_home_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("MERGELAB_HOME", str(tmp_path / "own"))
-    assert zoo.home() == tmp_path / "own"
+    assert cache_dir.home() == tmp_path / "own"
     monkeypatch.delenv("MERGELAB_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert zoo.home() == tmp_path / "cache/mergelab"
+    assert cache_dir.home() == tmp_path / "cache/mergelab"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert zoo.home() == tmp_path / ".cache/mergelab"
+    assert cache_dir.home() == tmp_path / ".cache/mergelab"
 
 
 def test_the_path_of_a_family_is_found_without_torch(tmp_path):

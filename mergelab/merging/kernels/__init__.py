@@ -12,41 +12,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelab.merging.kernels import averages, spheres, task_vectors
-from mergelab.merging.kernels.group import (
+from mergelab.merging.kernels import pointwise, spherical, task_vectors
+from mergelab.merging.kernels.reuse_cache import Budget, Shared
+from mergelab.merging.kernels.tensor_group import (
     Buffers,
     Chunk,
-    Finish,
     Group,
     Kernel,
     Parameters,
+    SecondPass,
     merge,
     merge_into,
 )
-from mergelab.merging.kernels.shared import Budget, Shared
 
 KERNELS: dict[str, Kernel] = {
     **{name: task_vectors.kernel(row) for name, row in task_vectors.ROWS.items()},
-    "linear": averages.linear,
-    "passthrough": averages.passthrough,
-    "nearswap": averages.nearswap,
-    "model_stock": averages.model_stock,
-    "sce": averages.sce,
-    "ram": averages.ram,
-    "ramplus_tl": averages.ramplus_tl,
-    "arcee_fusion": averages.arcee_fusion,
-    "slerp": spheres.slerp,
-    "nuslerp": spheres.nuslerp,
-    "multislerp": spheres.multislerp,
-    "karcher": spheres.karcher,
+    "linear": pointwise.linear,
+    "passthrough": pointwise.passthrough,
+    "nearswap": pointwise.nearswap,
+    "model_stock": pointwise.model_stock,
+    "sce": pointwise.sce,
+    "ram": pointwise.ram,
+    "ramplus_tl": pointwise.ramplus_tl,
+    "arcee_fusion": pointwise.arcee_fusion,
+    "slerp": spherical.slerp,
+    "nuslerp": spherical.nuslerp,
+    "multislerp": spherical.multislerp,
+    "karcher": spherical.karcher,
 }
 """By the names that mergekit gives them."""
 
 VERSION = 2
 """Raised whenever a kernel's results change: a merge is not continued with other kernels."""
 
-__all__ = ["KERNELS", "VERSION", "Budget", "Buffers", "Chunk", "Finish", "Group", "Kernel", "Parameters",
-           "Shared", "merge", "merge_into", "merge_tensors"]  # fmt: skip
+__all__ = [
+    "KERNELS",
+    "VERSION",
+    "Budget",
+    "Buffers",
+    "Chunk",
+    "Group",
+    "Kernel",
+    "Parameters",
+    "SecondPass",
+    "Shared",
+    "merge",
+    "merge_into",
+    "merge_tensors",
+]  # fmt: skip
 
 
 def merge_tensors(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergelab.merging.kernels.group import Chunk, Finish, Group, Kernel, Parameters
-from mergelab.merging.kernels.sparsify import Drop, sparsifier
+from mergelab.merging.kernels.sparsifiers import Drop, sparsifier
+from mergelab.merging.kernels.tensor_group import Chunk, Group, Kernel, Parameters, SecondPass
 
 SMALL = 1e-8
 """A sum of weights below this is not divided by; mergekit's bound."""
@@ -44,9 +44,9 @@ ROWS = {
 def kernel(row: Row) -> Kernel:
     """The kernel of a row."""
 
-    def prepare(group: Group, p: Parameters) -> Finish:
+    def prepare(group: Group, p: Parameters) -> SecondPass:
         if not group.count:
-            return Finish(lambda chunk: chunk.base)
+            return SecondPass(lambda chunk: chunk.base)
         weights = torch.tensor(p["weight"], dtype=group.dtype, device=group.buffers.device)
         prune = sparsifier(row.sparsify, group, p) if row.sparsify else None
         total = weights.sum()
@@ -69,12 +69,12 @@ def kernel(row: Row) -> Kernel:
 
         drop = prune.drop if prune else Drop()
         if drop is None or group.loops is None:
-            return Finish(combine, prune.width if prune else 1)
+            return SecondPass(combine, prune.width if prune else 1)
         into = group.loops.finish(
             group, drop, weights, combine, consensus=row.consensus, normalize=p["normalize"],
             total=float(total), scale=p["lambda"],
         )  # fmt: skip
-        return Finish(combine, prune.width if prune else 1, into)
+        return SecondPass(combine, prune.width if prune else 1, into)
 
     return prepare
 

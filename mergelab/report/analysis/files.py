@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from mergelab.core.run_dir import write_bytes, write_text
 from mergelab.report.analysis import plots, style, surface
 from mergelab.report.analysis.data import Compared, Land, distance_rows, landscape_rows, similarity_rows
 from mergelab.report.evolution.data import csv_text
-from mergelab.workspace import write_bytes, write_text
 
 
 def similarity(folder: Path, compared: Compared) -> Mapping[str, str]:

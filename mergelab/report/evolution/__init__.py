@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.run_dir import write_bytes
 from mergelab.report.evolution import data, page, plots
-from mergelab.workspace import write_bytes
 
 
 def write_report(folder: Path, journal: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mergelab.report import scores
+from mergelab.report import score_table
 
 Rows = list[list[Any]]
 """A table: its heads, then its lines."""
@@ -349,7 +349,7 @@ def validation(metrics: Mapping[str, Any], shares: Mapping[str, float]) -> list[
     """The models that were measured on the validation prompts: the winner first, the plain ones last."""
     measured = {name: _sound((splits or {}).get("validation") or {}) for name, splits in metrics.items()}
     names = sorted((n for n, found in measured.items() if found), key=_rank)
-    return [Model(n, measured[n], *scores.mean(measured[n], shares)) for n in names]
+    return [Model(n, measured[n], *score_table.mean(measured[n], shares)) for n in names]
 
 
 def _sound(found: Mapping[str, Any]) -> dict[str, Any]:

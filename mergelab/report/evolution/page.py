@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergelab.report import scores
+from mergelab.report import score_table
 from mergelab.report.evolution.data import SHUFFLES, TREES, Candidate, Evolution, Importance, validation
 
 STYLE = """
@@ -70,7 +70,9 @@ def page(
     """
     name = (result.get("search") or {}).get("name")
     title = "Evolution of the merge" + (f": {name}" if name else "")
-    heads, body = scores.rows(_ordered(result.get("metrics") or {}), "validation", result.get("shares") or {})
+    heads, body = score_table.rows(
+        _ordered(result.get("metrics") or {}), "validation", result.get("shares") or {}
+    )
     strong = "first" if body and body[0][0] == "winner" else "plain"
     sections = [
         f"<h1>{_text(title)}</h1>",
@@ -130,7 +132,7 @@ def _verdict(evolution: Evolution, result: Mapping[str, Any]) -> str:
     if evolution.several:
         return f"{len(evolution.front)} candidates are on the front so far."
     best = evolution.winner.merit if evolution.winner else None
-    return f"No verdict yet: the best fitness so far is {scores.number(best)}."
+    return f"No verdict yet: the best fitness so far is {score_table.number(best)}."
 
 
 def _counts(evolution: Evolution, result: Mapping[str, Any]) -> str:
@@ -142,7 +144,7 @@ def _counts(evolution: Evolution, result: Mapping[str, Any]) -> str:
     text = "Candidates: " + ", ".join(f"{count} {n}" for n, count in told.items()) + "."
     gain = result.get("gain") or {}
     if gain.get("value") is not None:
-        number = scores.number(gain["value"], gain.get("stderr"))
+        number = score_table.number(gain["value"], gain.get("stderr"))
         text += f" Gain against {gain.get('against', 'preset')}: {number}."
     return text
 
@@ -167,7 +169,7 @@ def _genomes(evolution: Evolution) -> str:
         )
         number = evolution.winner.number if evolution.winner else -1
         if evolution.winner and number >= 0:
-            fitness = scores.number(evolution.winner.fitness)
+            fitness = score_table.number(evolution.winner.fitness)
             note = f"Candidate {number} of generation {evolution.winner.generation}, fitness {fitness}."
     if not shown:
         title = "Parameters"

@@ -1,0 +1,61 @@
+"""The three ways in which a run can end early, and the exit status of each.
+
+Library code raises; only `mergelab.cli.main` turns an exception into an exit status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
+
+class MergelabError(Exception):
+    """A failure with a message meant for the person at the terminal: short, and what to do."""
+
+    exit_status = 1
+
+
+class InputError(MergelabError):
+    """What was asked for is wrong; nothing was started and nothing was touched."""
+
+    exit_status = 2
+
+
+class InputErrors(InputError):
+    """Several things that are wrong, told together.
+
+    Args:
+        messages: one text each; a remedy stands on lines of its own.
+    """
+
+    def __init__(self, messages: list[str]):
+        self.messages = messages
+        super().__init__("\n".join(messages))
+
+
+class StepError(MergelabError):
+    """A step that had started could not be finished."""
+
+    exit_status = 1
+
+
+def one_line(message: str) -> str:
+    """A message of several lines as one, for a log."""
+    return "; ".join(line.strip() for line in message.splitlines())
+
+
+def did_you_mean(word: str, choices: object) -> str:
+    """` Did you mean 'x'?` for the choice nearest to `word`, or an empty string."""
+    from difflib import get_close_matches
+
+    names = [str(c) for c in choices]  # type: ignore[attr-defined]
+    folded = {n.replace("-", "_").lower(): n for n in names}
+    near = get_close_matches(word.replace("-", "_").lower(), folded, n=1, cutoff=0.6)
+    return f" Did you mean '{folded[near[0]]}'?" if near else ""
+
+
+def none_of(value: object, choices: Collection[str]) -> str:
+    """`'x' is none of a, b, c.`, with the nearest of them."""
+    return f"'{value}' is none of {', '.join(choices)}.{did_you_mean(str(value), choices)}"

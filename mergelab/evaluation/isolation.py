@@ -1,0 +1,56 @@
+"""Keeping libraries silent, and leaving the process as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+from collections.abc import Iterator
+
+from mergelab.core.library_output import relayed
+from mergelab.core.library_output import silence_libraries as silence
+
+
+@contextlib.contextmanager
+def silence_lm_eval(level: int = logging.WARNING) -> Iterator[None]:
+    """No bars, no prints and no log lines of lm_eval and what it uses, except what it logs itself
+    at `level` or above, which is passed on once.
+
+    Acts on the whole process: bars of other threads are hidden too for as long as it lasts.
+    """
+    from unittest import mock
+
+    import lm_eval.evaluator  # and all it uses: a first import later on would set the loggers anew
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(silence())
+        # Its bootstrap prints, and would fork a pool of processes for 100 000 resamples.
+        stack.enter_context(mock.patch.object(lm_eval.api.metrics, "print", lambda *_: None, create=True))
+        stack.enter_context(mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}))
+        stack.enter_context(relayed("lm_eval", level))
+        yield
+
+
+@contextlib.contextmanager
+def seeded(seed: int, threads: int | None = None) -> Iterator[None]:
+    """The global random generators seeded and torch's thread count set, then both as before."""
+    import numpy as np
+    import torch
+
+    before = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    # Asking for the state of a device that is not in use yet would start it.
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if in_use else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            if threads is not None:
+                torch.set_num_threads(threads)
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_num_threads(before[2])

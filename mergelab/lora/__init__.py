@@ -1,0 +1,1 @@
+"""LoRA adapters: extracted from the difference of two models, and verified."""

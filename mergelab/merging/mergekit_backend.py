@@ -1,0 +1,269 @@
+"""Run a recipe through mergekit, to disk: whatever our own kernels do not do.
+
+mergekit's own `run_merge` is a planner, an executor and a handful of files written around them.
+Calling those parts gives a progress bar with a real end, and mends what `run_merge` gets wrong:
+it reads files replaced since from an old map, cannot write a Qwen2, Qwen3 or Gemma whose number of
+layers changed, rewrites config.json (see `companions`), and writes weights that only the owner can
+read. The weights themselves are those of `mergekit-yaml` under the same seed, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+from zipfile import is_zipfile
+
+from mergelab.core.errors import StepError
+from mergelab.core.library_output import silence_libraries
+from mergelab.core.run_dir import umask
+from mergelab.merging import model_files
+from mergelab.merging.torch_threads import threads
+from mergelab.preflight.resources import parse_size
+from mergelab.recipes import recipe as recipes
+from mergelab.schema import Hardware
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total)"""
+
+REMEDIES = {
+    "No space left on device": "Free some, or set output=DIR on another disk.",
+    "Disk quota exceeded": "Free some, or set output=DIR on another disk.",
+    "CUDA out of memory": "Set hardware.low_memory=false, or hardware=cpu.",
+}
+"""What to do about a failure, by words in its reason."""
+
+
+def merge(
+    recipe: Mapping[str, Any],
+    out: Path,
+    *,
+    hardware: Hardware,
+    seed: int,
+    trust_remote_code: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> None:
+    """Merge into the empty folder `out`.
+
+    Args:
+        recipe: mergekit's YAML as a dict; every model a local folder.
+        out: an empty folder; after an exception its content is worthless.
+        hardware: device, threads, shard size, low memory.
+        seed: of the random methods; it becomes the process's.
+        trust_remote_code: whether code that comes with the models may run.
+        progress: called with the number of finished tensors.
+    Raises:
+        StepError: when it fails, with the reason; the log has the traceback.
+    """
+    try:
+        with silence_libraries(), threads(hardware.threads), fresh_loaders(), _mapped_pickles():
+            _merge(recipe, out, hardware, seed, trust_remote_code, progress)
+    except Exception as e:  # mergekit, its methods and the libraries below raise every kind
+        log.exception("the merge failed")
+        raise StepError(failed("the merge failed", e, out)) from e
+
+
+def _merge(
+    recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, trust: bool, progress: Progress
+) -> None:
+    from mergekit.architecture import get_architecture_info
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.merge import MergeOptions, _model_out_config
+    from mergekit.plan import MergePlanner
+    from transformers.trainer_utils import set_seed
+
+    adapters = out / ".adapters"
+    options = MergeOptions(
+        random_seed=seed,
+        device=hardware.device,
+        low_cpu_memory=hardware.low_memory,
+        read_to_gpu=hardware.low_memory and hardware.device != "cpu",
+        out_shard_size=parse_size(hardware.shard_size, "hardware.shard_size")[0],
+        lora_merge_cache=str(adapters),
+        trust_remote_code=trust,
+    )
+    config = ordered(recipe)
+    models = config.referenced_models()
+    config_source = Path((config.base_model or models[0]).model.path)
+    set_seed(seed)
+    architecture = get_architecture_info(config, options)
+    LoaderCache().setup(options=options)
+    for i, model in enumerate(models):  # adapters are applied here
+        progress("open inputs", i, len(models))
+        LoaderCache().get(model)
+    out_config = _model_out_config(config, architecture, trust_remote_code=trust)
+    planner = MergePlanner(config, architecture, options=options, out_model_config=out_config)
+    tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
+
+    changes = _layers(recipe, architecture, trust)
+    ids: dict[int, int | None] = {}
+    if tokenizer is not None:
+        changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)
+        ids = model_files.special_ids(config_source, tokenizer, trust_remote_code=trust)
+    model_files.write_config(config_source, out, changes, ids)
+    model_files.copy_generation_config(config_source, out, ids)
+    template = chat_template(config)
+    if tokenizer is None:
+        model_files.copy_tokenizer(config_source, out, template)
+    else:
+        tokenizer.chat_template = template or tokenizer.chat_template
+        tokenizer.save_pretrained(out)
+    shutil.rmtree(adapters, ignore_errors=True)
+    readable(out)
+
+
+def failed(what: str, e: BaseException, out: Path) -> str:
+    """What to say of an exception that ended mergekit's work in a folder: where, why, and what to do."""
+    place, reason = _place(e), _reason(e, out)
+    remedy = next((r for words, r in REMEDIES.items() if words in reason), "")
+    text = f"{what}{f' at {place}' if place else ''}: {reason}"
+    return f"{text}\n{remedy}" if remedy else text
+
+
+def readable(out: Path) -> None:
+    """Let the umask decide who may read; mergekit's files are for their owner alone."""
+    for file in out.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask())
+
+
+def _run(targets: list[Any], hardware: Hardware, progress: Progress) -> Any:
+    """Execute mergekit's tasks; returns the tokenizer that one of them built, or None."""
+    import torch
+    from mergekit.graph import Executor
+    from mergekit.io.tasks import SaveTensor
+    from mergekit.tokenizer import TokenizerInfo
+
+    executor = Executor(
+        targets,
+        math_device=torch.device(hardware.device),
+        storage_device=torch.device(hardware.device if hardware.low_memory else "cpu"),
+    )
+    total = sum(isinstance(t, SaveTensor) for t in targets)
+    tokenizer, done = None, 0
+    with torch.no_grad():
+        for task, value in executor.run(quiet=True):
+            if isinstance(value, TokenizerInfo):
+                tokenizer = value.tokenizer
+            if isinstance(task, SaveTensor):
+                done += 1
+                progress("merge", done, total)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def fresh_loaders() -> Iterator[None]:
+    """Without the file maps that mergekit keeps, by path, for the whole process."""
+    from mergekit.io.tasks import LoaderCache
+
+    LoaderCache().loaders.clear()
+    try:
+        yield
+    finally:
+        LoaderCache().loaders.clear()
+
+
+@contextlib.contextmanager
+def _mapped_pickles() -> Iterator[None]:
+    """Pickled weights mapped into memory, and not, as mergekit has it, a whole file of each model in it."""
+    import torch
+    from mergekit.io import loader
+
+    def open_file(self: Any, path: str, device: str | None = None) -> None:
+        self.tensors = torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
+
+    with mock.patch.object(loader.DumbPytorchLoader, "__init__", open_file):
+        yield
+
+
+def ordered(recipe: Mapping[str, Any]) -> MergeConfiguration:
+    """mergekit's configuration, with its models in the order of the file.
+
+    mergekit collects them in a Python set: without a base model, whose config and tokenizer the
+    output gets would change from process to process.
+    """
+    from mergekit.common import ModelReference
+    from mergekit.config import MergeConfiguration
+
+    order = [ModelReference.parse(m) for m in recipes.models(recipe)]
+
+    class Ordered(MergeConfiguration):  # type: ignore[misc]
+        def referenced_models(self) -> list[ModelReference]:
+            return list(order)
+
+    return Ordered.model_validate(dict(recipe))
+
+
+def chat_template(config: MergeConfiguration) -> str | None:
+    """The chat template that a configuration asks for, by name, `auto` or as a text; else None."""
+    from mergekit.merge import _set_chat_template
+
+    holder = SimpleNamespace(chat_template=None)
+    _set_chat_template(holder, config)
+    template: str | None = holder.chat_template
+    return template
+
+
+def _layers(recipe: Mapping[str, Any], architecture: Any, trust: bool) -> dict[str, Any]:
+    """What slices change in config.json: the number of layers, and the kinds of attention, which
+    are those of the layers that each slice's first source brings."""
+    from transformers import AutoConfig
+
+    changes: dict[str, Any] = {}
+    for name, module in architecture.modules.items():
+        own = (recipe.get("modules") or {}).get(name) or {}
+        sources = [s["sources"][0] for s in own.get("slices") or recipe.get("slices") or []]
+        if not sources:
+            continue
+        # mergekit knows none where it has inferred the tensors; what it then makes is checked by loading it.
+        key = module.architecture.num_layers_config_key() or "num_hidden_layers"
+        parent, _, _ = key.rpartition(".")
+        kinds: list[str] = []
+        for s in sources:
+            config: Any = AutoConfig.from_pretrained(s["model"].partition("+")[0], trust_remote_code=trust)
+            config = getattr(config, parent) if parent else config
+            kinds += (getattr(config, "layer_types", None) or [])[slice(*s["layer_range"])]
+        changes[key] = sum(end - start for start, end in (s["layer_range"] for s in sources))
+        if len(kinds) == changes[key]:
+            changes[f"{parent}.layer_types" if parent else "layer_types"] = kinds
+    return changes
+
+
+def _vocab_size(tokenizer: Any, recipe: Mapping[str, Any]) -> int:
+    size = len(tokenizer.get_vocab())
+    multiple = (recipe.get("tokenizer") or {}).get("pad_to_multiple_of") or 1
+    return -(-size // multiple) * multiple
+
+
+def _place(e: BaseException) -> str | None:
+    """The tensor that was being worked on: no message of mergekit's says it, but its frames do."""
+    for frame, _ in traceback.walk_tb(e.__traceback__):
+        task = frame.f_locals.get("self")
+        name = getattr(getattr(task, "output_weight", None), "name", None) or getattr(task, "tensor", None)
+        if isinstance(name, str):
+            return name
+    return None
+
+
+def _reason(e: BaseException, out: Path) -> str:
+    """One line on a failure, in the system's words where it is the system's."""
+    first = (str(e).strip().splitlines() or [""])[0]
+    code = re.search(r"\(os error (\d+)\)", first)  # how safetensors passes on an OSError
+    if code:
+        return f"{os.strerror(int(code[1]))}: {out}"
+    if isinstance(e, OSError) and e.strerror:
+        return f"{e.strerror}: {e.filename or out}"
+    return first if type(e) is RuntimeError else f"{type(e).__name__}: {first}"

@@ -1,0 +1,1 @@
+"""The merge methods: one row for everything known of each."""

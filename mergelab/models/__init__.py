@@ -1,0 +1,1 @@
+"""What a model folder holds: metadata, architecture, tokenizer; read without its weights."""

@@ -1,0 +1,212 @@
+"""An expert beside the base: everything that makes averaging their weights meaningless."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergelab.core.findings import MAY_PASS, Finding, error, note, some
+from mergelab.models import tokenizers
+from mergelab.models.architecture import tied, weights
+from mergelab.models.checkpoint import FETCH, ModelMetadata
+
+SAME: dict[str, str] = {
+    "model_type": "architecture",
+    "hidden_size": "shape",
+    "intermediate_size": "shape",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "heads",
+    "head_dim": "heads",
+    "hidden_act": "activation",
+    "rms_norm_eps": "norm",
+    "layer_norm_eps": "norm",
+    "tie_word_embeddings": "tied",
+    "attn_logit_softcapping": "softcap",
+    "final_logit_softcapping": "softcap",
+    "query_pre_attn_scalar": "softcap",
+}
+"""Keys of config.json that must be equal, and the code of the finding where they are not."""
+
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+"""Tensors with a row for each token."""
+
+_DAMAGED = {"missing-file", "missing-tensor", "corrupt", "unreadable"}
+
+
+def compare(
+    reference: ModelMetadata, expert: ModelMetadata, place: str, *, whose: str, fitted: bool
+) -> Iterator[Finding]:
+    """Findings of one model beside the one that it must be related to.
+
+    Args:
+        reference: the base, or the model that stands for it.
+        expert: the other model.
+        place: how findings call the expert.
+        whose: the reference as a possessive, such as `the base's`.
+        fitted: mergekit builds a tokenizer and fits the embeddings to it, so that vocabularies
+            may differ.
+    """
+    if not reference.config or not expert.config:
+        return
+    ours, theirs = expert.config["architectures"][0], reference.config["architectures"][0]
+    if ours != theirs:
+        remedy = "Only models of one architecture can be merged."
+        yield error("architecture", place, f"its architecture is {ours}, {whose} is {theirs}", remedy)
+        return
+    wrong = list(_compare_configs(reference, expert, place, whose))
+    yield from wrong
+    if not any(f.code in ("shape", "heads", "layers") for f in wrong):
+        # Otherwise shapes differ because of what has just been told.
+        yield from _compare_shapes(reference, expert, place, whose)
+    if not fitted:
+        yield from _compare_vocabularies(reference, expert, place, whose)
+    if reference.dtype and expert.dtype and reference.dtype != expert.dtype:
+        yield note("mixed-dtype", place, f"its weights are {expert.dtype}, {whose} are {reference.dtype}")
+
+
+def _compare_configs(
+    reference: ModelMetadata, expert: ModelMetadata, place: str, whose: str
+) -> Iterator[Finding]:
+    file = expert.folder / "config.json"
+    ours, theirs = _filled(expert.text_config), _filled(reference.text_config)
+    differ: dict[str, list[str]] = {}
+    for key, code in SAME.items():
+        a, b = _both(ours, theirs, key)
+        if a != b:
+            differ.setdefault(code, []).append(f"{key} is {a}, {whose} is {b}")
+    for code, messages in differ.items():
+        yield error(code, place, f"{'; '.join(messages)} ({file})", _remedy(code))
+    a, b = rope(ours), rope(theirs)
+    if ("rope_theta" in a) != ("rope_theta" in b):
+        a, b = ({"rope_theta": _default_theta(ours), **r} for r in (a, b))
+    if a != b:
+        message = f"rope is {rope_text(a)}, {whose} is {rope_text(b)} ({file})"
+        yield error("rope", place, message, _remedy("rope"))
+
+
+def _remedy(code: str) -> str:
+    if code in MAY_PASS:
+        return f"Use fine-tunes of one base model, or pass allow=[{code}] if you know that it is right."
+    return "Use fine-tunes of one base model (model.base.path)."
+
+
+def _filled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the keys that follow from others and are often left out."""
+    out = {k: v for k, v in config.items() if v is not None}
+    heads, hidden = out.get("num_attention_heads"), out.get("hidden_size")
+    if isinstance(heads, int) and heads > 0:
+        out.setdefault("num_key_value_heads", heads)
+        if isinstance(hidden, int):
+            out.setdefault("head_dim", hidden // heads)
+    return out
+
+
+def _both(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> tuple[Any, Any]:
+    """A key's value in both configs; where only one has it, the other means the default."""
+    if (key in ours) == (key in theirs):
+        return ours.get(key), theirs.get(key)
+    default = _default(ours, key)
+    return ours.get(key, default), theirs.get(key, default)
+
+
+def _default(config: Mapping[str, Any], key: str) -> Any:
+    """What transformers takes where config.json does not say (imports it)."""
+    from transformers import CONFIG_MAPPING
+
+    name = str(config.get("model_type"))
+    return getattr(CONFIG_MAPPING[name](), key, None) if name in CONFIG_MAPPING else None
+
+
+def _default_theta(config: Mapping[str, Any]) -> float | None:
+    theta = (_default(config, "rope_parameters") or {}).get("rope_theta")
+    return float(theta) if theta is not None else None
+
+
+def rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How positions are encoded, whichever way config.json writes it.
+
+    transformers 5 writes `rope_parameters`; before, it was `rope_theta` and `rope_scaling`.
+    """
+    new = config.get("rope_parameters")
+    old = config.get("rope_scaling")
+    out: dict[str, Any] = dict(new) if isinstance(new, dict) else {}
+    if isinstance(old, dict):
+        out |= {("rope_type" if k == "type" else k): v for k, v in old.items()}
+    if "rope_theta" not in out and "rope_theta" in config:
+        out["rope_theta"] = config["rope_theta"]
+    if out.get("rope_type") in (None, "default"):
+        out.pop("rope_type", None)
+    return {k: float(v) if isinstance(v, (int, float)) else v for k, v in out.items()}
+
+
+def rope_text(r: Mapping[str, Any]) -> str:
+    """`rope` for people."""
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.items()) or "unset"
+
+
+def generic(tensor: str) -> str:
+    """A tensor's name without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".*.", tensor, count=1)
+
+
+def _compare_shapes(
+    reference: ModelMetadata, expert: ModelMetadata, place: str, whose: str
+) -> Iterator[Finding]:
+    differ = [
+        (n, t.shape, reference.tensors[n].shape)
+        for n, t in expert.tensors.items()
+        if n in reference.tensors and n not in VOCABULARY and t.shape != reference.tensors[n].shape
+    ]
+    if differ:
+        n, a, b = differ[0]
+        more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
+        message = f"{n} is {list(a)}, {whose} is {list(b)}{more} ({expert.folder})"
+        yield error("shape", place, message, _remedy("shape"))
+
+
+def _compare_vocabularies(
+    reference: ModelMetadata, expert: ModelMetadata, place: str, whose: str
+) -> Iterator[Finding]:
+    for n in VOCABULARY:
+        a, b = expert.tensors.get(n), reference.tensors.get(n)
+        if a and b and a.shape[0] != b.shape[0]:
+            yield error(
+                "vocabulary",
+                place,
+                f"{n} has {a.shape[0]:,} rows, {whose} has {b.shape[0]:,}: the vocabularies differ "
+                f"({expert.folder})",
+                "Set model.tokenizer=union (or base) to let mergekit fit the embeddings.",
+            )
+            return
+    if expert.tokenizer and reference.tokenizer:
+        yield from tokenizers.compare(expert.tokenizer, reference.tokenizer, place, whose)
+
+
+def check_complete(facts: ModelMetadata, place: str, fetch: str = FETCH) -> Iterator[Finding]:
+    """Missing and extra tensors of one model, by its own config.json."""
+    if not facts.config or not facts.tensors or any(f.code in _DAMAGED for f in facts.findings):
+        return
+    kind = facts.config["architectures"][0]
+    listed = weights(facts.config)
+    if listed is None:
+        message = f"mergekit has no list of the tensors of {kind}; it will infer one"
+        yield note("unlisted", place, message)
+        return
+    have = set(facts.tensors)
+    missing = [w.name for w in listed if not w.optional and not ({w.name, *w.also} & have)]
+    # The head is optional in mergekit's list, for it is not there where embeddings are tied.
+    if not tied(facts.text_config) and "lm_head.weight" in {w.name for w in listed} - have:
+        missing.append("lm_head.weight")
+    if missing:
+        yield error("missing-tensor", place, f"{facts.folder} lacks {some(missing)}", fetch)
+    known = {n for w in listed for n in (w.name, *w.also)}
+    extra = sorted(n for n in have - known if not n.endswith("rotary_emb.inv_freq"))
+    if extra:
+        yield error(
+            "extra-tensor",
+            place,
+            f"{facts.folder} has {some(extra)}, which a {kind} does not; mergekit would drop them",
+            "Pass allow=[extra-tensor] if they are not needed.",
+        )

@@ -1,0 +1,96 @@
+"""How models are loaded to be measured or asked: `hardware.quantize` and `eval.backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from mergelab.core.errors import none_of
+from mergelab.core.findings import Finding, Severity, error, note
+from mergelab.models.checkpoint import ModelMetadata
+from mergelab.schema import Run
+
+QUANTIZE = ("none", "int8", "int4")
+BACKENDS = ("hf", "vllm")
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of config.json for the number of experts in a layer."""
+
+
+def check(run: Run) -> Iterator[Finding]:
+    """Values that are none, and what cannot be loaded in that way, here or anywhere."""
+    for key, value, choices in (("hardware.quantize", run.hardware.quantize, QUANTIZE),
+                                ("eval.backend", run.eval.backend, BACKENDS)):  # fmt: skip
+        if value not in choices:
+            yield error("setting", key, none_of(value, choices))
+    yield from _check_quantize(run)
+    if run.eval.backend == "vllm" and run.eval.kind != "none":
+        yield from _check_vllm(run)
+    yield from _check_live(run)
+
+
+def loads(run: Run) -> bool:
+    """Whether the run's steps measure models, or ask them; those of a plan might."""
+    steps = {*run.job.steps}
+    measured = run.eval.kind != "none" and steps & {"evaluate", "plan"}
+    return bool(measured or steps & {"generate", "analyze"})
+
+
+def _not_installed(run: Run, package: str, key: str, message: str, extra: str) -> Iterator[Finding]:
+    """What is needed here, and of a plan elsewhere."""
+    if loads(run) and find_spec(package) is None:
+        severity: Severity = "warning" if "plan" in run.job.steps else "error"
+        yield Finding(severity, "not-installed", key, message, f"pip install 'mergelab[{extra}]'")
+
+
+def _check_quantize(run: Run) -> Iterator[Finding]:
+    h, key = run.hardware, "hardware.quantize"
+    if h.quantize not in ("int8", "int4"):
+        return
+    if h.device == "cpu":
+        if h.quantize == "int4":
+            message = "int4 needs a CUDA device, and hardware.device=cpu"
+            yield error("setting", key, message, "Set hardware.quantize=int8, or hardware=gpu.")
+    else:
+        message = f"{h.quantize} on {h.device} needs bitsandbytes, which is not installed"
+        yield from _not_installed(run, "bitsandbytes", key, message, "quant")
+
+
+def _check_vllm(run: Run) -> Iterator[Finding]:
+    h, key = run.hardware, "eval.backend"
+    if h.device == "cpu":
+        message = "vllm needs a CUDA device, and hardware.device=cpu"
+        yield error("setting", key, message, "Set eval.backend=hf, or hardware=gpu.")
+    elif h.device not in ("cuda", "cuda:0"):
+        n = h.device.partition(":")[2]
+        message = f"vllm takes the first GPUs that it sees, and hardware.device={h.device}"
+        remedy = f"Set hardware.device=cuda, and CUDA_VISIBLE_DEVICES={n} before."
+        yield error("setting", key, message, remedy)
+    if h.quantize == "int8":
+        message = "vllm turns weights into int4 while it loads them, but not into int8"
+        remedy = "Set hardware.quantize=int4, or eval.backend=hf."
+        yield error("setting", "hardware.quantize", message, remedy)
+    yield from _not_installed(run, "vllm", key, "vllm is not installed", "vllm")
+
+
+def _check_live(run: Run) -> Iterator[Finding]:
+    """What moves about between models has to have their own numbers, in a model that can be changed."""
+    if "analyze" not in run.job.steps or not run.analyze.landscape:
+        return
+    why = "a landscape is measured on a model in memory whose weights are moved about"
+    for key, value, only in (("hardware.quantize", run.hardware.quantize, "none"),
+                             ("eval.backend", run.eval.backend, "hf")):  # fmt: skip
+        if value != only:
+            remedy = f"Set {key}={only}, or analyze.landscape=false."
+            yield error("setting", key, f"{value} is not possible, for {why}", remedy)
+
+
+def check_model(run: Run, facts: ModelMetadata, place: str) -> Iterator[Finding]:
+    """What of a model keeps all its bits although `hardware.quantize` asks for fewer."""
+    experts = next((facts.text_config[k] for k in EXPERTS if facts.text_config.get(k)), 0)
+    if run.hardware.quantize != "none" and loads(run) and isinstance(experts, int) and experts > 1:
+        message = (
+            f"only its attention is measured in {run.hardware.quantize}: transformers packs the weights "
+            "of all experts into one tensor, which is no linear layer"
+        )
+        yield note("unquantized", place, message)

@@ -1,0 +1,287 @@
+"""From a Run to a Plan: the models, the recipe, the findings, the estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergelab.core.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
+from mergelab.methods import registry
+from mergelab.models import adapters, architecture, checkpoint, compatibility, hub_access, remote_code
+from mergelab.models.checkpoint import ModelMetadata, TensorInfo
+from mergelab.models.resolver import Source, Zoo
+from mergelab.preflight import evaluation_checks, recipe_checks, resolve_inputs, resources, value_checks
+from mergelab.preflight.resolve_inputs import Inputs
+from mergelab.preflight.resources import Estimate
+from mergelab.recipes import engine_selection, mixtures, recipe_groups
+from mergelab.recipes import recipe as recipes
+from mergelab.recipes.engine_selection import Engine
+from mergelab.schema import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a Run comes to."""
+
+    sources: list[Source]
+    facts: dict[str, ModelMetadata]
+    """By the sources' names; without those that were not found."""
+    recipe: dict[str, Any] | None
+    findings: list[Finding]
+    estimate: Estimate | None = None
+    config_source: str | None = None
+    """The name of the model whose config and tokenizer the output gets."""
+    engine: Engine | None = None
+    """What merges; None where that cannot be told yet."""
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What keeps the run from starting."""
+        return [f for f in self.findings if f.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """What somebody should look at."""
+        return [f for f in self.findings if f.severity == "warning"]
+
+    def json(self) -> dict[str, Any]:
+        """plan.json."""
+        return {
+            "schema": 1,
+            "models": [
+                {
+                    "name": s.name,
+                    "path": s.path,
+                    "revision": s.revision,
+                    "commit": s.commit,
+                    "folder": str(s.folder) if s.folder else None,
+                    "adapter": str(s.adapter) if s.adapter else None,
+                    "reference": s.reference,
+                }
+                for s in self.sources
+            ],
+            "config_source": self.config_source,
+            "engine": self.engine.json() if self.engine else None,
+            "recipe": self.recipe,
+            "findings": [f.json() for f in self.findings],
+            "estimate": self.estimate.json() if self.estimate else None,
+        }
+
+
+def examine(
+    run: Run,
+    *,
+    output: Path,
+    overrides: Iterable[str] = (),
+    zoo: Zoo,
+    merges: bool = True,
+    missing_severity: Severity = "error",
+    more: Iterable[Finding] = (),
+    there: Callable[[Mapping[str, Any]], int] = lambda recipe: 0,
+    kernels: Container[str] = (),
+) -> Plan:
+    """Plan a run without reading a weight.
+
+    Args:
+        run: the composed run.
+        output: where the model will go.
+        overrides: what the user typed, to tell a setting that has no effect from a default.
+        zoo: the folder of a role of the tiny family, which it may have to build.
+        merges: whether a merge is asked for; otherwise only the models are looked at.
+        missing_severity: the severity of what this machine lacks: a model of the hub, a
+            device, room on the disk.
+        more: findings of other parts, to be told together with these.
+        kernels: the methods that our own engine has kernels for.
+        there: bytes of a recipe's output that an interrupted merge has left on the output's disk.
+    """
+    typed = list(overrides)
+    asked = resolve_inputs.find(run, zoo)
+    pickled = value_checks.pickled_allowed(run)
+    facts = {
+        s.name: checkpoint.read(s.folder, s.place, s.repair, pickled=pickled)
+        for s in asked.sources
+        if s.folder
+    }
+    assumed = _assumed(run)
+    findings = [*more, *value_checks.check(run, typed, missing_severity), *asked.findings]
+    base = asked.sources[0].name if asked.sources else ""
+    shape = facts[base] if base in facts and facts[base].config else assumed
+    findings += _check_absent(run, asked.sources, shape, missing_severity)
+    findings += _check_models(run, asked, facts, assumed)
+    recipe, estimate, engine = None, None, None
+    if merges:
+        recipe, new = recipe_checks.recipe_of(run, asked, facts, shape, typed)
+        findings += new
+        if recipe and recipes.is_mixture(recipe):
+            engine = engine_selection.MIXTURE
+        elif recipe and shape and not any(_stops(f) for f in findings):
+            engine, new = engine_selection.choose(
+                run,
+                recipe,
+                {s.reference: facts.get(s.name, shape) for s in asked.sources},
+                registry.declarations()[recipe["merge_method"]],
+                kernels,
+            )
+            findings += new
+        wrong = list(value_checks.check_output(output, asked.sources))
+        findings += wrong
+        if recipe and shape:
+            estimate = _estimate(run, recipe, shape, asked, facts, output, engine, there(recipe))
+            if estimate and not wrong:
+                findings += resources.check(estimate, output, missing_severity)
+    plan = settle(findings, [*run.allow, *run.model.allow])
+    return Plan(asked.sources, facts, recipe, plan, estimate, asked.config_source, engine)
+
+
+def _stops(f: Finding) -> bool:
+    """Whether an error leaves nothing to choose an engine for."""
+    return f.severity == "error" and (f.code not in MAY_PASS or f.code == "pickled")
+
+
+def _assumed(run: Run) -> ModelMetadata | None:
+    """The base as its model file describes it, for when its files are not here."""
+    config = dict(run.model.architecture)
+    shapes = architecture.shapes(config) if config and not resolve_inputs.reads_file(run) else None
+    if not shapes:
+        return None
+    names = {v: k for k, v in checkpoint.DTYPES.items()}
+    dtype = names.get(str(config.get("torch_dtype", "bfloat16")), "BF16")
+    return ModelMetadata(Path(), config, {n: TensorInfo(dtype, s, "") for n, s in shapes.items()})
+
+
+def _check_absent(
+    run: Run, sources: list[Source], shape: ModelMetadata | None, severity: Severity
+) -> Iterator[Finding]:
+    """Hub models that are not here: why, and what therefore could not be checked."""
+    absent = [part for s in sources for part in s.parts if part.absent]
+    yield from hub_access.ask(absent, severity, gated=run.model.gated)
+    if not absent or severity == "error":
+        return
+    what = ", ".join(s.name for s in absent)
+    if shape is None:
+        yield warning("unchecked", what, "not here, and their shapes are not known: nothing could be checked")
+        return
+    message = "not here: planned with the base's shapes; config.json, tensors, tokenizers and chat templates"
+    yield note("unchecked", what, f"{message} could not be checked")
+
+
+def _check_models(
+    run: Run, asked: Inputs, facts: Mapping[str, ModelMetadata], assumed: ModelMetadata | None
+) -> Iterator[Finding]:
+    """Each model by itself, and beside the one that they must all be related to."""
+    fitted = run.model.tokenizer is not None
+    sliced = False
+    if asked.file is not None:
+        fitted = any(asked.file.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
+        sliced = not asked.file.get("models") and not recipes.is_mixture(asked.file)
+    measured = run.eval.kind != "none" and run.eval.baselines and "check" not in run.job.steps
+    present = [s for s in asked.sources if s.name in facts]
+    reference, whose = _reference(asked, facts, assumed)
+    if run.model.trust_remote_code and len(present) == len(asked.sources) and run.evaluate.path is None:
+        yield from remote_code.check_needed(s.folder for s in present if s.folder)
+    for s in present:
+        own = facts[s.name]
+        yield from own.findings
+        yield from compatibility.check_complete(own, s.place, s.repair)
+        yield from remote_code.check(
+            own.folder, s.place, allowed=run.model.trust_remote_code, commit=s.commit
+        )
+        yield from evaluation_checks.check_model(run, own, s.place)
+        yield from adapters.check(s, own)
+        if own.config and not own.has_tokenizer:
+            yield _no_tokenizer(s, own, lends=s.name == asked.config_source, measured=measured)
+        if reference and reference is not own:
+            for f in compatibility.compare(reference, own, s.place, whose=whose, fitted=fitted):
+                if not (sliced and f.code == "layers"):
+                    yield f
+
+
+def _reference(
+    asked: Inputs, facts: Mapping[str, ModelMetadata], assumed: ModelMetadata | None
+) -> tuple[ModelMetadata | None, str]:
+    """What every model is compared with: the base, else what is known of it, else the first model."""
+    names = [s.name for s in asked.sources]
+    if assumed and "base" in names and "base" not in facts:
+        return assumed, "the family's"
+    first = next((n for n in names if n in facts), None)
+    return facts.get(first or ""), "the base's" if first == "base" else f"that of {first}"
+
+
+def _no_tokenizer(s: Source, own: ModelMetadata, *, lends: bool, measured: bool) -> Finding:
+    message = f"{own.folder} has no tokenizer"
+    if lends:
+        remedy = "Copy the tokenizer's files (tokenizer.json, tokenizer_config.json) into it."
+        return error("no-tokenizer", s.place, f"{message}, and the merged model gets this one's", remedy)
+    if measured:
+        remedy = "Copy the base's tokenizer files into it, or set eval.baselines=false."
+        return error("no-tokenizer", s.place, f"{message}, so it cannot be measured", remedy)
+    return warning("no-tokenizer", s.place, f"{message}, so it cannot be compared with the others'")
+
+
+def _task_memory(run: Run) -> int | None:
+    """Bytes that a Slurm task asks for, 0 where it takes what it gets; None without Slurm."""
+    if run.hardware.slurm is None:
+        return None
+    asked = run.hardware.slurm.memory
+    return 0 if asked is None else resources.parse_size(str(asked), "")[0]
+
+
+def _estimate(
+    run: Run,
+    recipe: Mapping[str, Any],
+    shape: ModelMetadata,
+    asked: Inputs,
+    facts: Mapping[str, ModelMetadata],
+    output: Path,
+    engine: Engine | None,
+    there: int,
+) -> Estimate | None:
+    shard, wrong = resources.parse_size(run.hardware.shard_size, "")
+    memory, wrong_too = resources.parse_size(run.hardware.memory, "")
+    out_dtype, compute = (
+        str(d or "bfloat16").removeprefix("torch.")
+        for d in (
+            recipe.get("out_dtype") or recipe.get("dtype") or shape.dtype,
+            recipe.get("dtype") or shape.dtype,
+        )
+    )
+    if wrong or wrong_too or not {out_dtype, compute} <= resources.SIZE.keys():
+        return None
+    elements, together = _written(recipe, shape, asked)
+    used = [s for s in asked.sources if s.reference in set(recipes.models(recipe))]
+    sizes = {s.name: facts.get(s.name, shape).nbytes for s in used}
+    config_source = next(
+        (facts[s.name].folder for s in used if s.name == asked.config_source and s.name in facts), None
+    )
+    files = [config_source / name for name in checkpoint.TOKENIZER_FILES] if config_source else []
+    return resources.estimate(
+        elements,
+        together,
+        sum(sizes.values()),
+        out_bytes=resources.SIZE[out_dtype],
+        compute_bytes=resources.SIZE[compute],
+        shard=shard,
+        device=run.hardware.device,
+        low_memory=run.hardware.low_memory,
+        bound=memory if engine and engine.name == "fast" else None,
+        evaluates=run.eval.kind != "none",
+        output=output,
+        there=there,
+        beside=sum(f.stat().st_size for f in files if f.is_file())
+        + sum(sizes[s.name] for s in used if s.adapter),
+        exact=len(facts) == len(asked.sources),
+        ram_free=_task_memory(run),
+    )
+
+
+def _written(recipe: Mapping[str, Any], shape: ModelMetadata, asked: Inputs) -> tuple[list[int], int]:
+    """Elements of each tensor that a recipe writes, and how many inputs are held for one at a time."""
+    if recipes.is_mixture(recipe):
+        return mixtures.elements(recipe, shape), 0  # each is read, and copied into the experts of its layer
+    groups = recipe_groups.groups(recipe, asked.place)
+    made = [n for names in recipe_groups.output_tensors(shape.config, groups) for n, _ in names]
+    typical = {compatibility.generic(n): t.numel for n, t in shape.tensors.items()}
+    elements = [typical[compatibility.generic(n)] for n in made if compatibility.generic(n) in typical]
+    return elements or [t.numel for t in shape.tensors.values()], max(len(g.inputs) for g in groups)

@@ -1,0 +1,72 @@
+"""What a run is: its inputs by content, the versions that take part, and the key made of it all."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergelab import __version__, evaluation, zoo
+from mergelab.context import SPLITS, hashes
+from mergelab.core import hashing
+from mergelab.core.run_dir import RunDir, read_json
+from mergelab.evaluation.cache import packages
+from mergelab.recipes import recipe as recipes
+from mergelab.schema import Run
+
+PACKAGES = ("mergekit", "torch", "transformers", "lm_eval", "safetensors", "hydra-core")
+SCORE_SETTINGS = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size", "backend")
+"""Settings of the evaluation that scores depend on."""
+
+
+def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
+    """Record inputs, versions, method and key; reads inputs that are no hub snapshots once."""
+    merges = "merge" in run.job.steps
+    recipe = yaml.safe_load(run_dir.recipe.read_text(encoding="utf-8")) if merges else None
+    inputs = [_input(m, progress) for m in read_json(run_dir.plan)["models"]]
+    versions = {"mergelab": __version__, "python": platform.python_version()}
+    versions |= {p: version(p) for p in (*PACKAGES, *_measuring(run))}
+    engine = read_json(run_dir.plan)["engine"] if merges else None
+    settings = {
+        "seed": run.seed,
+        "merge": {"engine": engine["name"], "rescale": run.method.rescale} if engine else None,
+        "device": run.hardware.device.partition(":")[0],
+        "measures": [
+            (split, m.name, m.task, m.metric, m.share)
+            for split in SPLITS
+            for m in evaluation.measures(run, split)
+        ],
+        "evaluation": {k: getattr(run.eval, k) for k in SCORE_SETTINGS} | {"quantize": run.hardware.quantize},
+        "text": hashing.file_hash(Path(run.eval.text).expanduser()) if run.eval.text else None,
+        "versions": versions,
+    }
+    run_dir.record(
+        {
+            "inputs": inputs,
+            "versions": versions,
+            "merge_method": recipes.method_of(recipe) if recipe else None,
+            "engine": engine["name"] if engine else None,
+            "key": hashing.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
+        }
+    )
+
+
+def _measuring(run: Run) -> list[str]:
+    """The packages that measure besides those that always do."""
+    if not evaluation.measures(run, "validation"):
+        return []
+    return [p for p in packages(run.eval, run.hardware.device, run.hardware.quantize) if p not in PACKAGES]
+
+
+def _input(m: Mapping[str, Any], progress: zoo.Progress) -> dict[str, Any]:
+    """A model of the plan with its hub commit, or else the hashes of its files."""
+    files: dict[str, str] = {}
+    if not m["commit"]:
+        files |= hashes(Path(m["folder"]), progress)
+    if m["adapter"]:
+        files |= {f"adapter/{name}": h for name, h in hashes(Path(m["adapter"]), progress).items()}
+    return {**m, "files": files, "content": hashing.digest([m["commit"], files])}

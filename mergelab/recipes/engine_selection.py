@@ -1,0 +1,122 @@
+"""Which engine merges, and why: our own kernels wherever they can, mergekit's path for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mergelab.core.errors import none_of
+from mergelab.core.findings import Finding, error, note
+from mergelab.methods.registry import Declaration
+from mergelab.models import remote_code
+from mergelab.models.checkpoint import ModelMetadata
+from mergelab.preflight.resolve_inputs import reads_file
+from mergelab.recipes import tensor_plan
+from mergelab.schema import Run
+
+CHOICES = ("auto", "fast", "mergekit")
+RESCALES = ("l1", "density")
+
+EXACT = frozenset(("linear", "nearswap", "passthrough", "task_arithmetic"))
+"""Those whose bits are mergekit's whatever the size of a tensor. The others draw masks of our own, or add
+a large tensor up in another order, or let the earlier of two equal magnitudes come first."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What merges."""
+
+    name: str
+    """`fast`, `mergekit` or `mergekit-moe`."""
+    why: str = ""
+    """Why it is not the fast one."""
+
+    def json(self) -> dict[str, str]:
+        """As plan.json has it."""
+        return asdict(self)
+
+
+MIXTURE = Engine("mergekit-moe", "it builds a mixture of experts")
+"""What puts experts side by side."""
+
+
+def choose(
+    run: Run,
+    recipe: Mapping[str, Any],
+    facts: Mapping[str, ModelMetadata],
+    d: Declaration,
+    kernels: Container[str],
+) -> tuple[Engine, list[Finding]]:
+    """The engine of a run, and what is wrong with the wish for one.
+
+    Args:
+        recipe: a sound one.
+        facts: what is known of each model, by its reference.
+        d: what the method declares.
+        kernels: the methods that our engine has kernels for.
+    """
+    wanted = run.hardware.engine
+    reason = _reason(recipe, facts, d, kernels)
+    computed = tensor_plan.arithmetic(recipe, next(iter(facts.values())).dtype if facts else None)
+    findings: list[Finding] = []
+    if wanted == "mergekit":
+        engine = Engine("mergekit", "hardware.engine asks for it")
+    elif reason is not None:
+        engine = Engine("mergekit", reason)
+        if wanted == "fast":
+            message = f"fast cannot do this recipe: {reason}"
+            findings.append(error("engine", "hardware.engine", message, "Leave it at auto."))
+    elif wanted == "auto" and computed not in tensor_plan.WIDE:
+        engine = Engine("mergekit", f"its arithmetic is in {computed}")
+    elif wanted == "auto" and reads_file(run) and d.name not in EXACT:
+        engine = Engine("mergekit", "a file gets mergekit's bits; hardware.engine=fast is faster")
+    else:
+        engine = Engine("fast")
+    if engine.name == "fast" and computed not in tensor_plan.WIDE:
+        message = f"the recipe computes in {computed}; fast computes in {tensor_plan.WIDE[0]} and rounds once"
+        findings.append(note("arithmetic", "hardware.engine", message))
+    findings += _check_rescale(run, recipe, d, engine)
+    return engine, findings
+
+
+def check(run: Run) -> Iterator[Finding]:
+    """The values of hardware.engine, hardware.devices and method.rescale."""
+    for key, value, choices in (("hardware.engine", run.hardware.engine, CHOICES),
+                                ("method.rescale", run.method.rescale, RESCALES)):  # fmt: skip
+        if value not in choices:
+            yield error("setting", key, none_of(value, choices))
+    if run.hardware.devices < 0:
+        yield error("setting", "hardware.devices", f"{run.hardware.devices} is out of range; 0 (all) or more")
+
+
+def _reason(
+    recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: Declaration, kernels: Container[str]
+) -> str | None:
+    """Why our kernels cannot do a recipe, or None."""
+    if d.name not in kernels:
+        return f"there is no kernel for {d.name}"
+    for f in facts.values():
+        if f.pickled:
+            return f"the weights of {f.folder} are pickled"
+        if f.folder.parts and remote_code.code(f.folder):
+            return f"{f.folder} is loaded by code of its own"
+    try:
+        tensor_plan.assemble(recipe, facts, d)
+    except tensor_plan.UnsupportedByFastEngine as e:
+        return str(e)
+    return None
+
+
+def _check_rescale(run: Run, recipe: Mapping[str, Any], d: Declaration, engine: Engine) -> Iterator[Finding]:
+    if run.method.rescale != "density":
+        return
+    p = d.parameters.get("rescale")
+    on = p is not None and (recipe.get("parameters") or {}).get("rescale", p.default)
+    if not on or d.name == "task_arithmetic":
+        message = f"it has no effect, for {d.name} rescales nothing here"
+        remedy = "Leave it out, or set method.parameters.rescale=true." if p else "Leave it out."
+        yield error("no-effect", "method.rescale", message, remedy)
+    elif engine.name == "mergekit":
+        message = f"mergekit only knows l1, and it merges because {engine.why}"
+        yield error("engine", "method.rescale", message, "Leave it out.")

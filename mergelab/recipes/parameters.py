@@ -1,0 +1,200 @@
+"""Parameters against what the merge method declares, and what those of one tensor come to together.
+
+mergekit checks neither: an unknown name is ignored, a density of 5 is taken, weights that cancel
+under normalization give a model of NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergelab.core.errors import did_you_mean
+from mergelab.core.findings import Finding, error
+from mergelab.methods.registry import FINITE, RANGES, Declaration, Parameter
+from mergelab.recipes.recipe import filters, scalars, value_at
+from mergelab.recipes.recipe_groups import Assignment, Group, KeyOf
+
+NORMALIZERS = {"nuslerp": None, "multislerp": "normalize_weights"}
+"""Methods that divide by the sum of the weights, and the switch for it where it is not
+`normalize`; None: always."""
+
+CONDITION = 1e6
+"""Largest sum of |weight| over |sum of weights| at which dividing by that sum is still arithmetic
+and not noise."""
+
+Tensor = tuple[str, float]
+"""The name of a tensor of the output, and its layer's place from 0 to 1."""
+
+
+def check_parameters(d: Declaration, g: Group, tensors: Sequence[Tensor], place: KeyOf) -> list[Finding]:
+    """Names, types, ranges and filters of every setting; if these are right, what they come to.
+
+    Args:
+        d: the method.
+        g: the models that take part, and what was set under which key.
+        tensors: those of the output that these models make; empty where it cannot be known.
+        place: from a path into the recipe to the key that the user knows.
+    """
+    out: list[Finding] = []
+    names = [n for n, _ in tensors]
+    for a in g.given:
+        p = d.parameters.get(a.parameter)
+        if p is None:
+            out.append(_unknown(d, a))
+        elif a.model is not None and not p.per_model:
+            message = f"{d.name} takes {p.name} once for the merge, not for each model"
+            out.append(error("scope", a.key, message, f"Set {place(('parameters', p.name))}."))
+        else:
+            out += _check_values(d, p, a)
+            out += _check_filters(a, names)
+    return out or _check_together(Settings(d, g, place), tensors)
+
+
+def _unknown(d: Declaration, a: Assignment) -> Finding:
+    names = sorted(d.parameters)
+    takes = f"It takes {', '.join(names)}." if names else "It takes none."
+    message = f"{d.name} has no parameter '{a.parameter}'.{did_you_mean(a.parameter, names)}"
+    return error("unknown-parameter", a.key, message, takes)
+
+
+def _check_values(d: Declaration, p: Parameter, a: Assignment) -> Iterator[Finding]:
+    allowed = RANGES.get((d.name, p.name), RANGES.get((None, p.name), FINITE))
+    values = list(scalars(a.value))
+    for x in values:
+        if p.kind is bool:
+            if not isinstance(x, bool):
+                yield error("type", a.key, f"{x!r} is no boolean; give true or false")
+        elif isinstance(x, (bool, str)):
+            yield error("type", a.key, f"{x!r} is not a number")
+        elif x not in allowed:
+            yield error("range", a.key, f"{x:g} is out of range; {p.name} must be {allowed}")
+        elif p.kind is int and x != int(x):
+            yield error("type", a.key, f"{x:g} is not a whole number")
+    if p.kind is int and len(set(values)) > 1:
+        yield error("type", a.key, f"{a.value} is not one whole number; {p.name} takes no gradient")
+
+
+def _check_filters(a: Assignment, names: Sequence[str]) -> Iterator[Finding]:
+    for f in filters(a.value):
+        if f is not None and names and not any(f in n for n in names):
+            parts = sorted({part for n in names for part in n.split(".") if not part.isdigit()})
+            yield error(
+                "filter",
+                a.key,
+                f"the filter '{f}' is part of no tensor's name.{did_you_mean(f, parts)}",
+                f"Parts of names here: {', '.join(parts)}.",
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every parameter of a group of models comes to."""
+
+    d: Declaration
+    g: Group
+    place: KeyOf
+
+    def models(self, name: str) -> list[str | None]:
+        """The models for which a parameter is looked up; [None] for one of the whole merge."""
+        p = self.d.parameters[name]
+        if not p.per_model:
+            return [None]
+        return [m for m in self.g.inputs if p.on_base or self.d.base == "ignored" or m != self.g.base]
+
+    def at(self, model: str | None, name: str, tensor: Tensor) -> tuple[Any, str]:
+        """A parameter's value at a tensor, as mergekit resolves it, and the key that sets it."""
+        own = [a for a in self.g.given if a.parameter == name and a.model == model]
+        shared = [a for a in self.g.given if a.parameter == name and a.model is None]
+        for a in own if model is None else own + shared:
+            value = value_at(a.value, *tensor)
+            if value is not None:
+                return value, a.key
+        key = next((a.key for a in own), self.place(("parameters", name)))
+        return self.d.parameters[name].default, key
+
+    def each(self, name: str, tensor: Tensor) -> list[tuple[float, str]]:
+        """`at` of every model."""
+        found = (self.at(m, name, tensor) for m in self.models(name))
+        return [(float(value), key) for value, key in found]
+
+
+def _check_together(s: Settings, tensors: Sequence[Tensor]) -> list[Finding]:
+    """What only shows once every setting is resolved for one tensor; each kind is told once."""
+    filtered = any(filters(a.value) for a in s.g.given)
+    if filtered and not tensors:
+        return []
+    found: dict[tuple[str, str], Finding] = {}
+    for tensor in tensors or [("", 0.0)]:
+        wrong = list(_uncovered(s, tensor)) or [
+            *_zero_sum(s, tensor), *_too_much_removed(s, tensor), *_epsilon(s, tensor)
+        ]  # fmt: skip
+        for f in wrong:
+            found.setdefault((f.code, f.place), f)
+    return list(found.values())
+
+
+def _uncovered(s: Settings, tensor: Tensor) -> Iterator[Finding]:
+    for p in s.d.parameters.values():
+        for m in s.models(p.name) if p.required else []:
+            value, key = s.at(m, p.name, tensor)
+            if value is None:
+                whom = f" of {m}" if m is not None and key == s.place(("parameters", p.name)) else ""
+                yield error(
+                    "uncovered",
+                    key,
+                    f"{s.d.name} needs {p.name}, and nothing sets it for {tensor[0] or 'every tensor'}{whom}",
+                    'Add "*" as the last filter, or set a number.',
+                )
+
+
+def _zero_sum(s: Settings, tensor: Tensor) -> Iterator[Finding]:
+    if "weight" not in s.d.parameters:
+        return
+    switch = NORMALIZERS.get(s.d.name, "normalize")
+    if switch is not None and not (switch in s.d.parameters and s.at(None, switch, tensor)[0]):
+        return
+    weights = s.each("weight", tensor)
+    total, size = sum(w for w, _ in weights), sum(abs(w) for w, _ in weights)
+    if weights and abs(total) * CONDITION <= size:
+        shown = ", ".join(f"{w:g}" for w, _ in weights)
+        yield error(
+            "zero-sum",
+            ", ".join(dict.fromkeys(key for _, key in weights)),
+            f"the weights {shown} sum to 0{f' at {tensor[0]}' if tensor[0] else ''}, and {s.d.name} divides "
+            "by their sum",
+            "Change a weight" + (f", or set {s.place(('parameters', switch))}=false." if switch else "."),
+        )
+
+
+def _too_much_removed(s: Settings, tensor: Tensor) -> Iterator[Finding]:
+    """Breadcrumbs: mergekit keeps `density` and removes `gamma` of the largest, which may not overlap."""
+    if not {"density", "gamma"} <= set(s.d.parameters):
+        return
+    for (density, key), (gamma, key2) in zip(s.each("density", tensor), s.each("gamma", tensor), strict=True):
+        if density < 1 and density + gamma > 1:
+            yield error(
+                "range",
+                key,
+                f"density {density:g} and gamma {gamma:g} ask for more than there is; together they must "
+                "be at most 1",
+                f"Lower one ({key2}).",
+            )
+
+
+def _epsilon(s: Settings, tensor: Tensor) -> Iterator[Finding]:
+    """DELLA: keep probabilities run from density - epsilon to density + epsilon, inside (0, 1)."""
+    if not {"density", "epsilon"} <= set(s.d.parameters):
+        return
+    for (density, key), (epsilon, key2) in zip(
+        s.each("density", tensor), s.each("epsilon", tensor), strict=True
+    ):
+        if density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
+            yield error(
+                "epsilon",
+                key,
+                f"{s.d.name} keeps entries with probabilities from density - epsilon to density + epsilon; "
+                f"{density:g} ± {epsilon:g} leaves (0, 1)",
+                f"Lower epsilon ({key2}) or move density away from 0 and 1.",
+            )

@@ -1,0 +1,129 @@
+"""What a recipe asks for: which models meet in which layers, with which parameters. Pure.
+
+Works on mergekit's YAML as a plain dict, whether a Run was turned into it or somebody wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergelab.models.architecture import Weight, weights
+from mergelab.recipes.recipe import setting
+
+KeyOf = Callable[[tuple[Any, ...]], str]
+"""From a path into the recipe to the key that the user knows."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One parameter given a setting, and the key where somebody gave it."""
+
+    key: str
+    parameter: str
+    model: str | None
+    """The model's reference, or None for a setting of all of them."""
+    value: Any
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models whose layers are merged with each other."""
+
+    place: str
+    inputs: list[str]
+    """The models, with the base among them where mergekit adds it."""
+    base: str | None
+    added: bool = False
+    """Whether the base is among the inputs only because mergekit adds it."""
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    """The layers of each input; empty for all of them."""
+    given: list[Assignment] = field(default_factory=list)
+    """The closest settings first, as mergekit looks them up."""
+
+
+def groups(recipe: Mapping[str, Any], place: KeyOf) -> list[Group]:
+    """The groups of a recipe whose structure is sound, in the order of the output's layers."""
+    top = _given(recipe.get("parameters"), None, ("parameters",), place)
+    base = recipe.get("base_model")
+    out: list[Group] = []
+
+    def of_models(items: list[Any], path: tuple[Any, ...], outer: list[Assignment]) -> None:
+        given = [
+            a
+            for i, m in enumerate(items)
+            for a in _given(m.get("parameters"), m["model"], (*path, i, "parameters"), place)
+        ]
+        inputs = [m["model"] for m in items]
+        added = base is not None and base not in inputs
+        out.append(Group(place(path), inputs + [str(base)] * added, base, added, [], given + outer))
+
+    def of_slices(items: list[Any], path: tuple[Any, ...], outer: list[Assignment]) -> None:
+        for i, s in enumerate(items):
+            given = [
+                a
+                for j, m in enumerate(s["sources"])
+                for a in _given(
+                    m.get("parameters"), m["model"], (*path, i, "sources", j, "parameters"), place
+                )
+            ] + _given(s.get("parameters"), None, (*path, i, "parameters"), place)
+            ranges = [(m["layer_range"][0], m["layer_range"][1]) for m in s["sources"]]
+            inputs = [m["model"] for m in s["sources"]]
+            own_base = s.get("base_model") or base
+            out.append(Group(place((*path, i)), inputs, own_base, False, ranges, given + outer))
+
+    if recipe.get("models"):
+        of_models(recipe["models"], ("models",), top)
+    if recipe.get("slices"):
+        of_slices(recipe["slices"], ("slices",), top)
+    for name, m in (recipe.get("modules") or {}).items():
+        path = ("modules", name)
+        outer = _given(m.get("parameters"), None, (*path, "parameters"), place) + top
+        if m.get("models"):
+            of_models(m["models"], (*path, "models"), outer)
+        if m.get("slices"):
+            of_slices(m["slices"], (*path, "slices"), outer)
+    return out
+
+
+def _given(parameters: Any, model: str | None, path: tuple[Any, ...], place: KeyOf) -> list[Assignment]:
+    items = (parameters or {}).items()
+    return [Assignment(place((*path, p)), str(p), model, setting(v, "")) for p, v in items if v is not None]
+
+
+def output_tensors(config: Mapping[str, Any], all_groups: list[Group]) -> list[list[tuple[str, float]]]:
+    """For each group, (name, t) of the output tensors that it makes; empty where unknown.
+
+    t is the layer's place within its group, 0 to 1, and 0 outside the layers: mergekit's rule
+    (MergePlanner.plan_slice), which makes a gradient restart with each slice.
+    """
+    counts = [g.ranges[0][1] - g.ranges[0][0] if g.ranges else None for g in all_groups]
+    total = None if None in counts else sum(c for c in counts if c is not None)
+    listed = weights(config, total)
+    if listed is None:
+        return [[] for _ in all_groups]
+    layered = [w for w in listed if w.layer is not None]
+    depth = 1 + max((w.layer or 0 for w in layered), default=-1)
+    before = [w for w in listed if w.layer is None and "embed" in w.name]
+    after = [w for w in listed if w.layer is None and "embed" not in w.name]
+    out, start = [], 0
+    for i, count in enumerate(counts):
+        n = depth if count is None else count
+        own = [w for w in layered if start <= (w.layer or 0) < start + n]
+        names = [(w.name, _t((w.layer or 0) - start, n)) for w in own]
+        if i == 0:
+            names = _outside(before) + names
+        if i == len(counts) - 1:
+            names += _outside(after)
+        out.append(names)
+        start += 0 if count is None else n
+    return out
+
+
+def _t(index: int, count: int) -> float:
+    return index / (count - 1) if count > 1 else 1.0
+
+
+def _outside(ws: list[Weight]) -> list[tuple[str, float]]:
+    return [(w.name, 0.0) for w in ws]

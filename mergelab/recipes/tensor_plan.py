@@ -1,0 +1,175 @@
+"""From a recipe to the list of tensors to make: of which inputs, with which parameters. Pure.
+
+This is mergekit's planner for the plain case: whole models of one architecture, as they are. What
+is not plain is told from the recipe and the headers, with the reason, and is left to mergekit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergelab.methods.registry import Declaration, Parameter
+from mergelab.models import architecture
+from mergelab.models.architecture import Weight
+from mergelab.models.checkpoint import DTYPES, ModelMetadata, TensorInfo
+from mergelab.recipes import recipe as recipes
+from mergelab.recipes import recipe_groups
+from mergelab.recipes.parameters import Settings
+
+NAMES = {torch: st for st, torch in DTYPES.items()}
+"""From torch's names of dtypes to those of safetensors."""
+
+WIDE = ("float32", "float64")
+"""The dtypes in which our arithmetic is done."""
+
+BY_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
+"""Architectures of which mergekit makes the list of tensors by code, although it has a file."""
+
+
+class UnsupportedByFastEngine(Exception):
+    """The recipe asks for what only mergekit's own path can do; the message says for what."""
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One input of an output tensor."""
+
+    model: str
+    """The model's reference in the recipe."""
+    tensor: str
+    """What the tensor is called there."""
+    header: TensorInfo
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to make."""
+
+    name: str
+    dtype: str
+    """As safetensors calls it."""
+    shape: tuple[int, ...]
+    base: SourceTensor | None
+    experts: tuple[SourceTensor, ...]
+    """In the order of the recipe; all inputs of a method that knows no base."""
+    parameters: Mapping[str, Any]
+    """What each parameter comes to; a list in the experts' order where it is set for each model."""
+
+    @property
+    def inputs(self) -> tuple[SourceTensor, ...]:
+        """All sources."""
+        return self.experts if self.base is None else (*self.experts, self.base)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return TensorInfo(self.dtype, self.shape, "").nbytes
+
+    @property
+    def traffic(self) -> int:
+        """Bytes read and written."""
+        return self.nbytes + sum(s.header.nbytes for s in self.inputs)
+
+
+def why_not(recipe: Mapping[str, Any]) -> str | None:
+    """What in a recipe asks for mergekit's own path, or None."""
+    for key, what in (("slices", "slices"), ("modules", "modules"), ("tokenizer", "a tokenizer to build"),
+                      ("tokenizer_source", "a tokenizer to build")):  # fmt: skip
+        if recipe.get(key):
+            return f"it has {what}"
+    if any("+" in m for m in recipes.models(recipe)):
+        return "it has LoRA inputs"
+    return None
+
+
+def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
+    """The dtype that a recipe computes in; `files` is that of its inputs."""
+    return str(recipe.get("dtype") or files or WIDE[0]).removeprefix("torch.")
+
+
+def assemble(
+    recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: Declaration
+) -> list[OutputTensor]:
+    """The tensors of the merged model, in the order of the architecture.
+
+    Args:
+        recipe: a sound one, with `models`.
+        facts: what is known of each model, by its reference.
+        d: what the method declares.
+    Raises:
+        NotPlain: where it takes more than merging tensor by tensor.
+    """
+    if reason := why_not(recipe):
+        raise UnsupportedByFastEngine(reason)
+    (group,) = recipe_groups.groups(recipe, str)
+    config_source = facts[str(recipe.get("base_model") or group.inputs[0])]
+    kind = (config_source.config.get("architectures") or ["?"])[0]
+    listed = architecture.weights(config_source.config)
+    if listed is None or kind in BY_CODE or any("${" in w.name for w in listed):
+        raise UnsupportedByFastEngine(f"there is no plain list of the tensors of {kind}")
+    base = None if d.base == "ignored" else group.base
+    settings = Settings(d, group, str)
+    (placed,) = recipe_groups.output_tensors(config_source.config, [group])
+    places = dict(placed)
+    written = str(recipe.get("out_dtype") or recipe.get("dtype") or "").removeprefix("torch.")
+    out = []
+    for weight in listed:
+        sources = _sources(weight, group.inputs, facts)
+        if not sources:
+            continue
+        dtype = NAMES[written] if written else _widest(sources)
+        experts = tuple(s for s in sources if s.model != base)
+        out.append(
+            OutputTensor(
+                weight.name,
+                dtype,
+                sources[0].header.shape,
+                next((s for s in sources if s.model == base), None),
+                experts,
+                _parameters(settings, weight.name, places[weight.name], [s.model for s in experts]),
+            )
+        )
+    return out
+
+
+def _sources(weight: Weight, models: list[str], facts: Mapping[str, ModelMetadata]) -> list[SourceTensor]:
+    """Where each model has a tensor; empty for one that is optional and nowhere."""
+    there = [facts[m].tensors for m in models]
+    if weight.optional and not any(n in t for t in there for n in (weight.name, *weight.aliases)):
+        return []
+    out: list[SourceTensor] = []
+    for model, tensors in zip(models, there, strict=True):
+        name = next((n for n in (weight.name, *weight.also) if n in tensors), None)
+        if name is None:
+            raise UnsupportedByFastEngine(f"{weight.name} is not in every model")
+        header = tensors[name]
+        if header.dtype not in DTYPES:
+            raise UnsupportedByFastEngine(f"{weight.name} does not hold floating-point numbers")
+        if out and header.shape != out[0].header.shape:
+            raise UnsupportedByFastEngine(f"{weight.name} has not the same shape in every model")
+        out.append(SourceTensor(model, name, header))
+    return out
+
+
+def _widest(sources: list[SourceTensor]) -> str:
+    """The dtype that holds those of all sources, by torch's rule of promotion."""
+    kinds = {s.header.dtype for s in sources}
+    for wide in ("F64", "F32"):
+        if wide in kinds:
+            return wide
+    return kinds.pop() if len(kinds) == 1 else "F32"
+
+
+def _parameters(settings: Settings, name: str, t: float, models: list[str]) -> dict[str, Any]:
+    """Every declared parameter at one tensor."""
+
+    def at(model: str | None, p: Parameter) -> Any:
+        value, _ = settings.at(model, p.name, (name, t))
+        return value if value is None else p.kind(value)
+
+    return {
+        p.name: [at(m, p) for m in models] if p.per_model else at(None, p)
+        for p in settings.d.parameters.values()
+    }

@@ -1,0 +1,1 @@
+"""Recording runs in Weights & Biases."""
