@@ -40,7 +40,7 @@ CLUSTER = (
 """The files of the cluster's tests, which share it and mostly wait."""
 
 LONG = (
-    "test_resident.py", "test_tracking.py", "test_kernel_chunks.py", "test_kernel_devices.py",
+    "test_in_memory.py", "test_tracking.py", "test_kernel_chunks.py", "test_kernel_devices.py",
     "test_kernels.py", "test_random_methods.py", "test_search.py", "test_engine.py", "test_merge.py",
     "test_run.py", "test_analyze.py", "test_search_killed.py", "test_mixtures.py", "test_mergekit_files.py",
     "test_generate.py", "test_readme.py", "test_lora.py",

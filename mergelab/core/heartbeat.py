@@ -1,7 +1,7 @@
-"""A run's sign of life: `pulse.json` in its folder, written anew every two seconds.
+"""The heartbeat of a run: `heartbeat.json` in its folder, rewritten every two seconds.
 
 It says where the run is and how far, for whoever looks on (`job=monitor`); nothing depends on it. A run
-that ends takes its pulse away; one that is killed leaves it, and its time then stands still.
+that ends removes the file; one that is killed leaves it, and its time then stands still.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-NAME = "pulse.json"
+NAME = "heartbeat.json"
 INTERVAL = 2.0
 """Seconds between two beats."""
 
@@ -47,8 +47,8 @@ def step(name: str) -> None:
 
 @contextmanager
 def running(folder: Path, gpu: bool = False) -> Iterator[None]:
-    """Write `folder/pulse.json` until the body ends. Inside another one it is that one that goes on: a
-    process has one pulse.
+    """Write `folder/heartbeat.json` until the body ends. Nested in another one it does nothing: a
+    process has one heartbeat file.
 
     Args:
         gpu: whether to tell the use of GPUs, too.

@@ -28,7 +28,7 @@ from mergelab.monitor.readers import (
 from mergelab.slurm import client
 
 STALE = 15.0
-"""Seconds after which a pulse that has not been written anew is no sign of life."""
+"""Seconds after which a heartbeat that has not been written anew is no sign of life."""
 WALK = 5.0
 """Seconds between two searches for new folders; on a network disk they are what takes time."""
 OVER = {"done", "failed", "invalid", "interrupted", "lost", "stopped"}
@@ -40,7 +40,7 @@ class Row:
 
     folder: Path
     state: str
-    """running, pending, done, failed ... as in result.json; `lost` and `no sign` without a pulse."""
+    """running, pending, done, failed ... as in result.json; `lost` and `no sign` without a heartbeat."""
     when: float = 0.0
     """When it began, if it lives; its last sign, if it does not."""
     name: str = ""
@@ -104,7 +104,7 @@ class Snapshot:
 
 
 def living(row: Row, sign: Json, now: float) -> Row:
-    """A row with what its pulse says: alive, or how long not."""
+    """A row with what its heartbeat says: alive, or how long not."""
     at, began, since = (number(sign.get(k)) or 0.0 for k in ("time", "started", "since"))
     done, total = (max(number(sign.get(k)) or 0.0, 0.0) for k in ("done", "total"))
     gpus = sign.get("gpus")
@@ -152,7 +152,7 @@ def sweep_row(
     failed = [x for x in lines if x.get("status") == "failed"]
     turns = [x for x in events if x.get("event") == "generation"]
     size = int(number(search.get("population")) or 0)
-    searching = bool(sign) and not status  # later its pulse counts other things
+    searching = bool(sign) and not status  # later its heartbeat counts other things
     done, total = (int(number(sign.get(k)) or 0) if searching else 0 for k in ("done", "total"))
     done = max(len(lines), done if total else 0)
     total = total or int(number(part(result, "search").get("budget")) or 0)
@@ -253,7 +253,7 @@ class Watcher:
             last = steps[-1] if steps else {}
             row = replace(row, step=text(last.get("step")), when=max(changed, number(last.get("time")) or 0))
             if now - row.when > STALE:
-                # A run takes its pulse away when it ends, and not every job has a step that says `done`.
+                # A run takes its heartbeat away when it ends, and not every job has a step that says `done`.
                 row = replace(row, state="done" if last.get("state") == "done" else "no sign")
             yield row
 
@@ -318,6 +318,6 @@ class Watcher:
             yield living(row, sign, now) if sign else row
 
     def _sign(self, folder: Path, name: str, item: Item) -> Json:
-        """The pulse of an item, which is that of its candidate; empty where it is another task's."""
+        """The heartbeat of an item, which is that of its candidate; empty where it is another task's."""
         sign = self._files.mapping(folder / item.folders.get(name, name) / heartbeat.NAME)
         return sign if sign.get("job") in (None, item.task) else {}

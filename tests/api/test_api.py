@@ -311,7 +311,7 @@ def test_a_console_gets_what_the_terminal_would(here: Path, capfd: pytest.Captur
     console = Console(file=io.StringIO(), width=80)
     lab.merge(lab.compose(*SMALL), "merged", folder="run", console=console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "✓ merge" in text and "✓ check" in text and "evaluate" not in text
+    assert "✓ merge" in text and "✓ verify" in text and "evaluate" not in text
     assert capfd.readouterr() == ("", "")
 
 

@@ -77,7 +77,7 @@ def test_looking_at_the_command_loads_nothing_heavy(flags: list[str]) -> None:
     code = f"""
 import sys
 sys.argv = ["mergelab", *{flags!r}]
-from mergelab.main import main
+from mergelab.cli.main import main
 try:
     main()
 except SystemExit as e:
@@ -122,50 +122,46 @@ def test_a_user_keeps_groups_of_their_own(tmp_path: Path) -> None:
 
 LAYERS = {
     # what a part of the package may import of the rest; its own modules always
-    "errors": set(),
+    "core": {"schema"},
     "schema": set(),
-    "run_log": set(),
-    "result": {"errors", "run_dir"},
-    "offline": {"schema"},
-    "composing": {"errors"},
-    "composition": {"composing", "errors", "schema", "run_dir", "hydra"},
-    "execution": {
-        "composition", "errors", "merging", "offline", "report", "result", "run_log", "schema", "steps",
-        "run_dir",
-    },
+    "result": {"core"},
+    "config_errors": {"core"},
+    "composition": {"config_errors", "core", "hydra", "schema"},
+    "execution": {"composition", "core", "merging", "report", "result", "schema", "steps"},
     "api": {
-        "composition", "errors", "evaluation", "execution", "offline", "optimization", "preflight", "recipe",
-        "report", "result", "schema", "steps", "run_dir",
+        "composition", "context", "core", "evaluation", "execution", "optimization", "preflight", "recipes",
+        "report", "result", "schema",
     },
-    "run_dir": {"errors"},
-    "pulse": set(),
-    "lines": {"errors"},
-    "slurm": {
-        "errors", "schema", "run_dir", "identity", "lines", "pulse", "report", "merging", "zoo", "syncing",
-        "hydra", "composition", "run_log",
+    "models": {"core"},
+    "methods": {"core", "recipes"},
+    "recipes": {"core", "methods", "models", "preflight", "schema"},
+    "preflight": {"core", "methods", "models", "recipes", "schema"},
+    "merging": {"core", "methods", "models", "preflight", "recipes", "schema"},
+    "lora": {"core", "merging", "models", "schema"},
+    "evaluation": {"core", "result", "schema"},
+    "analysis": {
+        "context", "core", "evaluation", "merging", "methods", "models", "preflight", "recipes", "report",
+        "schema", "steps",
     },
-    "syncing": {"report", "schema", "run_dir"},
-    "recipe": {"errors", "schema"},
-    "identity": {"run_dir"},
-    "quiet": {"run_log"},
-    "preflight": {"errors", "schema", "recipe", "run_dir"},
-    "merging": {"identity", "errors", "schema", "recipe", "preflight", "quiet", "run_dir"},
-    "evaluation": {"errors", "schema", "identity", "quiet", "result", "run_dir"},
-    "analysis": {"errors", "schema", "recipe", "preflight", "merging", "evaluation", "quiet", "run_dir"},
-    "generation": {"errors", "schema", "evaluation", "quiet", "run_dir"},
-    "hub": {"errors", "schema", "preflight", "quiet", "run_dir"},
-    "zoo": {"errors"},
-    "tracking": {"errors", "schema", "run_dir"},
-    "report": {"errors", "schema", "run_dir", "pulse"},
-    "monitor": {"errors", "schema", "run_dir", "pulse", "slurm", "report"},
+    "generation": {"context", "core", "evaluation", "models", "preflight", "report", "schema"},
+    "hub": {"core", "models", "preflight"},
+    "zoo": {"core"},
+    "tracking": {"core", "report", "schema"},
+    "report": {"core"},
+    "slurm": {"composition", "core", "hydra", "merging", "report", "schema", "tracking"},
+    "monitor": {"core", "report", "schema", "slurm"},
+    "context": {
+        "core", "evaluation", "merging", "preflight", "recipes", "report", "schema", "steps", "tracking",
+        "zoo",
+    },
+    "provenance": {"context", "core", "evaluation", "recipes", "schema", "zoo"},
     "steps": {
-        "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "run_dir", "pulse", "analysis", "generation", "hub", "quiet",
+        "analysis", "context", "core", "evaluation", "generation", "hub", "lora", "merging", "models",
+        "preflight", "provenance", "recipes", "report", "schema", "tracking", "zoo",
     },
     "optimization": {
-        "errors", "schema", "recipe", "identity", "preflight", "merging", "evaluation", "zoo", "tracking",
-        "report", "run_dir", "steps", "quiet", "hydra", "lines", "pulse", "slurm", "syncing", "composition",
-        "offline", "result", "run_log",
+        "composition", "context", "core", "evaluation", "hydra", "merging", "methods", "models", "preflight",
+        "provenance", "recipes", "report", "result", "schema", "slurm", "steps", "tracking",
     },
 }  # fmt: skip
 
@@ -203,6 +199,6 @@ def test_only_main_the_sweeper_and_its_grammar_know_hydra() -> None:
     package = Path(__file__).parents[2] / "mergelab"
     users = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if "hydra" in imports_of(f)}
     assert users == {
-        "main.py", "composition.py", "optimization/sweeper.py", "optimization/grammar.py",
+        "cli/main.py", "composition.py", "optimization/sweeper.py", "optimization/space_grammar.py",
         "slurm/launcher.py",
     }  # fmt: skip

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mergelab.core.errors import InputError
 from mergelab.monitor import readers
-from mergelab.monitor import view as monitor
+from mergelab.monitor import render as monitor
 from mergelab.schema import Monitor
 from mergelab.slurm import client
 
@@ -36,12 +36,12 @@ def write_lines(path: Path, *lines: dict[str, Any]) -> None:
     path.write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
 
 
-def pulse(folder: Path, age: float = 1.0, **told: Any) -> None:
+def heartbeat(folder: Path, age: float = 1.0, **told: Any) -> None:
     now = time.time()
     base = {"time": now - age, "started": now - 240, "host": "n13", "pid": 4711, "job": None, "step": "merge",
             "what": "math", "done": 45, "total": 100, "unit": "bytes", "since": now - age - 9,
             "rss": 2_100_000_000}  # fmt: skip
-    write(folder / "pulse.json", base | told)
+    write(folder / "heartbeat.json", base | told)
 
 
 def run(folder: Path, status: str = "running", age: float = 0.0, **parts: Any) -> None:
@@ -151,7 +151,7 @@ def test_wrong_settings(look: Callable[..., str], tmp_path: Path, settings: Any,
 
 def test_a_run_in_the_middle(look: Callable[..., str], tmp_path: Path) -> None:
     run(tmp_path / "outputs" / "2026-11-26" / "11-50-25")
-    pulse(tmp_path / "outputs" / "2026-11-26" / "11-50-25", gpus=[GPU])
+    heartbeat(tmp_path / "outputs" / "2026-11-26" / "11-50-25", gpus=[GPU])
     text = look()
     head = line_of(text, "outputs/2026-11-26/11-50-25")
     assert "qwen7b · dare_ties" in head
@@ -164,7 +164,7 @@ def test_a_run_in_the_middle(look: Callable[..., str], tmp_path: Path) -> None:
 
 def test_several_gpus_are_summed(look: Callable[..., str], tmp_path: Path) -> None:
     run(tmp_path / "outputs" / "a")
-    pulse(tmp_path / "outputs" / "a", gpus=[GPU, GPU | {"index": 1, "busy": 0.51}])
+    heartbeat(tmp_path / "outputs" / "a", gpus=[GPU, GPU | {"index": 1, "busy": 0.51}])
     assert "2 GPUs 61% 68.2 GB" in look()
 
 
@@ -193,12 +193,12 @@ def test_runs_that_have_ended(look: Callable[..., str], tmp_path: Path) -> None:
 def test_no_sign_of_life(look: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "outputs"
     run(out / "far", age=50)
-    pulse(out / "far", age=40)
+    heartbeat(out / "far", age=40)
     run(out / "silent", age=40)
     run(out / "gone", age=50)
-    pulse(out / "gone", age=40, host=socket.gethostname(), pid=2**22 + 1)
+    heartbeat(out / "gone", age=40, host=socket.gethostname(), pid=2**22 + 1)
     run(out / "alive", age=50)
-    pulse(out / "alive", age=40, host=socket.gethostname(), pid=os.getpid())
+    heartbeat(out / "alive", age=40, host=socket.gethostname(), pid=os.getpid())
     run(out / "looked", age=40)
     write_lines(out / "looked" / "events.jsonl", {"time": time.time() - 40, "event": "step", "state": "done"})
     text = look()
@@ -217,7 +217,7 @@ def test_a_sweep_in_the_middle(look: Callable[..., str], tmp_path: Path) -> None
     write_lines(
         folder / "events.jsonl", {"time": time.time() - 900, "event": "generation", "generation": 0, "of": 4}
     )
-    pulse(folder, done=22, total=32, unit="", step=None, what="candidates")
+    heartbeat(folder, done=22, total=32, unit="", step=None, what="candidates")
     text = look()
     head = line_of(text, "multirun/2026-11-26/11-50-25")
     for part in ("cma · CMA", "running", "generation 3 of 4"):
@@ -233,7 +233,7 @@ def test_a_sweep_in_the_middle(look: Callable[..., str], tmp_path: Path) -> None
 
 def test_a_sweep_that_merges_its_winner(look: Callable[..., str], tmp_path: Path) -> None:
     sweep(tmp_path / "multirun" / "a", 32, status="settling")
-    pulse(tmp_path / "multirun" / "a")
+    heartbeat(tmp_path / "multirun" / "a")
     text = look()
     assert "running" in line_of(text, "multirun/a")
     assert "32 of 32" in text
@@ -255,11 +255,11 @@ def test_sweeps_that_have_ended(look: Callable[..., str], tmp_path: Path) -> Non
 def test_a_sweep_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "multirun" / "a"
     sweep(folder)
-    pulse(folder, done=22, total=64, unit="", step=None)
+    heartbeat(folder, done=22, total=64, unit="", step=None)
     ledger(folder, [*(f"candidate{i}" for i in range(20, 40)), "preset-1"])
-    pulse(folder / "22", job="57_2", host="n07", step="evaluate", what="gsm8k", unit="", gpus=[GPU])
-    pulse(folder / "23", job="57_3", host="n08", age=40)
-    pulse(folder / "24", job="12_0", host="n09")  # of an earlier attempt
+    heartbeat(folder / "22", job="57_2", host="n07", step="evaluate", what="gsm8k", unit="", gpus=[GPU])
+    heartbeat(folder / "23", job="57_3", host="n08", age=40)
+    heartbeat(folder / "24", job="12_0", host="n09")  # of an earlier attempt
     write(folder / "slurm" / "b0001" / "results" / "candidate25.1.json", {})
     theirs = client.Task("12", 4, "PENDING", "Resources")
     asked = squeue(
@@ -302,7 +302,7 @@ def test_slurm_does_not_answer(
     folder = tmp_path / "multirun" / "a"
     sweep(folder, 1)
     ledger(folder, ["candidate1", "candidate2"])
-    pulse(folder / "1", job="57_0")
+    heartbeat(folder / "1", job="57_0")
     if how == "away":
         squeue(monkeypatch)
 
@@ -330,9 +330,9 @@ def test_a_grid_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch: 
     grid = tmp_path / "multirun" / "g"
     run(grid / "0", "done", fitness={"value": 0.5})
     run(grid / "1")
-    pulse(grid / "1", job="57_1")
+    heartbeat(grid / "1", job="57_1")
     run(grid / "3", age=100)
-    pulse(grid / "3", age=90, job="57_3")
+    heartbeat(grid / "3", age=90, job="57_3")
     over = {"event": "ended", "batch": "b0001", "task": 3, "state": "TIMEOUT", "reason": ""}
     ledger(grid, [f"run{i}" for i in range(30)], over)
     squeue(monkeypatch, task(1, "RUNNING"), *(task(i) for i in range(4, 30)), task(2))
@@ -369,8 +369,8 @@ def test_what_was_taken_back_or_submitted_again() -> None:
     "content", [b"", b"{", b'{"status": "runn', b"[]", b"7", b"\xff\xfe", b'{"choices": 3}']
 )
 def test_half_written_files(look: Callable[..., str], tmp_path: Path, content: bytes) -> None:
-    for names in (["result.json"], ["pulse.json"], ["result.json", "pulse.json", "events.jsonl"],
-                  ["journal.jsonl", "pulse.json", "result.json", "slurm/jobs.jsonl"],
+    for names in (["result.json"], ["heartbeat.json"], ["result.json", "heartbeat.json", "events.jsonl"],
+                  ["journal.jsonl", "heartbeat.json", "result.json", "slurm/jobs.jsonl"],
                   ["slurm/jobs.jsonl"]):  # fmt: skip
         for name in names:
             path = tmp_path / "outputs" / "-".join(n[0] for n in names) / name
@@ -398,11 +398,14 @@ def test_values_of_any_kind(look: Callable[..., str], tmp_path: Path) -> None:
             "rss",
             "gpus",
         )
-        write(folder / "pulse.json", dict.fromkeys(keys, value) | {"time": time.time()})
+        write(folder / "heartbeat.json", dict.fromkeys(keys, value) | {"time": time.time()})
         run(folder, error=value, fitness=value)
         run(tmp_path / "outputs" / f"stale{i}")
-        write(tmp_path / "outputs" / f"stale{i}" / "pulse.json", me | {"pid": value})
-        write(tmp_path / "multirun" / str(i) / "pulse.json", {"time": time.time(), "gpus": [{"used": value}]})
+        write(tmp_path / "outputs" / f"stale{i}" / "heartbeat.json", me | {"pid": value})
+        write(
+            tmp_path / "multirun" / str(i) / "heartbeat.json",
+            {"time": time.time(), "gpus": [{"used": value}]},
+        )
         write_lines(
             tmp_path / "multirun" / str(i) / "journal.jsonl", {"event": "begin", "search": value},
             {"event": "candidate", "number": value, "fitness": value, "status": "failed", "reason": value},
@@ -415,9 +418,9 @@ def test_values_of_any_kind(look: Callable[..., str], tmp_path: Path) -> None:
 def test_any_width(look: Callable[..., str], tmp_path: Path, width: int) -> None:
     folder = tmp_path / "outputs" / ("混合" * 8) / "2026-11-26"
     run(folder)
-    pulse(folder, gpus=[GPU])
+    heartbeat(folder, gpus=[GPU])
     sweep(tmp_path / "multirun" / "a")
-    pulse(tmp_path / "multirun" / "a", done=22, total=32, unit="", step=None)
+    heartbeat(tmp_path / "multirun" / "a", done=22, total=32, unit="", step=None)
     assert "merge math" in look(width=width)
 
 
@@ -447,12 +450,12 @@ def test_it_goes_on_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         clock[0] += 10
         if len(slept) == 1:
             run(out / "a")
-            pulse(out / "a")
+            heartbeat(out / "a")
         elif len(slept) == 2:
             for i in range(40):
                 run(out / f"n{i}", "done", age=i)
             run(out / "a", "done", fitness={"value": 0.25})
-            (out / "a" / "pulse.json").unlink()
+            (out / "a" / "heartbeat.json").unlink()
         elif len(slept) == 3:
             for p in (*out.rglob("*.json"), *out.glob("*"), out):
                 p.rmdir() if p.is_dir() else p.unlink()

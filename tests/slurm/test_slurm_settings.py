@@ -130,10 +130,8 @@ def succeeded(folder: Path, known: int, monkeypatch: pytest.MonkeyPatch) -> list
     said: list[str] = []
     monkeypatch.setenv(controller_job.INSIDE, "1")
     monkeypatch.setenv("SLURM_JOB_ID", "60")
-    monkeypatch.setattr(controller_job.commands, "submit", lambda path: said.append("submitted") or "61")
-    monkeypatch.setattr(
-        controller_job.commands, "cancel", lambda jobs: said.append(f"cancelled {list(jobs)}")
-    )
+    monkeypatch.setattr(controller_job.client, "submit", lambda path: said.append("submitted") or "61")
+    monkeypatch.setattr(controller_job.client, "cancel", lambda jobs: said.append(f"cancelled {list(jobs)}"))
     with controller_job.chained_resubmission(composed("hardware=slurm"), folder, [], known):
         said.append("steered")
     return said

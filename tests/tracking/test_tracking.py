@@ -24,7 +24,7 @@ from wandb_stub import KEY, Stub
 
 from mergelab.core.errors import InputError, StepError
 from mergelab.schema import Tracking
-from mergelab.tracking import tracker as tracker_module
+from mergelab.tracking.tracker import tracker as tracker_module
 from mergelab.tracking.tracker import problems, scrub, track
 
 WANDB = Tracking(name="wandb", project="merges", group="sweep-1", tags=["tiny"], timeout=2.0)
@@ -189,7 +189,7 @@ def test_wandb_is_imported_only_to_be_used(folder: Path) -> None:
     code = """
         import pathlib, sys
         from mergelab.schema import Tracking
-        from mergelab.tracking import problems, track
+        from mergelab.tracking.tracker import problems, track
         assert problems(Tracking()) == []
         with track(Tracking(), {}, pathlib.Path(sys.argv[1]), name="x") as tracker:
             tracker.log({"a": 1.0})
@@ -312,7 +312,7 @@ def test_server_dies_in_the_middle(folder: Path) -> None:
     code = """
         import json, logging, os, pathlib, sys, wandb_stub
         from mergelab.schema import Tracking
-        from mergelab.tracking import track
+        from mergelab.tracking.tracker import track
         logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
         folder = pathlib.Path(sys.argv[1])
         with wandb_stub.serve() as server:
@@ -343,7 +343,7 @@ def test_client_dies_in_the_middle(folder: Path) -> None:
     code = """
         import logging, pathlib, psutil, sys
         from mergelab.schema import Tracking
-        from mergelab.tracking import track
+        from mergelab.tracking.tracker import track
         logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
         folder = pathlib.Path(sys.argv[1])
         with track(Tracking(name="wandb", mode="offline"), {}, folder, name="x") as tracker:

@@ -17,7 +17,7 @@ from mergelab.core import heartbeat
 
 @pytest.fixture
 def beat(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
-    """The pulse in a folder, a beat after this."""
+    """The heartbeat in a folder, a beat after this."""
     monkeypatch.setattr(heartbeat, "INTERVAL", 0.01)
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURMD_NODENAME"):
         monkeypatch.delenv(name, raising=False)

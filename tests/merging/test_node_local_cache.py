@@ -218,7 +218,7 @@ AGAIN = """
 import shutil, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-from mergelab.errors import StepError
+from mergelab.core.errors import StepError
 from mergelab.merging import scratch
 shutil.disk_usage = lambda path: SimpleNamespace(free=0)
 with scratch.opened(sys.argv[1], "57-0"):
