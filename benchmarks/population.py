@@ -28,7 +28,7 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
-from mergelab.cli.main import CONF, _typed
+from mergelab.composition import CONF, typed
 from mergelab.core.library_output import silence_libraries
 from mergelab.optimization.candidate_evaluator import CandidateEvaluator
 from mergelab.preflight.resources import available_processors, human
@@ -109,7 +109,7 @@ def _row(method: str, models: list[Path], out: Path, options: argparse.Namespace
 def _run(method: str, models: list[Path]) -> Run:
     base, *experts = models
     with initialize_config_dir(str(CONF)):
-        run = _typed(compose("config", overrides=[f"method={method}", f"model.base.path='{base}'"]))
+        run = typed(compose("config", overrides=[f"method={method}", f"model.base.path='{base}'"]))
     run.experts = {e.name: Expert(path=str(e)) for e in experts}
     _draw(run, random.Random(1))
     return run

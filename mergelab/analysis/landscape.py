@@ -16,9 +16,9 @@ from mergelab.evaluation.scoring import SMALL
 from mergelab.merging.kernels import KERNELS
 from mergelab.methods import registry
 from mergelab.models.checkpoint import ModelMetadata
-from mergelab.preflight import reads_file
-from mergelab.recipes import engine_selection, tensor_plan
+from mergelab.preflight import engine_selection, reads_file
 from mergelab.recipes import recipe as recipes
+from mergelab.recipes import tensor_plan
 from mergelab.schema import Method, Run
 
 METHOD = Method(

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergelab.core.errors import did_you_mean
-from mergelab.core.findings import Finding, error, warning
-from mergelab.recipes.recipe_groups import Group
+from mergelab.core.findings import Finding, error
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,6 @@ RANGES: dict[tuple[str | None, str], Range] = {
 DISREGARDED = {("task_arithmetic", "density")}
 """Parameters that a method declares and does not use."""
 
-FEWER = {
-    1: "Choose experts=single_math, or leave others out with '~experts.ROLE'.",
-    2: "Choose a pair such as experts=math_physics, or leave one out with '~experts.ROLE'.",
-}
-MORE = "Choose a larger set, such as experts=balanced."
-
 
 def check_name(name: str, known: Iterable[str], place: str) -> list[Finding]:
     """That mergekit has the method."""
@@ -145,38 +138,3 @@ def check_name(name: str, known: Iterable[str], place: str) -> list[Finding]:
 def takes(d: Declaration) -> set[str]:
     """The parameters that make a difference."""
     return {p for p in d.parameters if (d.name, p) not in DISREGARDED}
-
-
-def check_inputs(d: Declaration, g: Group) -> list[Finding]:
-    """How many models the method takes, and whether it wants one of them as base.
-
-    The rules are those of mergekit's InputContract.validate_ids, told of the models that were listed.
-    """
-    out = []
-    base = None if d.base == "ignored" else g.base
-    has_base = base is not None and base in g.inputs
-    if base is not None and not has_base:
-        out.append(error("no-base", g.place, f"{d.name} wants its base model, {base}, among the sources"))
-    elif d.base == "required" and not has_base:
-        remedy = "Set method.base=model, or base_model in a file."
-        out.append(error("no-base", g.place, f"{d.name} needs a base model", remedy))
-    if d.base == "ignored" and g.added:
-        message = f"{d.name} has no base model, so mergekit merges {g.base} in as one more model"
-        out.append(warning("base-merged", g.place, message))
-    low = max(d.min_inputs, d.min_non_base + has_base)
-    tops = [n for n in (d.max_inputs, None if d.max_non_base is None else d.max_non_base + has_base) if n]
-    high = min(tops) if tops else None
-    n = len(g.inputs)
-    if n < low or (high is not None and n > high):
-        apart = int(has_base and g.added)
-        want = f"exactly {low - apart}" if low == high else f"at least {low - apart}"
-        if high is not None and low != high:
-            want = f"{low - apart} to {high - apart}"
-        noun = "model" if low == high and low - apart == 1 else "models"
-        besides = " besides the base" if apart else ""
-        message = (
-            f"{d.name} takes {want} {noun}{besides}; here {'is' if n - apart == 1 else 'are'} {n - apart}"
-        )
-        remedy = FEWER.get((high or n) - apart, "") if n > low else MORE
-        out.append(error("inputs", g.place, message, remedy))
-    return out

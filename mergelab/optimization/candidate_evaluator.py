@@ -17,8 +17,8 @@ from mergelab.core.errors import InputError, InputErrors, MergelabError, StepErr
 from mergelab.evaluation import Evaluator, Measure
 from mergelab.methods import registry
 from mergelab.models import checkpoint
-from mergelab.preflight import recipe_checks, resolve_inputs
-from mergelab.recipes import engine_selection, tensor_plan
+from mergelab.preflight import engine_selection, recipe_checks, resolve_inputs
+from mergelab.recipes import tensor_plan
 from mergelab.schema import Run
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,19 @@ from mergelab.methods import registry
 from mergelab.models import adapters, architecture, checkpoint, compatibility, hub_access, remote_code
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.models.resolver import Source, Zoo
-from mergelab.preflight import evaluation_checks, recipe_checks, resolve_inputs, resources, value_checks
+from mergelab.preflight import (
+    engine_selection,
+    evaluation_checks,
+    recipe_checks,
+    resolve_inputs,
+    resources,
+    value_checks,
+)
+from mergelab.preflight.engine_selection import Engine
 from mergelab.preflight.resolve_inputs import Inputs
 from mergelab.preflight.resources import Estimate
-from mergelab.recipes import engine_selection, mixtures, recipe_groups
+from mergelab.recipes import mixtures, recipe_groups
 from mergelab.recipes import recipe as recipes
-from mergelab.recipes.engine_selection import Engine
 from mergelab.schema import Run
 
 

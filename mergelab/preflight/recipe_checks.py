@@ -14,7 +14,7 @@ from mergelab.models import architecture
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight.resolve_inputs import Inputs, reads_file
 from mergelab.preflight.value_checks import check_template
-from mergelab.recipes import mixtures, parameters, recipe_groups
+from mergelab.recipes import input_counts, mixtures, parameters, recipe_groups
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
 
@@ -50,7 +50,7 @@ def recipe_of(
     groups = recipe_groups.groups(recipe, inputs.place)
     tensors = recipe_groups.output_tensors(shape.config, groups) if shape else [[] for _ in groups]
     for g, names in zip(groups, tensors, strict=True):
-        counted = registry.check_inputs(d, g)
+        counted = input_counts.check_inputs(d, g)
         findings += counted if inputs.file is None else [replace(f, remedy="") for f in counted]
         findings += parameters.check_parameters(d, g, names, inputs.place)
         if inputs.file is not None:

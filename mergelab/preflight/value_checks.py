@@ -12,9 +12,9 @@ from mergelab.core.findings import MAY_PASS, Finding, Severity, error, warning
 from mergelab.core.run_dir import find_model
 from mergelab.models import checkpoint, compatibility, remote_code
 from mergelab.models.resolver import Source
-from mergelab.preflight import evaluation_checks, resources
+from mergelab.preflight import engine_selection, evaluation_checks, resources
 from mergelab.preflight.resolve_inputs import reads_file
-from mergelab.recipes import engine_selection, mixtures
+from mergelab.recipes import mixtures
 from mergelab.recipes.file_schema import MERGEABLE
 from mergelab.recipes.recipe import PER_MODEL
 from mergelab.schema import Hardware, Run

@@ -11,8 +11,8 @@ from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import RunDir
 from mergelab.merging import throughput_cache
 from mergelab.preflight import Plan, Source, reads_file
+from mergelab.preflight.engine_selection import Engine
 from mergelab.preflight.resources import Estimate, human
-from mergelab.recipes.engine_selection import Engine
 from mergelab.recipes.recipe import dump
 from mergelab.report import score_table, terminal
 from mergelab.schema import Run, Slurm

@@ -296,7 +296,7 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
     """Somebody else holds the lock: a second one of the same key begins in its own folder."""
     home, one, two = tmp_path / "home", tmp_path / "one", tmp_path / "two"
     hold = (
-        "import sys; from pathlib import Path; from mergelab.merging import unfinished as u\n"
+        "import sys; from pathlib import Path; from mergelab.merging import resume as u\n"
         "one, home = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "with u.folder(one, 'key', {}, home):\n"
         '    (one / u.JOURNAL).write_text(\'{"key": "key"}\\n{"tensor": "a"}\\n\')\n'

@@ -24,7 +24,7 @@ from wandb_stub import KEY, Stub
 
 from mergelab.core.errors import InputError, StepError
 from mergelab.schema import Tracking
-from mergelab.tracking.tracker import tracker as tracker_module
+from mergelab.tracking import tracker as tracker_module
 from mergelab.tracking.tracker import problems, scrub, track
 
 WANDB = Tracking(name="wandb", project="merges", group="sweep-1", tags=["tiny"], timeout=2.0)
