@@ -1,0 +1,44 @@
+"""How a model is judged."""
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional
+
+
+@dataclass
+class Evaluation:
+    """How a model is judged. Everything is measured by lm_eval, in process."""
+
+    kind: str = "skills"
+    """`skills` (the family's own), `tasks` (named lm_eval tasks), `perplexity` (of a text file),
+    or `none`."""
+    tasks: List[str] = field(default_factory=list)
+    """kind=tasks: names of lm_eval tasks or groups."""
+    search_tasks: List[str] = field(default_factory=list)
+    """kind=tasks: tasks over *other* data, which a search may use as fitness."""
+    allow_test_split: bool = False
+    """Let a search climb the very prompts that its result is reported on, where there are no others.
+    What it reports is then too good, and says so."""
+    shares: Dict[str, float] = field(default_factory=dict)
+    """How much a task or skill counts in the fitness; 1 where it is not named."""
+    metrics: Dict[str, str] = field(default_factory=dict)
+    """The metric of a task, where it should not be the first that the task declares."""
+    include_path: Optional[str] = None
+    """A folder of your own lm_eval task files."""
+    text: Optional[str] = None
+    """kind=perplexity: the UTF-8 text file. Blank lines separate documents."""
+    num_fewshot: Optional[int] = None
+    """Null: what each task says."""
+    limit: Optional[float] = None
+    """The first N prompts of each task (or, below 1, that share of them). Null: all."""
+    batch_size: int = 16
+    backend: str = "hf"
+    """What answers the prompts: `hf` (transformers) or `vllm`, on as many CUDA devices at once as
+    `hardware.devices` says (tensor parallel), in batches of its own."""
+    chat_template: bool = False
+    """Put prompts through the model's chat template."""
+    max_length: Optional[int] = None
+    """Tokens of context. Null: the model's own."""
+    baselines: bool = True
+    """Also measure the base and every expert."""
+    cache: bool = True
+    """Reuse scores of models, tasks and settings that have not changed."""

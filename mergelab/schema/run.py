@@ -1,0 +1,74 @@
+"""`Run`: one composed experiment, and what it was composed from."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+from mergelab.schema.evaluation import Evaluation
+from mergelab.schema.experts import Expert, Method
+from mergelab.schema.hardware import Hardware
+from mergelab.schema.jobs import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
+from mergelab.schema.models import Model
+from mergelab.schema.search import Search
+from mergelab.schema.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a Run was composed from."""
+
+    overrides: Tuple[str, ...] = ()
+    """As they were typed."""
+    choices: Dict[str, str] = field(default_factory=dict)
+    """The chosen option of each group."""
+    config_dir: Optional[str] = None
+    """The user's own folder of groups."""
+
+
+@dataclass
+class Run:
+    """One composed experiment."""
+
+    model: Model = field(default_factory=Model)
+    experts: Dict[str, Expert] = field(default_factory=dict)
+    """Who takes part, by role."""
+    method: Method = field(default_factory=Method)
+    hardware: Hardware = field(default_factory=Hardware)
+    eval: Evaluation = field(default_factory=Evaluation)
+    job: Job = field(default_factory=Job)
+    tracking: Tracking = field(default_factory=Tracking)
+    search: Search = field(default_factory=Search)
+    check: Check = field(default_factory=Check)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    generate: Generate = field(default_factory=Generate)
+    fetch: Fetch = field(default_factory=Fetch)
+    publish: Publish = field(default_factory=Publish)
+    extract: Extract = field(default_factory=Extract)
+    analyze: Analyze = field(default_factory=Analyze)
+    monitor: Monitor = field(default_factory=Monitor)
+    seed: int = 0
+    """Of everything random: the masks of DARE and DELLA, few-shot choices."""
+    output: Optional[str] = None
+    """Where the merged model goes. Null: `model/` in the run's folder."""
+    allow: List[str] = field(default_factory=list)
+    """Findings to let pass, by the code shown in brackets, when you know better."""
+    composition: Optional[Composition] = field(
+        default=None, compare=False, repr=False, metadata={"omegaconf_ignore": True}
+    )
+    """What it was composed from: no setting, and not a part of what decides a result."""
+
+    @property
+    def overrides(self) -> List[str]:
+        """What was typed to compose it."""
+        return list(self.composition.overrides) if self.composition else []
+
+
+def settings_of(run: Run) -> Dict[str, Any]:
+    """Every setting of a run, as nested mappings: all that decides what comes of it."""
+    out = asdict(run)
+    del out["composition"]
+    return out
+
+
+def with_overrides(run: Run, overrides: Iterable[str]) -> Run:
+    """The run with other arguments as those that it was composed from."""
+    return replace(run, composition=replace(run.composition or Composition(), overrides=tuple(overrides)))
