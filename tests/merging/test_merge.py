@@ -538,9 +538,9 @@ def test_killed_in_the_middle(models: Any, mergelab: Command, tmp_path: Path) ->
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from mergelab.merging import companions\n"
+        "from mergelab.merging import model_files\n"
         "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "companions.write_config = die\n"  # when the weights have been written
+        "model_files.write_config = die\n"  # when the weights have been written
         "from mergelab.cli.main import main\n"
         "main()\n",
         encoding="utf-8",

@@ -82,11 +82,11 @@ def test_without_a_folder_everything_stays_where_it_is(model: Path, nowhere: str
 USER = """
 import sys, time
 from pathlib import Path
-from mergelab.merging import scratch
+from mergelab.merging import node_local_cache
 disk, model, go, name = sys.argv[1:]
-with scratch.opened(disk, name):
-    print(scratch.copy_of(Path(model)), flush=True)
-    (scratch.folder() / "written").touch()
+with node_local_cache.opened(disk, name):
+    print(node_local_cache.copy_of(Path(model)), flush=True)
+    (node_local_cache.folder() / "written").touch()
     while not Path(go).exists():
         time.sleep(0.02)
 """
@@ -219,13 +219,13 @@ import shutil, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from mergelab.core.errors import StepError
-from mergelab.merging import scratch
+from mergelab.merging import node_local_cache
 shutil.disk_usage = lambda path: SimpleNamespace(free=0)
-with scratch.opened(sys.argv[1], "57-0"):
+with node_local_cache.opened(sys.argv[1], "57-0"):
     for _ in range(2):
         signal.alarm(3)
         try:
-            scratch.copy_of(Path(sys.argv[2]))
+            node_local_cache.copy_of(Path(sys.argv[2]))
         except StepError:
             print("no room", flush=True)
 """
@@ -240,10 +240,10 @@ def test_too_little_room_is_told_to_the_next_candidate_of_the_task_too(disk: Pat
 OTHER = """
 import os, sys
 from pathlib import Path
-from mergelab.merging import scratch
+from mergelab.merging import node_local_cache
 os.setgid(65534), os.setuid(65534)
-with scratch.opened(sys.argv[1], "58-0"):
-    print(scratch.copy_of(Path(sys.argv[2])))
+with node_local_cache.opened(sys.argv[1], "58-0"):
+    print(node_local_cache.copy_of(Path(sys.argv[2])))
 """
 
 

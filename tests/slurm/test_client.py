@@ -239,11 +239,11 @@ def test_a_ctrl_c_in_the_middle_of_a_fork_is_not_lost(program: Program) -> None:
     program("squeue")
     code = """
 import os, signal
-from mergelab.slurm import commands
+from mergelab.slurm import client
 os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    commands.queue()
+    client.queue()
 except KeyboardInterrupt:
     print("interrupted")
 """

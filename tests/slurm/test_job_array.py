@@ -97,10 +97,10 @@ class FakeCluster:
             raise SlurmUnavailable("squeue: Unable to contact slurm controller")
         return [t for t in self.tasks if not (self.forgetful and t.over)]
 
-    def accounted(self, jobs: Sequence[str]) -> list[Task]:
+    def accounting(self, jobs: Sequence[str]) -> list[Task]:
         return [t for t in self.tasks if t.job in jobs]
 
-    def accounted_by_name(self, name: str) -> list[Task]:
+    def accounting_by_name(self, name: str) -> list[Task]:
         self.questions.append("sacct")
         return list(self.tasks)
 
@@ -123,13 +123,13 @@ def _numbered(place: Path) -> list[Path]:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
-    for name in ("submit", "queue", "accounted", "accounted_by_name", "array_limit", "cancel"):
+    for name in ("submit", "queue", "accounting", "accounting_by_name", "array_limit", "cancel"):
         monkeypatch.setattr(client, name, getattr(fake, name))
     for name, seconds in (
-        ("GLANCE", 0.002),
-        ("LOOK", 0.01),
+        ("POLL_RESULTS_S", 0.002),
+        ("POLL_QUEUE_S", 0.01),
         ("SETTLING", 0.03),
-        ("AGAIN", 0.02),
+        ("RETRY_S", 0.02),
         ("RECENT", 0),
     ):
         monkeypatch.setattr(job_array, name, seconds)
@@ -233,7 +233,7 @@ def test_a_job_that_never_was_is_submitted_again_once_slurm_has_been_asked(
     assert len(outcomes(of, "ab")) == 2
     assert cluster.questions[:6] == ["sbatch", "squeue", "squeue", "squeue", "squeue", "sacct"]
     assert cluster.questions[6] == "sbatch"
-    assert of.ledger.void == {"b0001-0000"}
+    assert of.ledger.revoked == {"b0001-0000"}
     assert (of.ledger.place("b0001-0000") / "void").exists()
 
 
@@ -263,7 +263,7 @@ def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(cluster: FakeClu
     of = batch()
     of.ledger.place(of.ledger.record_intent([[("a", 1)]], True, {})).mkdir()
     of.ledger.record_rejected("b0001-0000", "Slurm does not know it")
-    cluster.tasks = [Task("99", 0, "PENDING", note="b0001-0000")]
+    cluster.tasks = [Task("99", 0, "PENDING", comment="b0001-0000")]
     of.submit(work("a"))
     of.submit(work("a"))
     assert cluster.cancelled == ["99"]
@@ -429,7 +429,7 @@ def test_a_number_that_slurm_has_given_twice_is_not_taken_for_ours(cluster: Fake
     cluster.fates = {"a": ["forgotten"]}
     of = batch()
     of.submit(work("a"))
-    cluster.tasks = [Task("100", 0, "RUNNING", note="b0007-0000")]  # of another sweep
+    cluster.tasks = [Task("100", 0, "RUNNING", comment="b0007-0000")]  # of another sweep
     assert outcomes(of, "a")["a"].value == "A"
     assert len(cluster.submitted) == 2
 
@@ -458,7 +458,7 @@ def test_a_slurm_that_is_away_when_a_stray_job_is_cancelled_ends_nothing(
     of.ledger.place(of.ledger.record_intent([[("z", 1)]], True, {})).mkdir()
     of.ledger.record_rejected("b0001-0000", "Slurm does not know it")
     of.submit(work("a"))
-    cluster.tasks.append(Task("99", 0, "RUNNING", note="b0001-0000"))
+    cluster.tasks.append(Task("99", 0, "RUNNING", comment="b0001-0000"))
 
     def away(tasks: Any) -> None:
         raise SlurmUnavailable("scancel: Unable to contact slurm controller")

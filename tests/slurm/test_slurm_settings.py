@@ -150,7 +150,7 @@ def test_controllers_that_follow_each_other_without_progress_are_too_many(
 ) -> None:
     for known in (1, 5, 5, 5):
         succeeded(tmp_path, known, monkeypatch)
-    with pytest.raises(StepError, match="3 controllers in a row have ended without any progress"):
+    with pytest.raises(StepError, match="3 controllers in a row ended without any progress"):
         succeeded(tmp_path, 5, monkeypatch)
     succeeded(tmp_path, 6, monkeypatch)
 

@@ -51,9 +51,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("happens", "left"),
     [
-        (lambda b: b.over("b0001-0000", 0, "PREEMPTED", "preempted", [A, B]), {C}),
-        (lambda b: b.over("b0001-0000", 0, "FAILED", "failed", [B]), {A, C}),
-        (lambda b: b.over("b0001-0000", 0, "FAILED", "failed", []), {A, B, C}),
+        (lambda b: b.record_ended("b0001-0000", 0, "PREEMPTED", "preempted", [A, B]), {C}),
+        (lambda b: b.record_ended("b0001-0000", 0, "FAILED", "failed", [B]), {A, C}),
+        (lambda b: b.record_ended("b0001-0000", 0, "FAILED", "failed", []), {A, B, C}),
         (lambda b: b.cancelled("b0001-0000"), set()),
         (lambda b: b.record_rejected("b0001-0000", "no"), set()),
     ],
@@ -76,10 +76,10 @@ def test_a_later_batch_keeps_what_an_earlier_one_loses(tmp_path: Path) -> None:
     assert book.times[A] == 2
 
 
-@pytest.mark.parametrize("taken", ["cancelled", "taken_back"])
+@pytest.mark.parametrize("taken", ["cancelled", "record_rejected"])
 def test_tasks_of_a_batch_that_nobody_wants_find_a_mark(tmp_path: Path, taken: str) -> None:
     book = booked(tmp_path)
-    getattr(book, taken)("b0001-0000", *(["why"] if taken == "taken_back" else []))
+    getattr(book, taken)("b0001-0000", *(["why"] if taken == "record_rejected" else []))
     assert (book.place("b0001-0000") / "void").exists()
     assert book.live() == []
 
