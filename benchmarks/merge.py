@@ -32,8 +32,9 @@ from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
 from benchmarks.processes import Measured, measure
 from mergelab.cli.main import CONF
+from mergelab.core.machine import available_processors
+from mergelab.core.sizes import format_size
 from mergelab.methods import registry
-from mergelab.preflight.resources import available_processors, human
 
 DEFAULT = ["linear", "slerp", "task_arithmetic", "dare_ties", "ties", "della", "sce", "breadcrumbs"]
 ALL = sorted(
@@ -294,7 +295,7 @@ class Bench:
             f"Qwen2 of {s.parameters() / 1e6:.0f}M parameters, {s.dtype}: hidden {s.hidden}, "
             f"{s.layers} layers, intermediate {s.intermediate}, heads {s.heads}/{s.kv_heads}, "
             f"vocabulary {s.vocab}{', tied' if s.tied else ''}",
-            f"base and {s.experts} experts of {human(s.parameters() * width)}",
+            f"base and {s.experts} experts of {format_size(s.parameters() * width)}",
             "; ".join([_device(o.hardware), ", ".join(f"{k} {v}" for k, v in _versions().items()), *o.set]),
             *notes,
         ]
@@ -341,7 +342,7 @@ def _mb(size: float) -> str:
 
 
 def _span(sizes: list[int]) -> str:
-    low, high = human(min(sizes)), human(max(sizes))
+    low, high = format_size(min(sizes)), format_size(max(sizes))
     return low if low == high else f"{low} to {high}"
 
 

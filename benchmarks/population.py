@@ -30,8 +30,9 @@ from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
 from mergelab.composition import CONF, typed
 from mergelab.core.library_output import silence_libraries
+from mergelab.core.machine import available_processors
+from mergelab.core.sizes import format_size
 from mergelab.optimization.candidate_evaluator import CandidateEvaluator
-from mergelab.preflight.resources import available_processors, human
 from mergelab.schema import Expert, Run
 
 METHODS = {"task_arithmetic": 15, "dare_ties": 30, "ties": 30}
@@ -69,7 +70,7 @@ def main() -> None:
     terminal.print(shown)
     terminal.print(
         f"Qwen2 of {shape.parameters() / 1e6:.0f}M parameters, bfloat16, tied; a base and {shape.experts} "
-        f"experts of {human(2 * shape.parameters())}, in the page cache\n"
+        f"experts of {format_size(2 * shape.parameters())}, in the page cache\n"
         f"{available_processors()} cores; mergekit {version('mergekit')}, torch {version('torch')}; medians "
         f"of {options.rounds} rounds in turn; once shared out among {options.candidates} candidates\n"
         "ratio: the disk path's seconds by ours with its share of what is done once"

@@ -12,10 +12,10 @@ from mergelab import evaluation, preflight, steps, zoo
 from mergelab.core import cache_dir, hashing
 from mergelab.core.errors import InputError, StepError, one_line
 from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors
+from mergelab.core.machine import existing
 from mergelab.core.run_dir import RunDir, write_json, write_text
 from mergelab.merging import resume
 from mergelab.preflight import value_checks
-from mergelab.preflight.resources import existing
 from mergelab.recipes import recipe as recipes
 from mergelab.report import terminal
 from mergelab.schema import Run

@@ -17,11 +17,12 @@ import torch
 from mergelab.analysis.parameter_groups import Comparison
 from mergelab.analysis.statistics import Statistics
 from mergelab.analysis.tensor import Tensors
+from mergelab.core.dtypes import is_mergeable
 from mergelab.core.errors import StepError
 from mergelab.merging import streaming_engine
 from mergelab.merging.torch_threads import threads
 from mergelab.models import architecture
-from mergelab.models.checkpoint import DTYPES, ModelMetadata
+from mergelab.models.checkpoint import ModelMetadata
 from mergelab.recipes.tensor_plan import SourceTensor
 from mergelab.schema import Hardware
 
@@ -99,7 +100,7 @@ def _shared(
         if name == "lm_head.weight" and head_is_embedding:
             continue  # where a file has it all the same, it is the embeddings once more
         headers = [m.tensors[name] for m in (base, *experts) if name in m.tensors]
-        if any(h.dtype not in DTYPES for h in headers):
+        if not all(is_mergeable(h.dtype) for h in headers):
             continue  # no weights: positions, masks
         if len(headers) <= len(experts) or len({h.shape[1:] for h in headers}) > 1:
             left_out.append(name)

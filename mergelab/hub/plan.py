@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 
 from mergelab.core.errors import StepError
 from mergelab.core.findings import Finding, error, warning
+from mergelab.core.machine import existing
+from mergelab.core.sizes import format_size
 from mergelab.hub import cache, client, repository
 from mergelab.hub.download import Wanted
 from mergelab.hub.repository import Need, Repository
 from mergelab.models import checkpoint, hub_access
 from mergelab.models.resolver import Source
-from mergelab.preflight.resources import existing, human
 
 REFUSED = {
     "unreachable": "the hub does not answer, or HF_HUB_OFFLINE forbids to ask it",
@@ -128,5 +129,5 @@ def _unasked(s: Source, reason: str, pickled: bool) -> Iterator[Finding]:
 
 def _disk(plan: Plan) -> Iterator[Finding]:
     if plan.left > plan.free:
-        message = f"{cache.root()} needs {human(plan.left)}, and {human(plan.free)} are free"
+        message = f"{cache.root()} needs {format_size(plan.left)}, and {format_size(plan.free)} are free"
         yield error("disk", "HF_HOME", message, "Free some, or have the cache on another disk: HF_HOME=DIR")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mergelab.core import dtypes
 from mergelab.core.errors import StepError
 from mergelab.merging import model_files, streaming_engine
 from mergelab.merging.resume import MergeInterrupted
@@ -70,7 +71,7 @@ def merge(
     except streaming_engine.MergeError as e:
         raise StepError(f"the merge failed at {e}") from e
     except torch.OutOfMemoryError as e:
-        remedy = "Lower hardware.memory and run the command again: it goes on where it stopped."
+        remedy = "Lower hardware.memory and run the command again: it resumes where it stopped."
         raise MergeInterrupted(f"the merge failed: {str(e).splitlines()[0]}\n{remedy}") from e
     except OSError as e:
         log.exception("the merge failed")
@@ -81,7 +82,7 @@ def merge(
 def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
     """The dtype that our kernels compute a recipe in, as torch calls it; `files` is that of its inputs."""
     computed = tensor_plan.arithmetic(recipe, files)
-    return computed if computed in tensor_plan.WIDE else tensor_plan.WIDE[0]
+    return computed if computed in dtypes.COMPUTABLE else dtypes.COMPUTABLE[0]
 
 
 def template(recipe: Mapping[str, Any]) -> str | None:

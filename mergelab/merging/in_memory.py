@@ -18,12 +18,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from mergelab.core import dtypes
 from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.merging import kernels, model_files, streaming_engine
 from mergelab.merging.kernels.tensor_group import Buffers, Group
 from mergelab.merging.torch_threads import threads
-from mergelab.models.checkpoint import DTYPES
 from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
 
@@ -125,7 +125,8 @@ class Resident:
                 kernels.KERNELS[method],
                 group,
                 parameters,
-                getattr(torch, DTYPES[o.dtype]),  # rounded twice where the model's is another: as when loaded
+                # Rounded twice where the model's own dtype is another, as it is when loaded from disk.
+                getattr(torch, dtypes.BY_CODE[o.dtype].name),
             )
         except ValueError as e:
             raise StepError(f"the merge failed at {o.name}: {e}") from e
@@ -181,7 +182,8 @@ def _live(
 
     sizes: dict[str, int] = {}
     for o in outputs:
-        sizes[DTYPES[o.dtype]] = sizes.get(DTYPES[o.dtype], 0) + o.nbytes
+        name = dtypes.BY_CODE[o.dtype].name
+        sizes[name] = sizes.get(name, 0) + o.nbytes
     only = {"local_files_only": True, "trust_remote_code": False}
     try:
         with silence_libraries(), tempfile.TemporaryDirectory(prefix="mergelab-") as folder:

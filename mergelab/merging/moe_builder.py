@@ -17,10 +17,10 @@ from unittest import mock
 from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import read_json, write_json
+from mergelab.core.sizes import parse_size
 from mergelab.merging import model_files
 from mergelab.merging.mergekit_backend import chat_template, failed, fresh_loaders, ordered, readable
 from mergelab.merging.torch_threads import threads
-from mergelab.preflight.resources import parse_size
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def _build(
         random_seed=seed,
         device=hardware.device,
         trust_remote_code=trust,
-        out_shard_size=parse_size(hardware.shard_size, "hardware.shard_size")[0],
+        out_shard_size=parse_size(hardware.shard_size),
     )
     config = MoEMergeConfig.model_validate(dict(recipe))
     base = Path(config.base_model.model.path)

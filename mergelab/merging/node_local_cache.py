@@ -115,10 +115,11 @@ def _copy(files: list[Path], to: Path) -> None:
     """Copy files, with their times, into a folder that is there whole or not at all."""
     size, free = sum(f.stat().st_size for f in files), shutil.disk_usage(to.parent).free
     if size > free:
-        from mergelab.preflight.resources import human
+        from mergelab.core.sizes import format_size
 
         raise StepError(
-            f"hardware.scratch: a copy needs {human(size)}, and {human(free)} are free in {to.parent}"
+            f"hardware.scratch: a copy needs {format_size(size)}, but only {format_size(free)} are free "
+            f"in {to.parent}"
         )
     aside = to.with_name(f"{to.name}.part")
     shutil.rmtree(aside, ignore_errors=True)

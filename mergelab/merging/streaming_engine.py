@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mergelab.core import dtypes
 from mergelab.core.hashing import digest
+from mergelab.core.machine import available_processors
+from mergelab.core.sizes import format_size, parse_size
 from mergelab.merging import kernels
 from mergelab.merging.kernels.tensor_group import CHUNK, Buffers, Group
 from mergelab.merging.resume import MergeInterrupted
 from mergelab.merging.shards import Layout, Writer, allocated, lay_out
 from mergelab.merging.torch_threads import threads
-from mergelab.models.checkpoint import DTYPES
-from mergelab.preflight.resources import available_processors, human, parse_size
 from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
 
@@ -102,7 +103,7 @@ def plan(
     hardware: Hardware,
 ) -> Merge:
     """The merge that makes these tensors."""
-    layout = lay_out(outputs, parse_size(hardware.shard_size, "hardware.shard_size")[0])
+    layout = lay_out(outputs, parse_size(hardware.shard_size))
     return Merge(method, outputs, names, seed, rescale, dtype, layout, hardware.device)
 
 
@@ -143,8 +144,8 @@ def _full(merge: Merge, out: Path) -> str:
     free = shutil.disk_usage(out).free
     missing = max(merge.layout.nbytes - allocated(out) - free, 0)
     return (
-        f"no space left on device for {out}: {human(missing)} more are needed, {human(free)} are free"
-        "\nFree some and run the same command again: it goes on where it stopped."
+        f"no space left on device for {out}: {format_size(missing)} more are needed, "
+        f"{format_size(free)} are free\nFree some and run the same command again: it resumes where it stopped."
     )
 
 
@@ -154,7 +155,7 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
     state = _State(_order(left, merge.layout), total, total - sum(o.traffic for o in left), progress)
     inputs_each = max(len(o.inputs) for o in merge.outputs)
     devices = workers(hardware, inputs_each, merge.dtype)
-    memory = parse_size(hardware.memory, "hardware.memory")[0]
+    memory = parse_size(hardware.memory)
     spare = memory // len(devices)
     if hardware.device == "cpu":
         spare -= worker_memory(inputs_each, merge.dtype)
@@ -183,7 +184,7 @@ def workers(hardware: Hardware, inputs: int, dtype: str) -> list[str]:
         return [f"cuda:{i}" for i in range(first, first + count) for _ in range(PER_GPU)]
     count = hardware.threads or available_processors()
     each = worker_memory(inputs, dtype)
-    return ["cpu"] * max(1, min(count, parse_size(hardware.memory, "")[0] // each))
+    return ["cpu"] * max(1, min(count, parse_size(hardware.memory) // each))
 
 
 def worker_memory(inputs: int, dtype: str) -> int:
@@ -305,7 +306,7 @@ def _merge_tensor(
         buffers,
         spare,
     )
-    dtype = getattr(torch, DTYPES[o.dtype])
+    dtype = getattr(torch, dtypes.BY_CODE[o.dtype].name)
     share = o.traffic / max(o.nbytes, 1)
     target = writer.tensor(o.name)
     try:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mergelab.core.machine import available_processors
 from mergelab.core.run_dir import read_memo, write_json
-from mergelab.preflight.resources import available_processors
 from mergelab.schema import Hardware
 
 FILE = "rates.json"

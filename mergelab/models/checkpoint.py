@@ -13,19 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.dtypes import BY_CODE, is_mergeable
 from mergelab.core.findings import Finding, error, some, warning
 from mergelab.models import pickles, tokenizers
 from mergelab.models.json_files import load_json, reason
 from mergelab.models.tokenizers import Tokenizer
-
-BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2,
-    "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1,
-}  # fmt: skip
-"""Bytes of one element, by safetensors' names of dtypes."""
-
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors' names of the dtypes that can be merged, as torch calls them."""
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -55,7 +47,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.numel * BYTES.get(self.dtype, 1)
+        return self.numel * (BY_CODE[self.dtype].nbytes if self.dtype in BY_CODE else 1)
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,8 @@ class ModelMetadata:
         share: dict[str, int] = {}
         for t in self.tensors.values():
             share[t.dtype] = share.get(t.dtype, 0) + t.numel
-        return DTYPES.get(max(share, key=share.__getitem__)) if share else None
+        code = max(share, key=share.__getitem__, default="")
+        return BY_CODE[code].name if is_mergeable(code) else None
 
     @property
     def nbytes(self) -> int:
@@ -179,7 +172,8 @@ def _headers(
         tensors, findings = _pickled_headers(folder / pickles.SINGLE, place, fetch)
     else:
         return {}, [_no_weights(folder, place, fetch)]
-    odd = sorted({t.dtype for t in tensors.values()} - {*DTYPES, "I64", "BOOL"})
+    codes = {t.dtype for t in tensors.values()}
+    odd = sorted(code for code in codes if not is_mergeable(code) and code not in ("I64", "BOOL"))
     if odd:
         findings.append(
             error(

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mergelab.core.dtypes import BY_NAME, plain_name
+
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The one file, or the index of several."""
 
 SAFE = (2, 10)
 """The first version of torch whose reader is not known to be broken by a file made for it: before, one
 could run code all the same (CVE-2025-32434, CVE-2026-24747)."""
-
-NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-         "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
-"""safetensors' names of dtypes, by torch's."""
 
 
 class PickleRefused(Exception):
@@ -46,8 +44,12 @@ def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     odd = next((n for n, t in content.items() if not isinstance(t, torch.Tensor)), None)
     if odd is not None:
         raise PickleRefused(f"it holds '{odd}' of type {type(content[odd]).__name__}, which is no tensor")
-    dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in content.items()}
-    return {n: (NAMES.get(dtypes[n], dtypes[n]), tuple(t.shape)) for n, t in content.items()}
+    return {n: (_code(plain_name(t.dtype)), tuple(t.shape)) for n, t in content.items()}
+
+
+def _code(name: str) -> str:
+    """safetensors' name of a dtype, or torch's where safetensors does not know it."""
+    return BY_NAME[name].code if name in BY_NAME else name
 
 
 def _version(text: str) -> tuple[int, ...]:

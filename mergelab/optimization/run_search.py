@@ -19,6 +19,7 @@ from mergelab.core import cache_dir, hashing, heartbeat, offline, run_log
 from mergelab.core.errors import InputError, InputErrors, StepError, did_you_mean
 from mergelab.core.findings import MAY_PASS, stop_on_errors
 from mergelab.core.run_dir import RunDir, read_memo, short_path, write_json
+from mergelab.core.sizes import format_size
 from mergelab.evaluation.task_hash import definition
 from mergelab.methods import registry
 from mergelab.optimization import candidate_evaluator, controller_job, optimizer, search_space, space_grammar
@@ -31,7 +32,6 @@ from mergelab.optimization.search_space import Genome
 from mergelab.optimization.study import Study
 from mergelab.optimization.wandb_client import SweepTracker
 from mergelab.preflight import Plan, reads_file
-from mergelab.preflight.resources import human
 from mergelab.provenance import SCORE_SETTINGS
 from mergelab.recipes.recipe import MIXTURE
 from mergelab.report import progress_table, terminal
@@ -363,8 +363,9 @@ def _check_memory(run: Run, plan: Plan) -> None:
     needed = _live_bytes(plan) * run.hardware.workers
     if needed > e.ram_free:
         raise InputError(
-            f"hardware.memory: {run.hardware.workers} live models need {human(needed)}, "
-            f"{human(e.ram_free)} are available\nLower hardware.workers, or take a machine with more memory."
+            f"hardware.memory: {run.hardware.workers} live models need {format_size(needed)}, "
+            f"{format_size(e.ram_free)} are available\n"
+            "Lower hardware.workers, or take a machine with more memory."
         )
 
 
@@ -504,7 +505,7 @@ def _tell(setup: Setup, plan: Plan, folder: Path, lines: Sequence[Mapping[str, A
     where = _where(setup, folder)
     terminal.say(
         f"· {len(setup.genes)} genes, {setup.generations} generations of {setup.population} by "
-        f"{s.optimizer}, {where}; {human(total)} of models",
+        f"{s.optimizer}, {where}; {format_size(total)} of models",
         "dim",
     )
     e = plan.estimate
@@ -516,8 +517,8 @@ def _tell(setup: Setup, plan: Plan, folder: Path, lines: Sequence[Mapping[str, A
     ):
         terminal.finding(
             "warning",
-            f"{human(total)} of models do not fit into the {human(e.ram_free)} of memory that are free: they "
-            "are read again for each candidate",
+            f"{format_size(total)} of models do not fit into the {format_size(e.ram_free)} of memory that are "
+            "free: they are read again for each candidate",
         )
     done = sum(line["event"] == "candidate" for line in lines)
     if done:
@@ -534,9 +535,9 @@ def _cluster_rows(setup: Setup, plan: Plan) -> list[list[str]]:
     rows = [
         ["Slurm", f"{setup.generations} arrays of {tasks} tasks, {h.candidates_per_task} candidates a task"]
     ]
-    read = f"{human(size)} of models are read {tasks} times a generation"
+    read = f"{format_size(size)} of models are read {tasks} times a generation"
     if h.candidates_per_task > 1:
-        read += f" instead of {setup.population}, so {human(size * (setup.population - tasks))} less"
+        read += f" instead of {setup.population}, so {format_size(size * (setup.population - tasks))} less"
     elif setup.population > 1:
         read += "; hardware.candidates_per_task=2 would halve that"
     return [*rows, ["", read]]

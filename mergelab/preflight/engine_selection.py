@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mergelab.core import dtypes
 from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, error, note
 from mergelab.methods.registry import Declaration
@@ -67,14 +68,16 @@ def choose(
         if wanted == "fast":
             message = f"fast cannot do this recipe: {reason}"
             findings.append(error("engine", "hardware.engine", message, "Leave it at auto."))
-    elif wanted == "auto" and computed not in tensor_plan.WIDE:
+    elif wanted == "auto" and computed not in dtypes.COMPUTABLE:
         engine = Engine("mergekit", f"its arithmetic is in {computed}")
     elif wanted == "auto" and reads_file(run) and d.name not in EXACT:
         engine = Engine("mergekit", "a file gets mergekit's bits; hardware.engine=fast is faster")
     else:
         engine = Engine("fast")
-    if engine.name == "fast" and computed not in tensor_plan.WIDE:
-        message = f"the recipe computes in {computed}; fast computes in {tensor_plan.WIDE[0]} and rounds once"
+    if engine.name == "fast" and computed not in dtypes.COMPUTABLE:
+        message = (
+            f"the recipe computes in {computed}; fast computes in {dtypes.COMPUTABLE[0]} and rounds once"
+        )
         findings.append(note("arithmetic", "hardware.engine", message))
     findings += _check_rescale(run, recipe, d, engine)
     return engine, findings

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergelab.core import dtypes
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
+from mergelab.core.sizes import parse_size
 from mergelab.methods import registry
 from mergelab.models import adapters, architecture, checkpoint, compatibility, hub_access, remote_code
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
@@ -153,8 +155,8 @@ def _assumed(run: Run) -> ModelMetadata | None:
     shapes = architecture.shapes(config) if config and not resolve_inputs.reads_file(run) else None
     if not shapes:
         return None
-    names = {v: k for k, v in checkpoint.DTYPES.items()}
-    dtype = names.get(str(config.get("torch_dtype", "bfloat16")), "BF16")
+    name = str(config.get("torch_dtype", "bfloat16"))
+    dtype = dtypes.BY_NAME[name if name in dtypes.MERGEABLE else "bfloat16"].code
     return ModelMetadata(Path(), config, {n: TensorInfo(dtype, s, "") for n, s in shapes.items()})
 
 
@@ -231,8 +233,10 @@ def _task_memory(run: Run) -> int | None:
     """Bytes that a Slurm task asks for, 0 where it takes what it gets; None without Slurm."""
     if run.hardware.slurm is None:
         return None
-    asked = run.hardware.slurm.memory
-    return 0 if asked is None else resources.parse_size(str(asked), "")[0]
+    try:
+        return parse_size(str(run.hardware.slurm.memory))
+    except ValueError:  # none is set, or 0, which is all of a node's
+        return 0
 
 
 def _estimate(
@@ -245,16 +249,18 @@ def _estimate(
     engine: Engine | None,
     there: int,
 ) -> Estimate | None:
-    shard, wrong = resources.parse_size(run.hardware.shard_size, "")
-    memory, wrong_too = resources.parse_size(run.hardware.memory, "")
+    try:
+        shard, memory = parse_size(run.hardware.shard_size), parse_size(run.hardware.memory)
+    except ValueError:
+        return None
     out_dtype, compute = (
-        str(d or "bfloat16").removeprefix("torch.")
+        dtypes.plain_name(d or "bfloat16")
         for d in (
             recipe.get("out_dtype") or recipe.get("dtype") or shape.dtype,
             recipe.get("dtype") or shape.dtype,
         )
     )
-    if wrong or wrong_too or not {out_dtype, compute} <= resources.SIZE.keys():
+    if not {out_dtype, compute} <= {*dtypes.MERGEABLE}:
         return None
     elements, together = _written(recipe, shape, asked)
     used = [s for s in asked.sources if s.reference in set(recipes.models(recipe))]
@@ -267,8 +273,8 @@ def _estimate(
         elements,
         together,
         sum(sizes.values()),
-        out_bytes=resources.SIZE[out_dtype],
-        compute_bytes=resources.SIZE[compute],
+        out_bytes=dtypes.BY_NAME[out_dtype].nbytes,
+        compute_bytes=dtypes.BY_NAME[compute].nbytes,
         shard=shard,
         device=run.hardware.device,
         low_memory=run.hardware.low_memory,

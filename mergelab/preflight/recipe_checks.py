@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mergelab.core.dtypes import plain_name
 from mergelab.core.errors import InputErrors
 from mergelab.core.findings import Finding, error, note, warning
 from mergelab.methods import registry
@@ -163,7 +164,7 @@ def _check_float16(
 ) -> Iterator[Finding]:
     declared = d.parameters.get("rescale")
     rescale = (recipe.get("parameters") or {}).get("rescale", declared.default if declared else False)
-    computed = str(recipe.get("dtype") or (shape.dtype if shape else "")).removeprefix("torch.")
+    computed = plain_name(recipe.get("dtype") or (shape.dtype if shape else ""))
     if computed == "float16" and rescale:
         message = "rescaling sums in float16 and can overflow to NaN"
         yield warning("float16", key, message, "Compute in float32.")

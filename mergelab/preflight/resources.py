@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.findings import Finding, Severity, error, warning
+from mergelab.core.machine import existing
+from mergelab.core.sizes import format_size, parse_size
 
-SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 START = 1.5e9
 """Bytes that Python, torch and transformers take before any weight; measured, CPU build."""
 GPU_BUFFERS = int(3e9)
@@ -49,15 +48,12 @@ class Estimate:
         return asdict(self)
 
 
-def parse_size(text: str, key: str) -> tuple[int, list[Finding]]:
-    """Bytes of a size such as `5GB` or `500MB` (powers of ten), or a finding."""
-    import re
-
-    m = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(text), re.IGNORECASE)
-    size = int(float(m[1]) * UNITS[m[2].upper()]) if m else 0
-    if size < 1:
-        return 0, [error("type", key, f"'{text}' is no size", "Write it as 5GB or 500MB.")]
-    return size, []
+def check_size(text: str, key: str) -> Iterator[Finding]:
+    """Whether a setting is a size such as `5GB`."""
+    try:
+        parse_size(text)
+    except ValueError as e:
+        yield error("type", key, str(e), "Write it as 5GB or 500MB.")
 
 
 def estimate(
@@ -125,19 +121,6 @@ def estimate(
     )
 
 
-def available_processors() -> int:
-    """Those that this process may use, which a batch system limits."""
-    bound = hasattr(os, "sched_getaffinity")
-    count = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
-    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")  # not every cluster binds its tasks to them
-    return min(count, int(asked)) if asked.isdigit() and int(asked) else count
-
-
-def existing(path: Path) -> Path:
-    """The path itself if it is there, else the nearest folder above it that is."""
-    return next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 (never raises)
-
-
 def check(e: Estimate, output: Path, missing_severity: Severity) -> Iterator[Finding]:
     """Whether the disk and the memory suffice; `missing_severity` is the severity of a disk that does not."""
     needed = e.disk - e.disk_there
@@ -146,14 +129,14 @@ def check(e: Estimate, output: Path, missing_severity: Severity) -> Iterator[Fin
             missing_severity,
             "disk",
             "output",
-            f"{output} needs {human(needed)}, and {human(e.disk_free)} are free",
+            f"{output} needs {format_size(needed)}, and {format_size(e.disk_free)} are free",
             "Free some, or set output=DIR on another disk.",
         )
     if e.ram_free is not None and e.ram > e.ram_free:
         yield warning(
             "memory",
             "hardware",
-            f"about {human(e.ram)} of memory needed, {human(e.ram_free)} are available",
+            f"about {format_size(e.ram)} of memory needed, {format_size(e.ram_free)} are available",
             "Lower hardware.shard_size, set eval=none, or use a larger machine.",
         )
 
@@ -184,12 +167,3 @@ def check_device(device: str, devices: int, missing_severity: Severity) -> Itera
     elif int(index or 0) + devices > count:
         message = f"{devices} from {device} on, but there are {count}"
         yield Finding(missing_severity, "device", "hardware.devices", message, "Set 0 for all there are.")
-
-
-def human(n: float) -> str:
-    """`65.5 GB`, in powers of ten as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n) < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.2f} TB"

@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mergelab.core.dtypes import MERGEABLE
 from mergelab.core.errors import did_you_mean, none_of
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, warning
+from mergelab.core.machine import existing
 from mergelab.core.run_dir import find_model
 from mergelab.models import checkpoint, compatibility, remote_code
 from mergelab.models.resolver import Source
 from mergelab.preflight import engine_selection, evaluation_checks, resources
 from mergelab.preflight.resolve_inputs import reads_file
 from mergelab.recipes import mixtures
-from mergelab.recipes.file_schema import MERGEABLE
 from mergelab.recipes.recipe import PER_MODEL
 from mergelab.schema import Hardware, Run
 
@@ -57,7 +58,7 @@ def check(run: Run, overrides: Iterable[str], missing_severity: Severity) -> Ite
     if not 0 <= run.seed < 2**32:
         yield error("setting", "seed", f"{run.seed} is out of range; 0 to 4294967295")
     for key, value in (("hardware.shard_size", h.shard_size), ("hardware.memory", h.memory)):
-        yield from resources.parse_size(value, key)[1]
+        yield from resources.check_size(value, key)
     yield from engine_selection.check(run)
     yield from evaluation_checks.check(run)
     if h.slurm is None:
@@ -115,7 +116,7 @@ def _check_cluster(run: Run) -> Iterator[Finding]:
         if str(s.memory).strip().isdigit():
             yield error("type", "hardware.slurm.memory", f"'{s.memory}' has no unit", "Write it as 200GB.")
         else:
-            yield from resources.parse_size(str(s.memory), "hardware.slurm.memory")[1]
+            yield from resources.check_size(str(s.memory), "hardware.slurm.memory")
     if s.time is not None and str(s.time).isdigit() and int(s.time) >= SIXTY_HOURS:
         message = f"{s.time} minutes are {int(s.time) / 1440:.0f} days"
         yield warning("type", "hardware.slurm.time", message, 'In a file write "12:00:00" in quotes.')
@@ -214,7 +215,7 @@ def check_output(output: Path, sources: list[Source]) -> Iterator[Finding]:
                 message = f"{output} is the folder of {s.name}, which would be overwritten"
                 yield error("output", place, message, elsewhere)
                 return
-    there = resources.existing(output)
+    there = existing(output)
     if not there.is_dir():
         yield error("output", place, f"{there} is not a folder", elsewhere)
     elif there == output and any(output.iterdir()):

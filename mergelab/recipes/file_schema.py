@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mergelab.core.dtypes import MERGEABLE, plain_name
 from mergelab.core.errors import InputError, did_you_mean, none_of
 from mergelab.core.findings import Finding, error
 from mergelab.recipes.recipe import models, setting
@@ -31,7 +32,6 @@ SLICE = ("sources", "base_model", "parameters")
 SOURCE = ("model", "layer_range", "parameters")
 MODULE = ("slices", "models", "parameters")
 TOKENIZER = ("source", "tokens", "pad_to_multiple_of")
-MERGEABLE = ("float32", "bfloat16", "float16", "float64")
 
 
 def file_place(file: str) -> KeyOf:
@@ -57,7 +57,7 @@ def check(recipe: Any, place: KeyOf) -> list[Finding]:
         if not isinstance(recipe.get(k), str | None):
             out.append(error("structure", place((k,)), f"{recipe[k]!r} is no text"))
     for k in ("dtype", "out_dtype"):
-        name = str(recipe.get(k) or MERGEABLE[0]).removeprefix("torch.")
+        name = plain_name(recipe.get(k) or MERGEABLE[0])
         if name not in MERGEABLE:
             out.append(error("dtype", place((k,)), none_of(name, MERGEABLE)))
     out += _one_form(recipe, ("models", "slices", "modules"), (), place)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergelab.core.dtypes import MERGEABLE
 from mergelab.core.errors import did_you_mean, none_of
 from mergelab.core.findings import Finding, error, note, warning
 from mergelab.models.checkpoint import ModelMetadata
@@ -31,7 +32,8 @@ RANDOM = ("random", "uniform_random")
 
 PARAMETERS = ("gate_mode", "experts_per_token", "shared_expert", "residual_scale", "architecture")
 OF_EXPERT = ("residual_scale", "noise_scale")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = tuple(name for name in MERGEABLE if name != "float64")
+"""What mergekit writes a mixture in."""
 
 KeyOf = Callable[[tuple[Any, ...]], str]
 

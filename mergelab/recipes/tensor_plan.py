@@ -10,19 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergelab.core import dtypes
 from mergelab.methods.registry import Declaration, Parameter
 from mergelab.models import architecture
 from mergelab.models.architecture import Weight
-from mergelab.models.checkpoint import DTYPES, ModelMetadata, TensorInfo
+from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.recipes import recipe as recipes
 from mergelab.recipes import recipe_groups
 from mergelab.recipes.parameters import Settings
-
-NAMES = {torch: st for st, torch in DTYPES.items()}
-"""From torch's names of dtypes to those of safetensors."""
-
-WIDE = ("float32", "float64")
-"""The dtypes in which our arithmetic is done."""
 
 BY_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
 """Architectures of which mergekit makes the list of tensors by code, although it has a file."""
@@ -86,7 +81,7 @@ def why_not(recipe: Mapping[str, Any]) -> str | None:
 
 def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
     """The dtype that a recipe computes in; `files` is that of its inputs."""
-    return str(recipe.get("dtype") or files or WIDE[0]).removeprefix("torch.")
+    return dtypes.plain_name(recipe.get("dtype") or files or dtypes.COMPUTABLE[0])
 
 
 def assemble(
@@ -113,13 +108,13 @@ def assemble(
     settings = Settings(d, group, str)
     (placed,) = recipe_groups.output_tensors(config_source.config, [group])
     places = dict(placed)
-    written = str(recipe.get("out_dtype") or recipe.get("dtype") or "").removeprefix("torch.")
+    written = dtypes.plain_name(recipe.get("out_dtype") or recipe.get("dtype") or "")
     out = []
     for weight in listed:
         sources = _sources(weight, group.inputs, facts)
         if not sources:
             continue
-        dtype = NAMES[written] if written else _widest(sources)
+        dtype = dtypes.BY_NAME[written].code if written else _widest(sources)
         experts = tuple(s for s in sources if s.model != base)
         out.append(
             OutputTensor(
@@ -145,7 +140,7 @@ def _sources(weight: Weight, models: list[str], facts: Mapping[str, ModelMetadat
         if name is None:
             raise UnsupportedByFastEngine(f"{weight.name} is not in every model")
         header = tensors[name]
-        if header.dtype not in DTYPES:
+        if not dtypes.is_mergeable(header.dtype):
             raise UnsupportedByFastEngine(f"{weight.name} does not hold floating-point numbers")
         if out and header.shape != out[0].header.shape:
             raise UnsupportedByFastEngine(f"{weight.name} has not the same shape in every model")

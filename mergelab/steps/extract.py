@@ -17,6 +17,7 @@ from mergelab.context import family, other_findings, tell
 from mergelab.core.errors import did_you_mean
 from mergelab.core.findings import Finding, error, some, stop_on_errors
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json, short_path, write_text
+from mergelab.core.sizes import format_size
 from mergelab.lora import extract
 from mergelab.lora.verify import Part, relative_error
 from mergelab.models import compatibility
@@ -24,7 +25,6 @@ from mergelab.models.architecture import tied
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.resolver import Source
 from mergelab.preflight import value_checks
-from mergelab.preflight.resources import human
 from mergelab.report import score_table, terminal
 from mergelab.schema import Evaluation, Expert, Extract, Method, Run
 from mergelab.steps.verify import move, sync
@@ -93,7 +93,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
     if not terminal.brief:
         terminal.table(f"{source.label} − {base.label}", HEADS, body, texts=1)
         terminal.aside(f"As an expert: {_as_expert(run, base, run_dir.model)}")
-    return f"rank {body[-1][2]}, error {body[-1][4]}, {human(size)}"
+    return f"rank {body[-1][2]}, error {body[-1][4]}, {format_size(size)}"
 
 
 def _as_expert(run: Run, base: Source, adapter: Path) -> str:

@@ -9,13 +9,13 @@ from mergelab import context, evaluation
 from mergelab.core.errors import InputError, StepError
 from mergelab.core.findings import settle, stop_on_errors
 from mergelab.core.run_dir import RunDir
+from mergelab.core.sizes import format_size
 from mergelab.hub import cache
 from mergelab.hub import plan as plans
 from mergelab.hub.download import Wanted, download
 from mergelab.hub.plan import Model, Plan
 from mergelab.hub.repository import Need
 from mergelab.preflight import resolve_inputs
-from mergelab.preflight.resources import human
 from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import terminal
 from mergelab.schema import Run
@@ -58,7 +58,9 @@ def execute(run: Run, run_dir: RunDir) -> str:
         if tasks:
             terminal.aside(f"The data of {', '.join(tasks)} would be read, too.")
         refused = any(f.severity == "error" for f in findings)
-        known = f"{human(plan.left)} to download" if plan.left or not refused else "how much is not known"
+        known = (
+            f"{format_size(plan.left)} to download" if plan.left or not refused else "how much is not known"
+        )
         return f"{known}{', if all could be had' if plan.left and refused else ''}; nothing was downloaded"
     stop_on_errors(findings)
     fetched = list(_fetched(plan.wanted))
@@ -69,7 +71,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
         _read_data(run)
     _tell_pins(run, plan.models)
     downloaded = sum(f["downloaded"] for f in fetched)
-    models = f"{human(downloaded)} downloaded" if downloaded else "every model was here"
+    models = f"{format_size(downloaded)} downloaded" if downloaded else "every model was here"
     return f"{models}; the data of {len(tasks)} tasks read" if tasks else models
 
 
@@ -78,11 +80,11 @@ def show(plan: Plan) -> None:
     rows = [_row(m) for m in plan.models]
     total = sum(f.size for w in plan.wanted for f in w.files)
     if len(plan.wanted) > 1:
-        rows.append(["in all", "", "", human(total - plan.left), human(plan.left)])
+        rows.append(["in all", "", "", format_size(total - plan.left), format_size(plan.left)])
     terminal.table("models", ["", "where", "commit", "here", "to download"], rows, texts=3)
     if plan.wanted:
         terminal.gap()
-        room = [["cache", str(cache.root())], ["disk free", human(plan.free)]]
+        room = [["cache", str(cache.root())], ["disk free", format_size(plan.free)]]
         terminal.table("", ["", ""], room)
 
 
@@ -95,7 +97,13 @@ def _row(m: Model) -> list[str]:
         return [s.name, s.path, m.of.commit[:12], "", "?"]
     left = plans.left(m.wanted)
     here = sum(f.size for f in m.wanted.files) - left
-    return [s.name, s.path, m.of.commit[:12], human(here) if here else "", human(left) if left else "nothing"]
+    return [
+        s.name,
+        s.path,
+        m.of.commit[:12],
+        format_size(here) if here else "",
+        format_size(left) if left else "nothing",
+    ]
 
 
 def _tell_pins(run: Run, models: list[Model]) -> None:

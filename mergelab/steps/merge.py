@@ -15,8 +15,8 @@ import yaml
 
 from mergelab.core import cache_dir
 from mergelab.core.run_dir import RunDir, read_json
+from mergelab.core.sizes import format_size
 from mergelab.merging import node_local_cache, streaming_engine
-from mergelab.preflight.resources import human
 from mergelab.provenance import identify
 from mergelab.recipes import recipe as recipes
 from mergelab.report import terminal
@@ -35,7 +35,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
     else:
         said = _by_mergekit(run, run_dir, recipe)
     size = sum(f.stat().st_size for f in run_dir.partial.glob("*.safetensors"))
-    return f"{recipes.method_of(recipe)}, {human(size)}{said}"
+    return f"{recipes.method_of(recipe)}, {format_size(size)}{said}"
 
 
 def _by_mergekit(run: Run, run_dir: RunDir, recipe: dict[str, Any]) -> str:
@@ -80,7 +80,7 @@ def _fast(run: Run, run_dir: RunDir, recipe: dict[str, Any], plan: dict[str, Any
                 cache_dir.home(), merge.method, run.hardware, traffic, time.monotonic() - start
             )
         finish()
-    return f", of which {human(there)} were there already" if there else ""
+    return f", of which {format_size(there)} were there already" if there else ""
 
 
 class _Cancelled(Exception):

@@ -9,10 +9,11 @@ from mergelab.context import make_plan, tell
 from mergelab.core import cache_dir
 from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import RunDir
+from mergelab.core.sizes import format_size
 from mergelab.merging import throughput_cache
 from mergelab.preflight import Plan, Source, reads_file
 from mergelab.preflight.engine_selection import Engine
-from mergelab.preflight.resources import Estimate, human
+from mergelab.preflight.resources import Estimate
 from mergelab.recipes.recipe import dump
 from mergelab.report import score_table, terminal
 from mergelab.schema import Run, Slurm
@@ -109,23 +110,24 @@ def time_rows(run: Run, plan: Plan) -> list[list[str]]:
         return []
     seconds = (plan.estimate.read + plan.estimate.write) / rate
     told = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-    return [["time of the merge", f"about {told}, at the {human(rate)}/s of the last {method} here"]]
+    return [["time of the merge", f"about {told}, at the {format_size(rate)}/s of the last {method} here"]]
 
 
 def estimate_rows(e: Estimate) -> list[list[str]]:
     """The numbers that somebody with a cluster wants to know."""
     about = "" if e.exact else "about "
     rows = [
-        ["read", f"{about}{human(e.read)}"],
-        ["write", f"{about}{human(e.write)}"],
-        ["disk free", human(e.disk_free)],
+        ["read", f"{about}{format_size(e.read)}"],
+        ["write", f"{about}{format_size(e.write)}"],
+        ["disk free", format_size(e.disk_free)],
         [
             "memory at peak",
-            f"about {human(e.ram)}" + (f" of {human(e.ram_free)} available" if e.ram_free else ""),
+            f"about {format_size(e.ram)}"
+            + (f" of {format_size(e.ram_free)} available" if e.ram_free else ""),
         ],
     ]
     if e.disk_there:
-        rows.append(["written already", f"{human(e.disk_there)}, by a merge that was interrupted"])
+        rows.append(["written already", f"{format_size(e.disk_there)}, by a merge that was interrupted"])
     if e.vram:
-        rows.append(["GPU memory at peak", f"about {human(e.vram)}"])
+        rows.append(["GPU memory at peak", f"about {format_size(e.vram)}"])
     return rows

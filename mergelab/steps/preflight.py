@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergelab.context import make_plan, read_tasks, tell
 from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import RunDir
-from mergelab.preflight.resources import human
+from mergelab.core.sizes import format_size
 from mergelab.schema import Run
 
 
@@ -17,5 +17,5 @@ def execute(run: Run, run_dir: RunDir) -> str:
     if "evaluate" in run.job.steps:
         read_tasks(run)
     e = plan.estimate
-    size = f"reads {human(e.read)}, writes {human(e.write)}" if e else ""
+    size = f"reads {format_size(e.read)}, writes {format_size(e.write)}" if e else ""
     return ", ".join(t for t in (f"{len(plan.sources)} models", size) if t)

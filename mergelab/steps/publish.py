@@ -11,9 +11,9 @@ from typing import Any
 from mergelab import context
 from mergelab.core.errors import InputError, StepError
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_memo
+from mergelab.core.sizes import format_size
 from mergelab.hub import client
 from mergelab.hub.upload import Item, Target, check_login, items, look, stale, upload
-from mergelab.preflight.resources import human
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps import verify
@@ -119,7 +119,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
         )
     size = sum(i.size for i in going)
     if settings.dry_run:
-        return f"{len(going)} files, {human(size)}; nothing was sent"
+        return f"{len(going)} files, {format_size(size)}; nothing was sent"
     run = context.on_this_machine(run)
     report = verify.look(folder, run, {})
     run_dir.record({"check": report.json(), "model": str(folder)})
@@ -134,7 +134,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
     terminal.command(url)
     if commit == target.head:
         return f"{target.repo} has this very model already, at {commit[:12]}"
-    return f"{len(going)} files, {human(size)}, to {target.repo} at {commit[:12]}"
+    return f"{len(going)} files, {format_size(size)}, to {target.repo} at {commit[:12]}"
 
 
 def _target(run: Run) -> tuple[Target, str]:
@@ -156,8 +156,8 @@ def _url(target: Target) -> str:
 
 def show(run: Run, going: list[Item], target: Target, unasked: str, card: dict[str, Any]) -> None:
     """The files, where they go, and what the card says."""
-    rows = [[i.name, human(i.size)] for i in going]
-    rows.append(["in all", human(sum(i.size for i in going))])
+    rows = [[i.name, format_size(i.size)] for i in going]
+    rows.append(["in all", format_size(sum(i.size for i in going))])
     terminal.table("files", ["", ""], rows, texts=1)
     terminal.gap()
     terminal.table("to", ["", ""], [["repository", _url(target)], *_state(run, going, target, unasked)])

@@ -21,6 +21,7 @@ from forks import Forks
 from weights import same_bits, weights
 
 from mergelab.core import cache_dir
+from mergelab.core.sizes import format_size
 from mergelab.merging import kernels, resume, shards, streaming_engine, throughput_cache
 from mergelab.models.checkpoint import TensorInfo
 from mergelab.preflight import resources
@@ -107,7 +108,7 @@ def test_a_file_in_bfloat16_is_computed_in_float32_by_the_fast_engine(
         (["hardware.engine=quick"], "hardware.engine: 'quick' is none of auto, fast, mergekit"),
         (["method.rescale=l2"], "method.rescale: 'l2' is none of l1, density"),
         (["hardware.devices=-1"], "hardware.devices: -1 is out of range"),
-        (["hardware.memory=much"], "hardware.memory: 'much' is no size"),
+        (["hardware.memory=much"], "hardware.memory: 'much' is not a size"),
         (["hardware.engine=fast", "model.tokenizer=union"], "fast cannot do this recipe: it has a tokenizer"),
         (["method=ties", "method.rescale=density"], "method.rescale: it has no effect"),
         (["method=linear", "method.rescale=density"], "method.rescale: it has no effect"),
@@ -335,7 +336,7 @@ def test_interrupted_while_it_is_checked(
     again = mergelab(*large, "seed=13")
     assert again.status == 0, again.err
     size = sum(t.numel() * t.element_size() for t in weights(again.folder / "model").values())
-    assert f"of which {resources.human(size)} were there already" in again.out
+    assert f"of which {format_size(size)} were there already" in again.out
 
 
 @pytest.mark.parametrize("started", [True, False])

@@ -628,7 +628,7 @@ def test_disk_that_fills_up_in_the_meantime(
     said = re.search(r"no space left on device for .*: (\S+) kB more are needed, 0 B are free", outcome.err)
     assert said, outcome.err
     assert 100 < float(said[1]) < 510
-    assert "run the same command again: it goes on where it stopped" in outcome.err
+    assert "run the same command again: it resumes where it stopped" in outcome.err
     monkeypatch.setattr(*place, real)
     os.truncate(small_disk / "others", 450_000)  # there is room for what is missing, not for the whole
     again = mergelab(*arguments)

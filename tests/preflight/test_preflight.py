@@ -16,7 +16,6 @@ from conftest import Command, Outcome
 from mergelab.cli.main import CONF
 from mergelab.core.findings import MAY_PASS, error, note, settle, warning
 from mergelab.models import checkpoint
-from mergelab.preflight import resources
 
 
 def names(group: str) -> list[str]:
@@ -123,19 +122,6 @@ def test_layers_that_are_repeated_are_counted(mergelab: Command, models: Models)
     shapes = {n: t.nbytes for n, t in checkpoint.read(models["base"], "").tensors.items()}
     layer = sum(size for n, size in shapes.items() if ".layers.0." in n)
     assert content["estimate"]["write"] == sum(shapes.values()) + 2 * layer
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("5GB", 5e9), ("500MB", 5e8), ("1.5 kb", 1500), ("7", 7), ("5Q", 0), ("-1GB", 0), ("", 0)],
-)
-def test_sizes(text: str, size: float) -> None:
-    parsed, wrong = resources.parse_size(text, "key")
-    assert (parsed, bool(wrong)) == (size, size == 0)
-
-
-def test_sizes_for_people() -> None:
-    assert [resources.human(n) for n in (0, 999, 65.5e9, 1.2e13)] == ["0 B", "999 B", "65.5 GB", "12.00 TB"]
 
 
 # ---------------------------------------------------------------- findings

@@ -72,7 +72,7 @@ def test_a_job_steers_where_it_is_asked_for_and_is_not_the_job_itself(
         (["candidates_per_task=0"], "setting", "candidates_per_task", "0 is out of range; at least 1"),
         (["device=cuda"], "setting", "slurm.gpus", "0, but hardware.device=cuda needs one"),
         (["slurm.gpus=2"], "no-effect", "slurm.gpus", "2, but hardware.device=cpu uses none"),
-        (["slurm.memory=plenty"], "type", "slurm.memory", "'plenty' is no size"),
+        (["slurm.memory=plenty"], "type", "slurm.memory", "'plenty' is not a size"),
         (["slurm.time=tomorrow"], "type", "slurm.time", "'tomorrow' is no time as Slurm writes it"),
         (["slurm.time=1:2:3:4"], "type", "slurm.time", "'1:2:3:4' is no time as Slurm writes it"),
     ],
