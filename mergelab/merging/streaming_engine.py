@@ -145,7 +145,8 @@ def _full(merge: Merge, out: Path) -> str:
     missing = max(merge.layout.nbytes - allocated(out) - free, 0)
     return (
         f"no space left on device for {out}: {format_size(missing)} more are needed, "
-        f"{format_size(free)} are free\nFree some and run the same command again: it resumes where it stopped."
+        f"{format_size(free)} are free\n"
+        "Free some and run the same command again: it resumes where it stopped."
     )
 
 

@@ -517,8 +517,8 @@ def _tell(setup: Setup, plan: Plan, folder: Path, lines: Sequence[Mapping[str, A
     ):
         terminal.finding(
             "warning",
-            f"{format_size(total)} of models do not fit into the {format_size(e.ram_free)} of memory that are "
-            "free: they are read again for each candidate",
+            f"{format_size(total)} of models do not fit into the {format_size(e.ram_free)} of free memory: "
+            "they are read again for each candidate",
         )
     done = sum(line["event"] == "candidate" for line in lines)
     if done:
