@@ -183,7 +183,7 @@ def test_where_memory_does_not_do_models_are_read_again_for_each_candidate(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1_000_000}))
     streamed = mergelab(*SMALL, "search.budget=2", "search.population=2")
     assert streamed.status == 0, streamed.err
-    assert "1.5 MB of models do not fit into the 1.0 MB of memory that are free" in streamed.out
+    assert "1.5 MB of models do not fit into the 1.0 MB of free memory" in streamed.out
 
 
 def test_hydras_own_sweepers_work_as_well(mergelab: Command) -> None:
