@@ -23,6 +23,7 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import config_errors
+from mergelab.core import registry
 from mergelab.core.errors import InputError, did_you_mean
 from mergelab.core.run_dir import hydra_value, write_text
 from mergelab.schema import Composition, Expert, Run, settings_of, with_overrides
@@ -150,10 +151,12 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
     run = Run(**values, experts=experts)  # type: ignore[arg-type]
     h = whole.hydra
     own = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
+    folder = next(iter(own), None)
     run.composition = Composition(
         tuple(h.overrides.task),
         {k: str(v) for k, v in h.runtime.choices.items() if "/" not in k and v},
-        next(iter(own), None),
+        folder,
+        registry.digests(folder) if folder else {},
     )
     return run
 

@@ -6,21 +6,22 @@ A registry has entries of our own, those of installed packages, and those of Pyt
     my_conf/methods/my_method.py        imported because of --config-dir my_conf
     [project.entry-points."mergelab.methods"]  of an installed package: each names a module to import
 
-A file or module registers its entries while it is imported.
+A file or module registers its entries while it is imported. A Run carries its `--config-dir` and the
+digests of the files there, so that every process that executes it (`use`) imports the same code.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mergelab.core.errors import InputError, MergelabError, did_you_mean
 
@@ -40,14 +41,49 @@ class Origin:
 
 OURS = Origin("mergelab")
 
-_config_dirs: list[Path] = []
+
+class Composed(Protocol):
+    """What a Run was composed from, as far as it matters here."""
+
+    @property
+    def config_dir(self) -> str | None:
+        """The user's own folder."""
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """What `digests` gave for it."""
+
+
+_used: tuple[Path, Mapping[str, str]] | None = None
+"""The user's folder, and the digests that some of its files must have."""
 _importing: list[Origin] = []
 
 
-def add_config_dir(folder: str | Path | None) -> None:
-    """Also look for entries in a user's folder; None is ignored."""
-    if folder is not None and (resolved := Path(folder).expanduser().resolve()) not in _config_dirs:
-        _config_dirs.append(resolved)
+def use(composed: Composed | None) -> None:
+    """Look for entries in the folder that a run was composed with, in place of any folder before.
+
+    Args:
+        composed: None, and one without a folder, change nothing.
+    """
+    global _used
+    if composed is not None and composed.config_dir is not None:
+        _used = Path(composed.config_dir), composed.code
+
+
+def use_config_dir(folder: str | Path) -> None:
+    """Look for entries in a user's folder, in place of any folder before."""
+    global _used
+    _used = Path(folder).expanduser().resolve(), {}
+
+
+def digests(folder: str | Path) -> dict[str, str]:
+    """The digest of each Python file that registries may import from a user's folder, by its path there."""
+    root = Path(folder)
+    return {f.relative_to(root).as_posix(): _digest(f.read_bytes()) for f in sorted(root.glob("*/*.py"))}
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()
 
 
 class Registry(Generic[T]):
@@ -112,56 +148,90 @@ class Registry(Generic[T]):
         """Import whatever may register entries and has not been imported yet.
 
         Raises:
-            InputError: where a user's file or an installed package fails to import.
+            InputError: where a user's file or an installed package fails to import, and where a user's file
+                has changed since the run was composed.
         """
         if not self._installed:
             self._installed = True
-            with _origin(OURS):
+            with self._registering(OURS):
                 for module in self._ours:
                     import_module(module)
             for point in entry_points(group=f"mergelab.{self.kind}"):
                 version = point.dist.version if point.dist else ""
                 package = f"{point.dist.name if point.dist else point.value} {version}".strip()
-                with _origin(Origin(package, package)), _explained(point.value):
+                with self._registering(Origin(package, package)), explained(point.value):
                     import_module(point.module)
-        for folder in list(_config_dirs):
-            for file in sorted((folder / self.kind).glob("*.py")):
-                self._import_file(file)
+        folder, composed = _used or (None, {})
+        files = sorted((folder / self.kind).glob("*.py")) if folder else []
+        for file in self._files.keys() - files:  # of another folder, or removed
+            self._remove_all(str(file))
+            del self._files[file]
+        for file in files:
+            self._import_file(file, composed.get(f"{self.kind}/{file.name}"))
 
-    def _import_file(self, file: Path) -> None:
-        content = file.read_bytes()
-        digest = sha256(content).hexdigest()
+    def remove(self, name: str) -> None:
+        """Forget an entry."""
+        del self._entries[name]
+
+    def _remove_all(self, label: str) -> None:
+        """Forget what a file or package has registered."""
+        for name in [n for n, (_, origin) in self._entries.items() if origin.label == label]:
+            self.remove(name)
+
+    @contextmanager
+    def _registering(self, origin: Origin) -> Iterator[None]:
+        """While the body runs, entries are registered from there; if it fails, none is."""
+        _importing.append(origin)
+        try:
+            yield
+        except BaseException:
+            self._remove_all(origin.label)
+            raise
+        finally:
+            _importing.pop()
+
+    def _import_file(self, file: Path, composed: str | None) -> None:
+        """Import a file unless it has been imported as it is.
+
+        Args:
+            composed: the digest that it had when the run was composed; None: any will do.
+        """
+        digest = _digest(file.read_bytes())
+        if composed not in (None, digest):
+            raise InputError(f"{file} has changed since the run was composed\nStart the command again.")
         if self._files.get(file) == digest:
             return
-        name = f"mergelab_{self.kind}_{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"
+        self._remove_all(str(file))
+        name = f"mergelab_{self.kind}_{file.stem}_{_digest(str(file).encode())[:8]}"
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        with _origin(Origin(str(file), digest)), _explained(str(file)):
+        with self._registering(Origin(str(file), digest)), explained(str(file)):
             spec.loader.exec_module(module)
         self._files[file] = digest
 
 
 @contextmanager
-def _origin(origin: Origin) -> Iterator[None]:
-    _importing.append(origin)
-    try:
-        yield
-    finally:
-        _importing.pop()
+def explained(what: str) -> Iterator[None]:
+    """Turns whatever a user's code raises while it is imported into an InputError that names the line.
 
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turns whatever an import of a user's code raises into an InputError that names the line."""
+    Args:
+        what: the file, or what else the message names.
+    """
     try:
         yield
     except MergelabError:
         raise
     except Exception as e:
-        lines = [t for t in _frames(e) if t[0] == what]
-        at = f", line {lines[-1][1]}" if lines else ""
-        raise InputError(f"{what}{at}: {type(e).__name__}: {e}") from e
+        raise InputError(f"{what}{line_of(e, what)}: {type(e).__name__}: {e}") from e
+
+
+def line_of(e: BaseException, file: str) -> str:
+    """`, line 12`: where in a file an exception was raised; empty where it was elsewhere."""
+    if isinstance(e, SyntaxError) and e.filename == file:
+        return f", line {e.lineno}"
+    lines = [number for name, number in _frames(e) if name == file]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def _frames(e: BaseException) -> list[tuple[str, int]]:

@@ -22,6 +22,8 @@ class Composition:
     """The chosen option of each group."""
     config_dir: Optional[str] = None
     """The user's own folder of groups."""
+    code: Dict[str, str] = field(default_factory=dict)
+    """The digest of each Python file in it, by its path there."""
 
 
 @dataclass

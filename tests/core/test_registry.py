@@ -9,6 +9,7 @@ import pytest
 from mergelab.core import registry
 from mergelab.core.errors import InputError
 from mergelab.core.registry import Registry
+from mergelab.schema import Composition
 
 KINDS: dict[str, Registry[int]] = {}
 
@@ -16,8 +17,8 @@ KINDS: dict[str, Registry[int]] = {}
 @pytest.fixture
 def numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Registry[int]:
     """A registry with an entry of our own, which looks into tmp_path."""
-    monkeypatch.setattr(registry, "_config_dirs", [])
-    registry.add_config_dir(tmp_path)
+    monkeypatch.setattr(registry, "_used", None)
+    registry.use_config_dir(tmp_path)
     (tmp_path / "numbers").mkdir()
     KINDS["numbers"] = Registry("numbers", "number")
     KINDS["numbers"].add("one", 1)
@@ -59,3 +60,28 @@ def test_a_file_that_fails_is_named_with_its_line(numbers: Registry[int], tmp_pa
 def test_an_unknown_name_is_answered_with_the_known_ones(numbers: Registry[int]) -> None:
     with pytest.raises(LookupError, match=r"'onne' is not a number\. Did you mean 'one'\? There are one\."):
         numbers.get("onne")
+
+
+def test_another_folder_takes_the_place_of_the_one_before(numbers: Registry[int], tmp_path: Path) -> None:
+    """A name may mean another thing there, and what has been removed is forgotten."""
+    other = tmp_path / "other"
+    for folder, value in ((tmp_path, 2), (other, 22)):
+        (folder / "numbers").mkdir(parents=True, exist_ok=True)
+        (folder / "numbers" / "mine.py").write_text(HEAD + f"KINDS['numbers'].add('two', {value})\n")
+    assert numbers.get("two") == 2
+    registry.use_config_dir(other)
+    assert numbers.get("two") == 22
+    (other / "numbers" / "mine.py").unlink()
+    assert "two" not in numbers
+
+
+def test_a_run_executes_the_code_that_it_was_composed_with(numbers: Registry[int], tmp_path: Path) -> None:
+    file = tmp_path / "numbers" / "mine.py"
+    file.write_text(HEAD + "KINDS['numbers'].add('two', 2)\n")
+    registry.use(Composition(config_dir=str(tmp_path), code=registry.digests(tmp_path)))
+    assert numbers.get("two") == 2
+    registry.use(Composition())  # without a folder
+    assert "two" in numbers
+    file.write_text(HEAD + "KINDS['numbers'].add('two', 22)\n")
+    with pytest.raises(InputError, match=r"mine\.py has changed since the run was composed"):
+        numbers.get("two")
