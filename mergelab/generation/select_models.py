@@ -54,7 +54,7 @@ def choose(run: Run, overrides: Iterable[str]) -> list[Subject]:
         message = f"not on this machine: {', '.join(s.label for s in absent)}"
         typed = [o for o in overrides if not o.startswith(("job=", "generate."))]
         remedy = "Fetch first:\n  " + shlex.join(["python", "-m", "mergelab", "job=fetch", *typed])
-        findings.append(error("not-downloaded", ", ".join(s.place for s in absent), message, remedy))
+        findings.append(error("not-downloaded", ", ".join(s.key for s in absent), message, remedy))
     subjects = []
     for s in sources:
         if s.folder:
@@ -80,7 +80,7 @@ def _named(run: Run) -> tuple[list[Source], list[Finding]]:
         with terminal.progress() as progress:
             found = resolve_inputs.find(run, lambda role: family(run, progress).checkpoint(role))
         sources = {s.name: s for s in found.sources} | sources
-        composed = {s.name: s.place for s in found.sources}
+        composed = {s.name: s.key for s in found.sources}
         if not resolve_inputs.reads_file(run):  # with those for which the family has no role
             composed |= {n: f"experts.{n}" for n in run.experts}
         names = names or list(composed)
@@ -104,7 +104,7 @@ def _merged(path: str) -> tuple[dict[str, Source], list[Finding]]:
 
 def _look(run: Run, source: Source, folder: Path) -> tuple[Subject, list[Finding]]:
     """A model without its weights, and what is to be said of it."""
-    place, allowed = source.place, run.model.trust_remote_code
+    place, allowed = source.key, run.model.trust_remote_code
     facts = checkpoint.read(folder, place, source.repair, pickled=pickled_allowed(run))
     findings = [f for f in facts.findings if f.code not in OF_MERGES]
     if len(findings) == len(facts.findings):  # quantised weights have names of their own
@@ -127,10 +127,10 @@ def _look_at_adapter(run: Run, source: Source, facts: checkpoint.ModelMetadata) 
     if source.adapter is None:
         return
     file = source.adapter / "adapter_config.json"
-    about, _ = load_json(file, source.place, checkpoint.FETCH)  # what it is not, has been told
+    about, _ = load_json(file, source.key, checkpoint.FETCH)  # what it is not, has been told
     kind = about.get("peft_type", "LORA") if isinstance(about, dict) else "LORA"
     if kind != "LORA":
-        yield error("adapter", source.place, f"{file} describes no LoRA: its peft_type is {kind}")
+        yield error("adapter", source.key, f"{file} describes no LoRA: its peft_type is {kind}")
     if run.hardware.quantize != "none" and run.hardware.device == "cpu":
         message = f"{run.hardware.quantize} is not possible with the adapter of {source.name} on a CPU"
         yield error("setting", "hardware.quantize", message, "Set hardware.quantize=none.")

@@ -99,7 +99,7 @@ def _listed(m: Model, need: Need) -> Model:
         if not client.is_traffic(e):
             raise
         raise StepError(f"{m.source.path}: {client.line(e)}\nTry again.") from e
-    wrong = repository.check(of, indexed, m.source.place, need)
+    wrong = repository.check(of, indexed, m.source.key, need)
     if wrong:
         return replace(m, of=of, findings=tuple(wrong))
     files = repository.wanted(of, indexed, need)
@@ -122,9 +122,9 @@ def _unasked(s: Source, reason: str, pickled: bool) -> Iterator[Finding]:
     if s.folder is None:
         return
     message = f"in the hub's cache; whether it is complete could not be asked: {REFUSED[reason]}"
-    yield warning("unasked", s.place, message)
+    yield warning("unasked", s.key, message)
     if (s.folder / "config.json").exists():  # it is no adapter, at which `locate` has looked
-        yield from checkpoint.read(s.folder, s.place, s.repair, pickled=pickled).findings
+        yield from checkpoint.read(s.folder, s.key, s.repair, pickled=pickled).findings
 
 
 def _disk(plan: Plan) -> Iterator[Finding]:

@@ -1,1 +1,1 @@
-"""What a model folder holds: metadata, architecture, tokenizer; read without its weights."""
+"""Models on disk: metadata, architecture and tokenizer, read without the weights."""

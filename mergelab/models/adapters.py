@@ -1,7 +1,7 @@
-"""A LoRA adapter beside the model that it is put on: what peft reports late, or passes over in silence.
+"""Checks of a LoRA adapter against its base model: what peft reports late, or not at all.
 
-An adapter's tensors that the model has no place for are left out by peft without a word: that of a
-model with more layers loads, and does only part of its work.
+peft silently drops adapter tensors for which the model has no module. An adapter of a model with more
+layers therefore loads, but has only part of its effect.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mergelab.models.resolver import HUB_ID, Source
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 PREFIX = "base_model.model."
-"""What peft puts before the names of a model's own modules."""
+"""The prefix that peft puts before the names of a model's own modules."""
 
 FACTOR = re.compile(r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?")
 
@@ -26,22 +26,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check(s: Source, base: ModelMetadata) -> Iterator[Finding]:
-    """Findings of an adapter from its config and the headers of its file.
+    """Check an adapter by its config and the headers of its file.
 
     Args:
-        s: a model with an adapter.
-        base: the model's own facts.
+        s: A model with an adapter.
+        base: The metadata of the model without it.
+
+    Yields:
+        What is wrong with the adapter, or does not fit the model.
     """
     if s.adapter is None or not base.tensors:
         return
     settings, file = (s.adapter / name for name in FILES)
     if not (settings.exists() and file.exists()):
-        return  # it has been told where they were looked for
-    config, wrong = load_json(settings, s.place, checkpoint.FETCH)
+        return  # reported by the resolver
+    config, wrong = load_json(settings, s.key, checkpoint.FETCH)
     if not wrong and not (isinstance(config, dict) and config.get("peft_type")):
-        message = f"{settings} names no peft_type, so it is no adapter of peft"
-        wrong = [error("adapter", s.place, message, checkpoint.FETCH)]
-    tensors, damaged = checkpoint.file_headers(file, s.place, checkpoint.FETCH)
+        message = f"{settings} names no peft_type, so it is not a peft adapter"
+        wrong = [error("adapter", s.key, message, checkpoint.FETCH)]
+    tensors, damaged = checkpoint.file_headers(file, s.key, checkpoint.FETCH)
     yield from (*wrong, *damaged)
     if wrong or damaged:
         return
@@ -50,8 +53,10 @@ def check(s: Source, base: ModelMetadata) -> Iterator[Finding]:
 
 
 def _check_fit(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]) -> Iterator[Finding]:
-    """Whether the model has what the adapter changes. Other architectures than dense decoders may call
-    their modules otherwise in their files."""
+    """Check that the model has what the adapter changes.
+
+    Only for dense decoders: other architectures may name their modules differently in their files.
+    """
     if architecture.shapes(base.config) is None:
         return
     shapes = {n: t.shape for n, t in base.tensors.items()}
@@ -66,23 +71,26 @@ def _check_fit(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]
         if weight in shapes:
             ours, theirs = _sides(factor, t.shape, shapes[weight])
             if ours != theirs:
-                differ.append(f"{name} is for {ours}, and {weight} has {theirs}")
+                differ.append(f"{name} expects {ours}, but {weight} has {theirs}")
         elif factor:
             absent[factor["module"]] = None
-    remedy = "Put it on the model that it was made for."
+    remedy = "Use it with the model that it was made for."
     if absent:
-        message = f"{s.adapter} adapts {some(absent)}, which {base.folder} does not have"
-        yield error("adapter", s.place, message, remedy)
+        message = f"{s.adapter} adapts {some(absent)}, but {base.folder} has no such module"
+        yield error("adapter", s.key, message, remedy)
     if differ:
         more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
-        yield error("adapter", s.place, f"{differ[0]}{more} ({s.adapter})", remedy)
+        yield error("adapter", s.key, f"{differ[0]}{more} ({s.adapter})", remedy)
 
 
 def _sides(
     factor: re.Match[str] | None, own: tuple[int, ...], weight: tuple[int, ...]
 ) -> tuple[object, object]:
-    """What must be equal of a tensor of an adapter, and of the weight it is for: A has the inputs, B the
-    outputs; an embedding's weight is (inputs, outputs), any other (outputs, inputs)."""
+    """The dimensions of an adapter's tensor and of the weight it changes that must be equal.
+
+    A has the inputs and B the outputs. An embedding's weight is (inputs, outputs), any other one is
+    (outputs, inputs).
+    """
     if factor is None or len(weight) != 2 or len(own) != 2:
         return list(own), list(weight)
     outputs, inputs = reversed(weight) if factor["embedding"] else weight
@@ -92,17 +100,21 @@ def _sides(
 
 
 def _check_origin(s: Source, named: object) -> Iterator[Finding]:
-    """Whether the adapter says that it was made for another model; silent where that cannot be told, as
-    of a folder on another machine."""
+    """Warn if the adapter names another base model.
+
+    Nothing is reported where this is unknown, for example because it names a folder on another machine.
+    """
     if not isinstance(named, str) or not named:
         return
     main = s.path.partition("+")[0]
     if Path(named).is_dir():
         other = Path(named).resolve() != s.folder
-    elif s.commit and HUB_ID.fullmatch(named):  # people copy models under names of their own
+    elif s.commit and HUB_ID.fullmatch(
+        named
+    ):  # the owner is not compared: models are copied to other accounts
         other = named.rpartition("/")[2].lower() != main.rpartition("/")[2].lower()
     else:
         other = False
     if other:
-        message = f"{s.adapter} says that it was made for {named}, and is put on {main}"
-        yield warning("adapter-base", s.place, message)
+        message = f"{s.adapter} was made for {named}, but is used with {main}"
+        yield warning("adapter-base", s.key, message)

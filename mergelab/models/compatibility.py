@@ -1,4 +1,4 @@
-"""An expert beside the base: everything that makes averaging their weights meaningless."""
+"""Comparison of an expert with the base: every difference that makes averaging weights meaningless."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ SAME: dict[str, str] = {
     "final_logit_softcapping": "softcap",
     "query_pre_attn_scalar": "softcap",
 }
-"""Keys of config.json that must be equal, and the code of the finding where they are not."""
+"""Keys of config.json that must be equal, and the code of the finding if they are not."""
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-"""Tensors with a row for each token."""
+"""Tensors with one row per token."""
 
 _DAMAGED = {"missing-file", "missing-tensor", "corrupt", "unreadable"}
 
 
 def compare(
-    reference: ModelMetadata, expert: ModelMetadata, place: str, *, whose: str, fitted: bool
+    reference: ModelMetadata, expert: ModelMetadata, key: str, *, possessive: str, fitted: bool
 ) -> Iterator[Finding]:
-    """Findings of one model beside the one that it must be related to.
+    """Compare a model with the one that it must be related to.
 
     Args:
-        reference: the base, or the model that stands for it.
-        expert: the other model.
-        place: how findings call the expert.
-        whose: the reference as a possessive, such as `the base's`.
-        fitted: mergekit builds a tokenizer and fits the embeddings to it, so that vocabularies
+        reference: The base, or the model that is used instead.
+        expert: The other model.
+        key: The expert's key in the configuration, for findings.
+        possessive: The reference in the possessive case, such as `the base's`.
+        fitted: Whether mergekit builds a tokenizer and fits the embeddings to it, so that vocabularies
             may differ.
     """
     if not reference.config or not expert.config:
@@ -53,47 +53,47 @@ def compare(
     ours, theirs = expert.config["architectures"][0], reference.config["architectures"][0]
     if ours != theirs:
         remedy = "Only models of one architecture can be merged."
-        yield error("architecture", place, f"its architecture is {ours}, {whose} is {theirs}", remedy)
+        yield error("architecture", key, f"its architecture is {ours}, {possessive} is {theirs}", remedy)
         return
-    wrong = list(_compare_configs(reference, expert, place, whose))
+    wrong = list(_compare_configs(reference, expert, key, possessive))
     yield from wrong
     if not any(f.code in ("shape", "heads", "layers") for f in wrong):
-        # Otherwise shapes differ because of what has just been told.
-        yield from _compare_shapes(reference, expert, place, whose)
+        # Otherwise shapes differ because of what has just been reported.
+        yield from _compare_shapes(reference, expert, key, possessive)
     if not fitted:
-        yield from _compare_vocabularies(reference, expert, place, whose)
+        yield from _compare_vocabularies(reference, expert, key, possessive)
     if reference.dtype and expert.dtype and reference.dtype != expert.dtype:
-        yield note("mixed-dtype", place, f"its weights are {expert.dtype}, {whose} are {reference.dtype}")
+        yield note("mixed-dtype", key, f"its weights are {expert.dtype}, {possessive} are {reference.dtype}")
 
 
 def _compare_configs(
-    reference: ModelMetadata, expert: ModelMetadata, place: str, whose: str
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
 ) -> Iterator[Finding]:
     file = expert.folder / "config.json"
     ours, theirs = _filled(expert.text_config), _filled(reference.text_config)
     differ: dict[str, list[str]] = {}
-    for key, code in SAME.items():
-        a, b = _both(ours, theirs, key)
+    for name, code in SAME.items():
+        a, b = _both(ours, theirs, name)
         if a != b:
-            differ.setdefault(code, []).append(f"{key} is {a}, {whose} is {b}")
+            differ.setdefault(code, []).append(f"{name} is {a}, {possessive} is {b}")
     for code, messages in differ.items():
-        yield error(code, place, f"{'; '.join(messages)} ({file})", _remedy(code))
+        yield error(code, key, f"{'; '.join(messages)} ({file})", _remedy(code))
     a, b = rope(ours), rope(theirs)
     if ("rope_theta" in a) != ("rope_theta" in b):
         a, b = ({"rope_theta": _default_theta(ours), **r} for r in (a, b))
     if a != b:
-        message = f"rope is {rope_text(a)}, {whose} is {rope_text(b)} ({file})"
-        yield error("rope", place, message, _remedy("rope"))
+        message = f"rope is {rope_text(a)}, {possessive} is {rope_text(b)} ({file})"
+        yield error("rope", key, message, _remedy("rope"))
 
 
 def _remedy(code: str) -> str:
     if code in MAY_PASS:
-        return f"Use fine-tunes of one base model, or pass allow=[{code}] if you know that it is right."
+        return f"Use fine-tunes of one base model, or pass allow=[{code}] if the difference is intended."
     return "Use fine-tunes of one base model (model.base.path)."
 
 
 def _filled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the keys that follow from others and are often left out."""
+    """The config, completed by keys that follow from others and are often omitted."""
     out = {k: v for k, v in config.items() if v is not None}
     heads, hidden = out.get("num_attention_heads"), out.get("hidden_size")
     if isinstance(heads, int) and heads > 0:
@@ -104,7 +104,7 @@ def _filled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _both(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> tuple[Any, Any]:
-    """A key's value in both configs; where only one has it, the other means the default."""
+    """A key's value in both configs. Where only one has it, the other one means the default."""
     if (key in ours) == (key in theirs):
         return ours.get(key), theirs.get(key)
     default = _default(ours, key)
@@ -112,7 +112,7 @@ def _both(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> tuple
 
 
 def _default(config: Mapping[str, Any], key: str) -> Any:
-    """What transformers takes where config.json does not say (imports it)."""
+    """transformers' default for a key (imports transformers)."""
     from transformers import CONFIG_MAPPING
 
     name = str(config.get("model_type"))
@@ -125,9 +125,9 @@ def _default_theta(config: Mapping[str, Any]) -> float | None:
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How positions are encoded, whichever way config.json writes it.
+    """The rotary position embedding, in whichever form config.json has it.
 
-    transformers 5 writes `rope_parameters`; before, it was `rope_theta` and `rope_scaling`.
+    transformers 5 writes `rope_parameters`; earlier versions wrote `rope_theta` and `rope_scaling`.
     """
     new = config.get("rope_parameters")
     old = config.get("rope_scaling")
@@ -142,17 +142,17 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rope_text(r: Mapping[str, Any]) -> str:
-    """`rope` for people."""
+    """The result of `rope` as text."""
     return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.items()) or "unset"
 
 
 def generic(tensor: str) -> str:
-    """A tensor's name without the number of its layer."""
+    """A tensor's name without its layer number."""
     return re.sub(r"\.\d+\.", ".*.", tensor, count=1)
 
 
 def _compare_shapes(
-    reference: ModelMetadata, expert: ModelMetadata, place: str, whose: str
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
 ) -> Iterator[Finding]:
     differ = [
         (n, t.shape, reference.tensors[n].shape)
@@ -162,51 +162,51 @@ def _compare_shapes(
     if differ:
         n, a, b = differ[0]
         more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
-        message = f"{n} is {list(a)}, {whose} is {list(b)}{more} ({expert.folder})"
-        yield error("shape", place, message, _remedy("shape"))
+        message = f"{n} is {list(a)}, {possessive} is {list(b)}{more} ({expert.folder})"
+        yield error("shape", key, message, _remedy("shape"))
 
 
 def _compare_vocabularies(
-    reference: ModelMetadata, expert: ModelMetadata, place: str, whose: str
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
 ) -> Iterator[Finding]:
     for n in VOCABULARY:
         a, b = expert.tensors.get(n), reference.tensors.get(n)
         if a and b and a.shape[0] != b.shape[0]:
             yield error(
                 "vocabulary",
-                place,
-                f"{n} has {a.shape[0]:,} rows, {whose} has {b.shape[0]:,}: the vocabularies differ "
+                key,
+                f"{n} has {a.shape[0]:,} rows, {possessive} has {b.shape[0]:,}: the vocabularies differ "
                 f"({expert.folder})",
                 "Set model.tokenizer=union (or base) to let mergekit fit the embeddings.",
             )
             return
     if expert.tokenizer and reference.tokenizer:
-        yield from tokenizers.compare(expert.tokenizer, reference.tokenizer, place, whose)
+        yield from tokenizers.compare(expert.tokenizer, reference.tokenizer, key, possessive)
 
 
-def check_complete(facts: ModelMetadata, place: str, fetch: str = FETCH) -> Iterator[Finding]:
-    """Missing and extra tensors of one model, by its own config.json."""
-    if not facts.config or not facts.tensors or any(f.code in _DAMAGED for f in facts.findings):
+def check_complete(metadata: ModelMetadata, key: str, fetch: str = FETCH) -> Iterator[Finding]:
+    """Check that a model has the tensors that its own config.json implies, and no others."""
+    if not metadata.config or not metadata.tensors or any(f.code in _DAMAGED for f in metadata.findings):
         return
-    kind = facts.config["architectures"][0]
-    listed = weights(facts.config)
+    kind = metadata.config["architectures"][0]
+    listed = weights(metadata.config)
     if listed is None:
-        message = f"mergekit has no list of the tensors of {kind}; it will infer one"
-        yield note("unlisted", place, message)
+        message = f"mergekit has no list of the tensors of {kind} and will infer it"
+        yield note("unlisted", key, message)
         return
-    have = set(facts.tensors)
+    have = set(metadata.tensors)
     missing = [w.name for w in listed if not w.optional and not ({w.name, *w.also} & have)]
-    # The head is optional in mergekit's list, for it is not there where embeddings are tied.
-    if not tied(facts.text_config) and "lm_head.weight" in {w.name for w in listed} - have:
+    # The head is optional in mergekit's list because it is absent where embeddings are tied.
+    if not tied(metadata.text_config) and "lm_head.weight" in {w.name for w in listed} - have:
         missing.append("lm_head.weight")
     if missing:
-        yield error("missing-tensor", place, f"{facts.folder} lacks {some(missing)}", fetch)
+        yield error("missing-tensor", key, f"{metadata.folder} lacks {some(missing)}", fetch)
     known = {n for w in listed for n in (w.name, *w.also)}
     extra = sorted(n for n in have - known if not n.endswith("rotary_emb.inv_freq"))
     if extra:
         yield error(
             "extra-tensor",
-            place,
-            f"{facts.folder} has {some(extra)}, which a {kind} does not; mergekit would drop them",
+            key,
+            f"{metadata.folder} has {some(extra)}, which a {kind} does not; mergekit would drop them",
             "Pass allow=[extra-tensor] if they are not needed.",
         )

@@ -1,4 +1,4 @@
-"""Why a model of the hub is not on this machine, and how to get it."""
+"""Why a hub model is not on this machine, and how to get it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mergelab.core.findings import Finding, Severity
 from mergelab.models.resolver import Source
 
 PROBE_SECONDS = 5.0
-"""How long the hub may take to say whether repositories are there."""
+"""How long the hub may take to say whether repositories exist."""
 
 Answer = tuple[str, str, str]
-"""A code, what is the matter, and what to do; {ids} and {are} are filled in later."""
+"""A code, a message and a remedy; {ids} and {are} in the message are filled in later."""
 
 READY = "not-downloaded"
-"""The code of what is on the hub, and may be downloaded."""
+"""The code of a model that is on the hub and may be downloaded."""
 
-FETCH = "Fetch first, all at once by the same command with job=fetch, or:"
-ELSEWHERE = "On a machine with internet, then copy its cache here (or share it through HF_HOME):"
+FETCH = "Fetch first: run the same command with job=fetch, or:"
+ELSEWHERE = "Fetch on a machine with internet access and copy its cache here (or share it by HF_HOME):"
 
 SILENT = (
     "unreachable",
@@ -28,49 +28,52 @@ SILENT = (
 )
 OFFLINE = (
     "unreachable",
-    "neither a folder nor in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub: {ids}",
-    "Unset HF_HUB_OFFLINE, or fetch elsewhere and copy the cache here (or share it through HF_HOME):",
+    "neither a folder nor in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub: {ids}",
+    "Unset HF_HUB_OFFLINE, or fetch elsewhere and copy the cache here (or share it by HF_HOME):",
 )
 
 
 def ask(absent: list[Source], severity: Severity, *, gated: bool) -> list[Finding]:
-    """Why models are not here, and how to get them; asks the hub once, for seconds at most.
+    """Why models are not on this machine, and how to get them. Asks the hub once, for seconds at most.
 
     Args:
-        absent: hub models without a folder.
-        severity: error where they are needed now, warning where a plan can do without.
-        gated: the family is known to ask for an accepted licence.
+        absent: Hub models without a folder.
+        severity: An error if they are needed now, a warning if they are only planned with.
+        gated: Whether the family is known to require an accepted licence.
     """
     return findings(zip(absent, answers(absent), strict=True), severity, gated=gated)
 
 
 def findings(answered: Iterable[tuple[Source, Answer]], severity: Severity, *, gated: bool) -> list[Finding]:
-    """What `answers` comes to, one finding for all that it is true of. (Arguments as for `ask`.)"""
+    """The result of `answers` as findings, one for all models with the same answer; see `ask`."""
     alike: dict[Answer, list[Source]] = {}
     for s, answer in answered:
         alike.setdefault(answer, []).append(s)
-    return [_finding(answer, those, severity, gated) for answer, those in alike.items()]
+    return [_finding(answer, group, severity, gated) for answer, group in alike.items()]
 
 
-def _finding(answer: Answer, those: list[Source], severity: Severity, gated: bool) -> Finding:
+def _finding(answer: Answer, sources: list[Source], severity: Severity, gated: bool) -> Finding:
     code, message, remedy = answer
     lines = [remedy]
     if code in (READY, "unreachable", "gated"):
         if gated and code != "gated":
             lines.insert(0, "They may be gated: accept the licence on their pages, then `hf auth login`.")
-        lines += [f"  {s.download}" for s in those]
-    ids, are = ", ".join(dict.fromkeys(s.path for s in those)), "is" if len(those) == 1 else "are"
-    places = ", ".join(s.place for s in those)
-    told = message.replace("{ids}", ids).replace("{are}", are)
-    return Finding(severity, code, places, told, "\n".join(lines))
+        lines += [f"  {s.download}" for s in sources]
+    ids, are = ", ".join(dict.fromkeys(s.path for s in sources)), "is" if len(sources) == 1 else "are"
+    keys = ", ".join(s.key for s in sources)
+    text = message.replace("{ids}", ids).replace("{are}", are)
+    return Finding(severity, code, keys, text, "\n".join(lines))
 
 
 def answers(sources: list[Source]) -> list[Answer]:
-    """What the hub says of each, all asked at once; SILENT where it says nothing in time. The code is
-    READY where it lets us download.
+    """The hub's answer for each source, all asked at once.
 
-    In daemon threads, for neither a name server nor `auth_check` can be given a timeout, and
-    the process must not wait for them at its end either.
+    The threads are daemons because neither name resolution nor `auth_check` accepts a timeout, and the
+    process must not wait for them when it ends.
+
+    Returns:
+        One answer per source: its code is READY if the download is allowed, and it is SILENT if the hub
+        did not answer in time.
     """
     futures: list[Future[Answer]] = []
     for s in sources:
@@ -89,7 +92,7 @@ def _answer(future: Future[Answer], s: Source) -> None:
 
 
 def _probe(s: Source) -> Answer:
-    """What the hub says of one repository."""
+    """The hub's answer for one repository."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -114,12 +117,12 @@ def _probe(s: Source) -> Answer:
         return (
             "no-revision",
             f"{{ids}} has no revision '{s.revision}'",
-            "Look it up on its page at the hub.",
+            "See the list of revisions on its page at the hub.",
         )
     except (RepositoryNotFoundError, HFValidationError):
         return (
             "no-repository",
-            "there is no such folder, and the hub has no {ids}, or keeps it private",
+            "there is no such folder, and the hub has no {ids}, or it is private",
             "Check the name; for a private model: hf auth login",
         )
     except HfHubHTTPError as e:
@@ -131,10 +134,13 @@ def _probe(s: Source) -> Answer:
         )
     except OfflineModeIsEnabled:
         return OFFLINE
-    except (OSError, ValueError):  # ValueError: an answer that is not the hub's, as of a captive portal
+    except (
+        OSError,
+        ValueError,
+    ):  # ValueError: the answer is not the hub's, but for example a captive portal's
         return SILENT
     except Exception as e:
-        # The hub's client lets its HTTP library's own errors through, and they share no base with ours.
+        # The hub's client passes on its HTTP library's own errors, which have no common base class.
         if type(e).__module__.startswith(("httpx", "httpcore", "requests")):
             return SILENT
         raise

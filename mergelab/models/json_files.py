@@ -1,4 +1,4 @@
-"""Reading the small files of a model folder; what is wrong becomes a finding, never an exception."""
+"""Reading the JSON files of a model folder. What is wrong becomes a finding, never an exception."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 from mergelab.core.findings import Finding, error
 
 
-def load_json(path: Path, place: str, remedy: str) -> tuple[Any, list[Finding]]:
+def load_json(path: Path, key: str, remedy: str) -> tuple[Any, list[Finding]]:
     """The value in a JSON file, or None and a finding.
 
     Args:
-        place: how findings call the model.
-        remedy: how to get a sound file.
+        path: The file.
+        key: The model's key in the configuration, for findings.
+        remedy: What to do about a damaged file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8")), []
     except OSError as e:
-        return None, [error("unreadable", place, f"cannot read {path}: {reason(e)}")]
+        return None, [error("unreadable", key, f"cannot read {path}: {reason(e)}")]
     except json.JSONDecodeError as e:
-        return None, [error("corrupt", place, f"{path} is not JSON (line {e.lineno}: {e.msg})", remedy)]
+        return None, [error("corrupt", key, f"{path} is not JSON (line {e.lineno}: {e.msg})", remedy)]
     except (UnicodeDecodeError, RecursionError) as e:
-        return None, [error("corrupt", place, f"{path} is not JSON ({reason(e)})", remedy)]
+        return None, [error("corrupt", key, f"{path} is not JSON ({reason(e)})", remedy)]
 
 
 def reason(e: Exception) -> str:
-    """What an exception says, without the number and the path of an OSError."""
+    """The message of an exception, without the number and the path of an OSError."""
     return e.strerror or str(e) if isinstance(e, OSError) else str(e)

@@ -1,4 +1,4 @@
-"""Weights in Python's pickle format, read by torch's reader that builds tensors and nothing else."""
+"""Weights in Python's pickle format, read by torch's restricted loader, which builds tensors only."""
 
 from __future__ import annotations
 
@@ -11,39 +11,43 @@ SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The one file, or the index of several."""
 
 SAFE = (2, 10)
-"""The first version of torch whose reader is not known to be broken by a file made for it: before, one
-could run code all the same (CVE-2025-32434, CVE-2026-24747)."""
+"""The first torch version without a known vulnerability in that loader. In earlier versions a crafted
+file could still run code (CVE-2025-32434, CVE-2026-24747)."""
 
 
 class PickleRefused(Exception):
-    """The file is not one of weights alone; the message says what else it is."""
+    """The file holds more than weights; the message says what."""
 
 
 def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The dtype, as safetensors calls it, and the shape of each tensor; none of their numbers is read.
+    """The dtype, as safetensors calls it, and the shape of each tensor. No values are read.
 
     Raises:
-        Refused: where it would do anything else than give tensors by name, or is damaged.
-        OSError: where it cannot be read.
+        PickleRefused: The file holds anything but tensors by name, or is damaged.
+        OSError: The file cannot be read.
     """
     import torch
 
     if _version(torch.__version__) < SAFE:
         raise PickleRefused(f"torch {torch.__version__} cannot read it safely; torch 2.10 or newer can")
-    with file.open("rb"):  # where that fails, it is not the content's fault
+    with file.open("rb"):  # an OSError is raised here, before the content can be blamed
         pass
     try:
         content = torch.load(file, map_location="meta", weights_only=True)
-    except Exception as e:  # a damaged file fails in whatever way; torch's advice is to let it run
+    except (
+        Exception
+    ) as e:  # a damaged file raises any exception, and torch's message advises to disable the check
         called = re.search(r"GLOBAL (\S+)", str(e))
         if called:
-            raise PickleRefused(f"it would call {called[1]} when it is read, which no weights need") from e
-        raise PickleRefused("it is damaged, was cut short, or never was a file of weights") from e
+            raise PickleRefused(f"reading it would call {called[1]}, which weights never need") from e
+        raise PickleRefused("it is damaged, truncated, or not a file of weights") from e
     if not isinstance(content, dict) or not content:
-        raise PickleRefused(f"it holds no tensors by name, but an object of type {type(content).__name__}")
+        raise PickleRefused(
+            f"it does not hold tensors by name, but an object of type {type(content).__name__}"
+        )
     odd = next((n for n, t in content.items() if not isinstance(t, torch.Tensor)), None)
     if odd is not None:
-        raise PickleRefused(f"it holds '{odd}' of type {type(content[odd]).__name__}, which is no tensor")
+        raise PickleRefused(f"it holds '{odd}' of type {type(content[odd]).__name__}, which is not a tensor")
     return {n: (_code(plain_name(t.dtype)), tuple(t.shape)) for n, t in content.items()}
 
 

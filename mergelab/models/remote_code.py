@@ -1,4 +1,4 @@
-"""Python code that comes with a model: which files, and whether they may run."""
+"""Python code that comes with a model: which files it has, and whether they may run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from mergelab.core.findings import Finding, error, note, some
 from mergelab.core.run_dir import read_memo
 
 GENERATE = "custom_generate/generate.py"
-"""What transformers runs in the place of its own `generate`, where it runs code of a model at all."""
+"""What transformers runs instead of its own `generate` if it runs a model's code at all."""
 
 OF = " of "
+"""Separates a file from the repository that it is in."""
 
 
 def code(folder: Path) -> list[str]:
-    """The Python files that transformers has to run to load a model or its tokenizer, relative to its folder;
-    `FILE of OWNER/NAME` for one in another repository of the hub. Empty where its own code does.
+    """The Python files that transformers has to run to load a model or its tokenizer.
 
-    They are looked for by name, and by what they import from beside them. None of them is run.
+    They are found by the names in the configuration and by their relative imports. No code is run.
+
+    Returns:
+        Paths relative to the folder, or `FILE of OWNER/NAME` for a file in another repository of the hub.
+        Empty if transformers has code of its own for the model.
     """
     named = [*_of_model(folder), *_of_tokenizer(folder)]
     if not named:
@@ -34,34 +38,34 @@ def code(folder: Path) -> list[str]:
 
 
 def _of_model(folder: Path) -> Iterator[str]:
-    """What config.json names, unless transformers knows the type of model: then it does not look there."""
+    """What config.json names, unless transformers knows the model type: it then ignores these entries."""
     config = read_memo(folder / "config.json")
-    places = config.get("auto_map")
-    if not isinstance(places, dict):
+    entries = config.get("auto_map")
+    if not isinstance(entries, dict):
         return
     from transformers import CONFIG_MAPPING
 
     if config.get("model_type") not in CONFIG_MAPPING:
-        yield from _files(list(places.values()))
+        yield from _files(list(entries.values()))
 
 
 def _of_tokenizer(folder: Path) -> Iterator[str]:
     """What tokenizer_config.json names, unless transformers has a tokenizer of that class."""
     config = read_memo(folder / "tokenizer_config.json")
-    places = config.get("auto_map")
-    if isinstance(places, dict):
-        places = places.get("AutoTokenizer")
-    if not places:
+    entries = config.get("auto_map")
+    if isinstance(entries, dict):
+        entries = entries.get("AutoTokenizer")
+    if not entries:
         return
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     kind = str(config.get("tokenizer_class") or "")
     if not any(tokenizer_class_from_name(n) for n in (kind, kind.removesuffix("Fast"), f"{kind}Fast") if n):
-        yield from _files(places)
+        yield from _files(entries)
 
 
 def _files(references: Any) -> Iterator[str]:
-    """The files of `module.Class`, or `owner/name--module.Class`, or a list of these and null."""
+    """The files of `module.Class`, of `owner/name--module.Class`, or of a list of these and null."""
     for reference in references if isinstance(references, list) else [references]:
         if isinstance(reference, list):
             yield from _files(reference)
@@ -72,60 +76,61 @@ def _files(references: Any) -> Iterator[str]:
 
 
 def _imported(folder: Path, name: str) -> Iterator[str]:
-    """What a file imports from beside it, and what that imports. A missing one is named all the same."""
+    """What a file imports from its own folder, directly and indirectly, including files that are missing."""
     from transformers.dynamic_module_utils import get_relative_imports
 
-    todo, seen = [name], {name}
-    while todo:
-        file = folder / todo.pop()
+    pending, seen = [name], {name}
+    while pending:
+        file = folder / pending.pop()
         for module in get_relative_imports(file) if file.is_file() else []:
             found = f"{module}.py"
             if found not in seen:
                 seen.add(found)
-                todo.append(found)
+                pending.append(found)
                 yield found
 
 
 def refusal(folder: Path, files: list[str]) -> str:
-    """Why a model is not loaded."""
+    """The message for a model that is not loaded because of its code."""
     return (
         f"{folder} is loaded by Python code that comes with it ({some(files)}), and such code can do "
-        "whatever you can do"
+        "everything that you can do"
     )
 
 
-def check(folder: Path, place: str, *, allowed: bool, commit: str | None = None) -> Iterator[Finding]:
-    """Whether the code of a model may run, and is there.
+def check(folder: Path, key: str, *, allowed: bool, commit: str | None = None) -> Iterator[Finding]:
+    """Check that the code of a model may run and that its files exist.
 
     Args:
-        place: the key that names the model.
-        allowed: `model.trust_remote_code`.
-        commit: of the hub, where the folder is a snapshot of one.
+        folder: The model.
+        key: The key that names the model.
+        allowed: The value of `model.trust_remote_code`.
+        commit: The hub's commit, if the folder is a snapshot of one.
     """
     files = code(folder)
     if not files:
         return
     if not allowed:
-        pin = f", and pin what you have read: {place}.revision={commit}" if commit else ""
+        pin = f", and pin what you have read: {key}.revision={commit}" if commit else ""
         remedy = f"Read it. If you trust it, set model.trust_remote_code=true{pin}"
-        yield error("remote-code", place, refusal(folder, files), remedy)
+        yield error("remote-code", key, refusal(folder, files), remedy)
         return
     if abroad := [f for f in files if OF in f]:
-        message = f"its code is in another repository ({some(abroad)}), of which no revision can be named"
+        message = f"its code is in another repository ({some(abroad)}), whose revision cannot be pinned"
         remedy = (
-            f"Copy these files into {folder}, and take the repository's name and `--` out of `auto_map` "
+            f"Copy these files into {folder}, and remove the repository's name and `--` from `auto_map` "
             "in its JSON files."
         )
-        yield error("remote-code", place, message, remedy)
+        yield error("remote-code", key, message, remedy)
     elif gone := [f for f in files if not (folder / f).is_file()]:
-        message = f"{folder} lacks {some(gone)}, which its configuration names as its code"
-        yield error("missing-file", place, message, "Copy or fetch it again.")
+        message = f"{folder} lacks {some(gone)}, although its configuration names them as its code"
+        yield error("missing-file", key, message, "Copy or fetch it again.")
     else:
-        yield note("remote-code", place, f"runs Python code that comes with it: {some(files)}")
+        yield note("remote-code", key, f"runs Python code that comes with it: {some(files)}")
 
 
 def check_needed(folders: Iterable[Path]) -> Iterator[Finding]:
-    """Whether any of the models that a run loads has code that could be allowed to run."""
+    """Check that at least one of the models has code that `model.trust_remote_code` allows to run."""
     if not any(code(folder) for folder in folders):
-        message = "it has no effect, for transformers has code of its own for all of these models"
+        message = "it has no effect because transformers has code of its own for all of these models"
         yield error("no-effect", "model.trust_remote_code", message, "Leave it out.")

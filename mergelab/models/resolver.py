@@ -1,4 +1,4 @@
-"""From what a configuration names to folders on this disk: paths, the hub's cache, the tiny family."""
+"""Find the models that a configuration names: local paths, the hub's cache, the tiny family."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ ZOO = "zoo:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 Zoo = Callable[[str], Path]
-"""The folder of a role of the tiny family, which it may have to build; LookupError for others."""
+"""Returns the folder of a role of the tiny family, training it if needed. LookupError for other roles."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One model that takes part, and where it was found."""
+    """One model of a run, and where it was found."""
 
     name: str
     """`base` or the expert's name."""
-    place: str
+    key: str
     """The key that names it."""
     path: str
     """As configured."""
     revision: str | None = None
     folder: Path | None = None
-    """Where it lies, None if it is not here."""
+    """Where it is, or None if it is not on this machine."""
     adapter: Path | None = None
     commit: str | None = None
-    """The hub's commit, where the folder is a snapshot of one."""
+    """The hub's commit, if the folder is a snapshot of one."""
 
     @property
     def reference(self) -> str:
-        """What mergekit gets: the folder, or the hub id where there is none."""
+        """What mergekit gets: the folder, or the hub id if there is none."""
         if self.folder is None:
             return f"{self.path}@{self.revision}" if self.revision else self.path
         return f"{self.folder}+{self.adapter}" if self.adapter else str(self.folder)
 
     @property
     def label(self) -> str:
-        """How people know it: hub id or configured path, with the start of the commit where known."""
-        at = self.commit or self.revision
-        return f"{self.path}@{at[:12]}" if at else self.path
+        """The name for people: hub id or configured path, with the start of the commit if known."""
+        revision = self.commit or self.revision
+        return f"{self.path}@{revision[:12]}" if revision else self.path
 
     @property
     def parts(self) -> list[Source]:
-        """The model, and its adapter as a source of its own: on the hub they are two repositories."""
+        """The model and its adapter as two sources, because on the hub they are two repositories."""
         main, plus, extra = self.path.partition("+")
         if not plus or os.path.isdir(self.path):  # noqa: PTH112 (never raises)
             return [self]
-        adapter = Source(f"{self.name}'s adapter", self.place, extra, None, self.adapter)
+        adapter = Source(f"{self.name}'s adapter", self.key, extra, None, self.adapter)
         return [replace(self, path=main, adapter=None), adapter]
 
     @property
     def on_hub(self) -> bool:
-        """Whether it is a repository of the hub, whether or not it is on this machine, too."""
+        """Whether it is a repository of the hub, be it on this machine or not."""
         main = self.path.partition("+")[0]
         return not _is_local(main) and HUB_ID.fullmatch(main) is not None
 
@@ -76,37 +76,37 @@ class Source:
 
     @property
     def repair(self) -> str:
-        """What to do where its files are damaged or missing."""
+        """The remedy for damaged or missing files."""
         return f"Fetch it again:\n  {self.download} --force-download" if self.commit else FETCH
 
 
-def locate(name: str, place: str, path: str, revision: str | None, zoo: Zoo) -> tuple[Source, list[Finding]]:
+def locate(name: str, key: str, path: str, revision: str | None, zoo: Zoo) -> tuple[Source, list[Finding]]:
     """Find one model on this machine, without the network.
 
     Args:
         name: `base` or the expert's name.
-        place: the key, for findings.
-        path: the configured path, hub id, `zoo:ROLE`, or one of these with `+ADAPTER`.
-        revision: of a hub id.
-        zoo: the tiny family.
+        key: The key that names it, for findings.
+        path: The configured path, hub id, `zoo:ROLE`, or one of these with `+ADAPTER`.
+        revision: The revision of a hub id.
+        zoo: The tiny family.
     """
     main, plus, extra = path.partition("+")
     if os.path.isdir(path):  # noqa: PTH112 (never raises)
         main, plus, extra = path, "", ""
-    folder, commit, findings = _folder(place, main, revision, zoo)
+    folder, commit, findings = _folder(key, main, revision, zoo)
     adapter = None
     if plus:
-        adapter, _, more = _folder(place, extra, None, zoo, "adapter_config.json")
+        adapter, _, more = _folder(key, extra, None, zoo, "adapter_config.json")
         findings += more
         if adapter is not None:
-            findings += _check_adapter(adapter, place)
+            findings += _check_adapter(adapter, key)
     for f in (folder, adapter):
         if f is not None and re.search(r"[+@]", str(f)):
             findings.append(
                 error(
                     "path",
-                    place,
-                    f"mergekit takes + and @ in a path for adapter and revision: {f}",
+                    key,
+                    f"mergekit reads + and @ in a path as adapter and revision: {f}",
                     "Rename the folder, or link to it under another name.",
                 )
             )
@@ -114,64 +114,64 @@ def locate(name: str, place: str, path: str, revision: str | None, zoo: Zoo) -> 
         findings.append(
             error(
                 "no-effect",
-                place,
-                f"revision '{revision}' has no effect, for {main} is not on the hub",
+                key,
+                f"revision '{revision}' has no effect because {main} is not on the hub",
                 "Leave the revision out.",
             )
         )
-    return Source(name, place, path, revision, folder, adapter, commit), findings
+    return Source(name, key, path, revision, folder, adapter, commit), findings
 
 
-def _check_adapter(adapter: Path, place: str) -> list[Finding]:
+def _check_adapter(adapter: Path, key: str) -> list[Finding]:
     if (adapter / "adapter_model.bin").exists() and not (adapter / "adapter_model.safetensors").exists():
         message = f"{adapter} holds only pickled weights (adapter_model.bin), which can run code"
-        return [error("pickled-adapter", place, message, "Convert them: load with peft and save_pretrained.")]
+        return [error("pickled-adapter", key, message, "Convert them: load with peft and save_pretrained.")]
     wrong = [
         name for name in ("adapter_config.json", "adapter_model.safetensors") if not (adapter / name).exists()
     ]
-    return [error("adapter", place, f"{adapter} has no {name}, so it is no LoRA") for name in wrong[:1]]
+    return [error("adapter", key, f"{adapter} has no {name}, so it is not a LoRA") for name in wrong[:1]]
 
 
 def _is_local(path: str) -> bool:
-    """Whether a path means a folder, and not a hub id."""
+    """Whether a path means a folder rather than a hub id."""
     return (
         path.startswith((ZOO, "/", "./", "../", "~")) or path.count("/") > 1 or os.path.exists(path)  # noqa: PTH110
-    )  # os.path.exists is False, and pathlib's raises, where a name is too long
+    )  # for a name that is too long, os.path.exists returns False where pathlib raises
 
 
 def _folder(
-    place: str, path: str, revision: str | None, zoo: Zoo, file: str = "config.json"
+    key: str, path: str, revision: str | None, zoo: Zoo, file: str = "config.json"
 ) -> tuple[Path | None, str | None, list[Finding]]:
     if path.startswith(ZOO):
         try:
             return zoo(path.removeprefix(ZOO)), None, []
         except LookupError as e:
-            return None, None, [error("role", place, str(e.args[0]))]
+            return None, None, [error("role", key, str(e.args[0]))]
     if _is_local(path):
         folder = Path(os.path.expanduser(path)).resolve()  # noqa: PTH111 (pathlib's raises for ~nobody)
         if not os.path.isdir(folder):  # noqa: PTH112 (as above)
-            what = "is a file, not a model's folder" if os.path.exists(folder) else "is not there"  # noqa: PTH110
-            return None, None, [error("missing", place, f"{folder} {what}")]
+            what = "is a file, not a model folder" if os.path.exists(folder) else "does not exist"  # noqa: PTH110
+            return None, None, [error("missing", key, f"{folder} {what}")]
         if not os.access(folder, os.R_OK | os.X_OK):
-            return None, None, [error("unreadable", place, f"no permission to read {folder}")]
+            return None, None, [error("unreadable", key, f"no permission to read {folder}")]
         return folder, None, []
     if not HUB_ID.fullmatch(path):
         return (
             None,
             None,
-            [error("path", place, f"'{path}' is neither a folder nor a hub id such as Qwen/Qwen2.5-7B")],
+            [error("path", key, f"'{path}' is neither a folder nor a hub id such as Qwen/Qwen2.5-7B")],
         )
     snapshot = _snapshot(path, revision, file)
     return snapshot, snapshot.name if snapshot else None, []
 
 
 def _snapshot(repo: str, revision: str | None, file: str) -> Path | None:
-    """The folder of a repository in the hub's cache, or None. It has `file`, but may be incomplete."""
+    """The folder of a repository in the hub's cache, or None. It has `file`, but may lack others."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         found = try_to_load_from_cache(repo, file, revision=revision)
     except HFValidationError:
-        return None  # such as a name with two dots in a row: the hub has none of these
+        return None  # for example two dots in a row, which no name on the hub has
     return Path(found).parent if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""A tokenizer as its files describe it: which id means which token, and how text becomes ids."""
+"""A tokenizer as its files describe it: the token of each id, and how text is tokenized."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ class Tokenizer:
     """The part of a tokenizer that can be compared with another's."""
 
     file: str
-    """The file that it comes from."""
+    """The file it was read from."""
     vocab: Mapping[str, int]
-    """Id by token; empty where the file is not one that can be read without its library."""
+    """Id by token; empty if the file can only be read with its own library."""
     digest: str
-    """sha256 of the vocabulary, the merges and everything else that makes ids of text."""
+    """sha256 of the vocabulary, the merges and everything else that affects tokenization."""
     chat_template: str | None
 
 
-def read(folder: Path, place: str, remedy: str) -> tuple[Tokenizer | None, list[Finding]]:
-    """The tokenizer in a model folder, None where there is none, and what is wrong with its files.
+def read(folder: Path, key: str, remedy: str) -> tuple[Tokenizer | None, list[Finding]]:
+    """The tokenizer in a model folder, or None, and what is wrong with its files.
 
     Args:
-        place: how findings call the model.
-        remedy: how to get sound files.
+        folder: The model.
+        key: The model's key in the configuration, for findings.
+        remedy: What to do about damaged files.
     """
-    template, findings = _chat_template(folder, place, remedy)
+    template, findings = _chat_template(folder, key, remedy)
     for name, reader in _READERS.items():
         path = folder / name
         if not path.exists():
@@ -41,11 +42,11 @@ def read(folder: Path, place: str, remedy: str) -> tuple[Tokenizer | None, list[
         try:
             vocab, digest = reader(path)
         except json.JSONDecodeError as e:
-            findings.append(error("corrupt", place, f"{path} is not JSON (line {e.lineno}: {e.msg})", remedy))
+            findings.append(error("corrupt", key, f"{path} is not JSON (line {e.lineno}: {e.msg})", remedy))
         except OSError as e:
-            findings.append(error("unreadable", place, f"cannot read {path}: {reason(e)}"))
+            findings.append(error("unreadable", key, f"cannot read {path}: {reason(e)}"))
         except (AttributeError, KeyError, TypeError, ValueError):
-            findings.append(error("corrupt", place, f"{path} is not a tokenizer's", remedy))
+            findings.append(error("corrupt", key, f"{path} does not describe a tokenizer", remedy))
         else:
             return Tokenizer(name, vocab, digest, template), findings
         return Tokenizer(name, {}, "", template), findings
@@ -58,7 +59,7 @@ def _fast(path: Path) -> tuple[dict[str, int], str]:
     raw = model["vocab"]
     vocab = dict(raw) if isinstance(raw, dict) else {entry[0]: i for i, entry in enumerate(raw)}
     vocab |= {t["content"]: int(t["id"]) for t in content.get("added_tokens") or []}
-    # Merges are pairs or, as older software wrote them, pairs with a space between.
+    # Merges are pairs or, as older software wrote them, texts with a space between.
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     return vocab, _digest(vocab, merges, content.get("normalizer"), content.get("pre_tokenizer"))
 
@@ -83,34 +84,37 @@ def _digest(vocab: Mapping[str, int], *rest: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _chat_template(folder: Path, place: str, remedy: str) -> tuple[str | None, list[Finding]]:
+def _chat_template(folder: Path, key: str, remedy: str) -> tuple[str | None, list[Finding]]:
     jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if jinja.exists():
         try:
             return jinja.read_text(encoding="utf-8"), []
         except (OSError, UnicodeDecodeError) as e:
-            return None, [error("unreadable", place, f"cannot read {jinja}: {reason(e)}")]
+            return None, [error("unreadable", key, f"cannot read {jinja}: {reason(e)}")]
     if not config.exists():
         return None, []
-    content, findings = load_json(config, place, remedy)
+    content, findings = load_json(config, key, remedy)
     template = content.get("chat_template") if isinstance(content, dict) else None
     return (template if isinstance(template, str) else None), findings
 
 
-def compare(ours: Tokenizer, theirs: Tokenizer, place: str, whose: str) -> Iterator[Finding]:
-    """Findings of an expert's tokenizer beside the one that the output gets.
+def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> Iterator[Finding]:
+    """Compare an expert's tokenizer with the one that the merged model gets.
 
     Args:
-        whose: the other model as a possessive, such as `the base's`.
+        ours: The expert's tokenizer.
+        theirs: The tokenizer of the merged model.
+        key: The expert's key in the configuration, for findings.
+        possessive: The owner of the other tokenizer, such as `the base's`.
     """
     if ours.digest == theirs.digest or not (ours.digest and theirs.digest):
         return
     if bool(ours.vocab) != bool(theirs.vocab):
         yield warning(
             "tokenizer-files",
-            place,
-            f"its tokenizer is a {ours.file}, {whose} a {theirs.file}: they cannot be compared",
-            "See to it that ids mean the same tokens.",
+            key,
+            f"its tokenizer is a {ours.file}, {possessive} is a {theirs.file}: they cannot be compared",
+            "Make sure that equal ids mean equal tokens.",
         )
         return
     by_id: dict[int, list[str]] = {}
@@ -119,12 +123,12 @@ def compare(ours: Tokenizer, theirs: Tokenizer, place: str, whose: str) -> Itera
     moved = [(t, i) for t, i in ours.vocab.items() if t not in by_id.get(i, [t])]
     if moved or not ours.vocab:
         token, i = moved[0] if moved else ("", 0)
-        shown = f": id {i} is {token!r} here and {by_id[i][0]!r} there" if moved else ""
+        shown = f": id {i} is {token!r} here, and {by_id[i][0]!r} in the other" if moved else ""
         yield error(
             "tokenizer",
-            place,
-            f"its tokenizer is not {whose}, {f'{len(moved):,}' if moved else 'some'} ids mean something "
-            f"else{shown}",
+            key,
+            f"its tokenizer differs from {possessive}: {f'{len(moved):,}' if moved else 'some'} ids "
+            f"mean other tokens{shown}",
             "Set model.tokenizer=union to let mergekit fit the embeddings, or use another expert.",
         )
         return
@@ -134,14 +138,14 @@ def compare(ours: Tokenizer, theirs: Tokenizer, place: str, whose: str) -> Itera
         parts += [f"lacks {some(gone)}"] if gone else []
         yield warning(
             "added-tokens",
-            place,
-            f"beside {whose} tokenizer, its own {' and '.join(parts)}",
-            f"The output gets {whose} tokenizer.",
+            key,
+            f"compared with {possessive} tokenizer, its own {' and '.join(parts)}",
+            f"The output gets {possessive} tokenizer.",
         )
         return
     yield warning(
         "tokenizer-rules",
-        place,
-        f"its tokenizer has {whose} vocabulary, but other rules to split text",
-        f"The output gets {whose} tokenizer.",
+        key,
+        f"its tokenizer has {possessive} vocabulary, but splits text by other rules",
+        f"The output gets {possessive} tokenizer.",
     )

@@ -108,7 +108,7 @@ class CandidateEvaluator:
         if self._asked is None:
             self._asked = resolve_inputs.find(run, lambda role: context.family(run).checkpoint(role))
             self._facts = {
-                s.name: checkpoint.read(node_local_cache.copy_of(s.folder), s.place)
+                s.name: checkpoint.read(node_local_cache.copy_of(s.folder), s.key)
                 for s in self._asked.sources
                 if s.folder
             }

@@ -109,9 +109,7 @@ def examine(
     asked = resolve_inputs.find(run, zoo)
     pickled = value_checks.pickled_allowed(run)
     facts = {
-        s.name: checkpoint.read(s.folder, s.place, s.repair, pickled=pickled)
-        for s in asked.sources
-        if s.folder
+        s.name: checkpoint.read(s.folder, s.key, s.repair, pickled=pickled) for s in asked.sources if s.folder
     }
     assumed = _assumed(run)
     findings = [*more, *value_checks.check(run, typed, missing_severity), *asked.findings]
@@ -187,22 +185,20 @@ def _check_models(
         sliced = not asked.file.get("models") and not recipes.is_mixture(asked.file)
     measured = run.eval.kind != "none" and run.eval.baselines and "check" not in run.job.steps
     present = [s for s in asked.sources if s.name in facts]
-    reference, whose = _reference(asked, facts, assumed)
+    reference, possessive = _reference(asked, facts, assumed)
     if run.model.trust_remote_code and len(present) == len(asked.sources) and run.evaluate.path is None:
         yield from remote_code.check_needed(s.folder for s in present if s.folder)
     for s in present:
         own = facts[s.name]
         yield from own.findings
-        yield from compatibility.check_complete(own, s.place, s.repair)
-        yield from remote_code.check(
-            own.folder, s.place, allowed=run.model.trust_remote_code, commit=s.commit
-        )
-        yield from evaluation_checks.check_model(run, own, s.place)
+        yield from compatibility.check_complete(own, s.key, s.repair)
+        yield from remote_code.check(own.folder, s.key, allowed=run.model.trust_remote_code, commit=s.commit)
+        yield from evaluation_checks.check_model(run, own, s.key)
         yield from adapters.check(s, own)
         if own.config and not own.has_tokenizer:
             yield _no_tokenizer(s, own, lends=s.name == asked.config_source, measured=measured)
         if reference and reference is not own:
-            for f in compatibility.compare(reference, own, s.place, whose=whose, fitted=fitted):
+            for f in compatibility.compare(reference, own, s.key, possessive=possessive, fitted=fitted):
                 if not (sliced and f.code == "layers"):
                     yield f
 
@@ -222,11 +218,11 @@ def _no_tokenizer(s: Source, own: ModelMetadata, *, lends: bool, measured: bool)
     message = f"{own.folder} has no tokenizer"
     if lends:
         remedy = "Copy the tokenizer's files (tokenizer.json, tokenizer_config.json) into it."
-        return error("no-tokenizer", s.place, f"{message}, and the merged model gets this one's", remedy)
+        return error("no-tokenizer", s.key, f"{message}, and the merged model gets this one's", remedy)
     if measured:
         remedy = "Copy the base's tokenizer files into it, or set eval.baselines=false."
-        return error("no-tokenizer", s.place, f"{message}, so it cannot be measured", remedy)
-    return warning("no-tokenizer", s.place, f"{message}, so it cannot be compared with the others'")
+        return error("no-tokenizer", s.key, f"{message}, so it cannot be measured", remedy)
+    return warning("no-tokenizer", s.key, f"{message}, so it cannot be compared with the others'")
 
 
 def _task_memory(run: Run) -> int | None:

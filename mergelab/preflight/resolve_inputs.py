@@ -95,10 +95,10 @@ def _no_role(run: Run, name: str) -> Finding:
 def _duplicates(sources: list[Source]) -> Iterator[Finding]:
     seen: dict[str, str] = {}
     for s in sources:
-        first = seen.setdefault(s.reference, s.place)
-        if first != s.place:
+        first = seen.setdefault(s.reference, s.key)
+        if first != s.key:
             message = f"{s.label} takes part already, as {first}"
-            yield error("duplicate", s.place, message, f"Leave one out: '~{s.place}'")
+            yield error("duplicate", s.key, message, f"Leave one out: '~{s.key}'")
 
 
 def _of_file(run: Run, zoo: Zoo) -> Inputs:

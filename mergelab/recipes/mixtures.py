@@ -238,7 +238,7 @@ def check(
         if s.adapter:
             message = "a mixture is built of whole models, and this is one with an adapter"
             yield error(
-                "adapter", s.place, message, "Merge the two first: method=passthrough with this expert alone."
+                "adapter", s.key, message, "Merge the two first: method=passthrough with this expert alone."
             )
 
 

@@ -113,7 +113,7 @@ def _tell_pins(run: Run, models: list[Model]) -> None:
         if m.wanted is None or m.adapter or len(m.source.revision or "") == COMMIT:
             continue
         file, commit = resolve_inputs.reads_file(run), m.wanted.of.commit
-        pins.append(f"{m.source.path}@{commit}" if file else f"{m.source.place}.revision={commit}")
+        pins.append(f"{m.source.path}@{commit}" if file else f"{m.source.key}.revision={commit}")
     if pins:
         terminal.aside("What the hub has under a name may change. To have these very models again:")
     for pin in pins:

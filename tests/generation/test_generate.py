@@ -452,7 +452,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "not there": (
         ["generate.path=/nowhere", "experts.math.path=/nowhere", "experts.code.path=/nor/here",
          "generate.models=[merged,base,math]", prompts("1")],
-        ["generate.path: /nowhere is no folder", "experts.math: /nowhere is not there"],
+        ["generate.path: /nowhere is no folder", "experts.math: /nowhere does not exist"],
     ),
     "too long": (
         [prompts("1", *(str(n) * 64 for n in range(9))), "generate.models=[base,math]"],
@@ -556,7 +556,7 @@ def test_damaged_models_are_refused(mergelab: Command, changed: Any, tmp_path: P
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     damaged, without = refuse(mergelab, ["job=generate", f"generate.path={folder}", prompts("1")], tmp_path)
-    assert damaged.startswith(f"generate.path: {weights} is damaged or was cut short")
+    assert damaged.startswith(f"generate.path: {weights} is damaged or truncated")
     assert without == f"generate.path: {folder} has no tokenizer"
 
 

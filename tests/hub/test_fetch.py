@@ -169,7 +169,7 @@ def test_everything_that_is_refused_is_told_before_anything_comes(hub: Hub, term
         "experts.gated: org/gated is gated, and this login has no access Accept the licence on the model's "
         "page at the hub, then `hf auth login`",
         "experts.private, experts.missing: there is no such folder, and the hub has no org/private, "
-        "org/missing, or keeps it private",
+        "org/missing, or it is private",
         "experts.lora: org/lora@", "has no config.json, so it is no model It is a LoRA: name it after",
         "experts.math: org/base has no revision 'v9'",
     ]  # fmt: skip
@@ -206,7 +206,7 @@ def test_a_disk_that_is_too_small(hub: Hub, terminal: Terminal) -> None:
 def test_no_hub(hub: Hub, terminal: Terminal) -> None:
     hub.add("org/base", {"config.json": b"{}", "model.safetensors": b"x"})
     told = terminal.run(*FETCH, *ALONE, HF_HUB_OFFLINE="1")
-    assert told.status == 2 and "HF_HUB_OFFLINE forbids to ask the hub: org/base" in told.err
+    assert told.status == 2 and "HF_HUB_OFFLINE forbids asking the hub: org/base" in told.err
     assert hub.asked == []
     away = terminal.run(*FETCH, *ALONE, HF_ENDPOINT="http://127.0.0.1:9")
     assert away.status == 2 and "the hub does not answer: org/base" in away.err

@@ -110,11 +110,11 @@ FIVE = [
 ]  # fmt: skip
 
 REASONS = [
-    "model.base: not on this machine yet: org/there Fetch first, all at once by the same command with "
+    "model.base: not on this machine yet: org/there Fetch first: run the same command with "
     f"job=fetch, or: hf download org/there --revision {COMMIT}",
     "experts.math: org/gated is gated, and this login has no access Accept the licence on the model's page "
     "at the hub, then `hf auth login`, and: hf download org/gated",
-    "experts.code: there is no such folder, and the hub has no org/missing, or keeps it private Check the",
+    "experts.code: there is no such folder, and the hub has no org/missing, or it is private Check the",
     "experts.japanese: org/there has no revision 'v9'",
     "experts.general: not on this machine, and the hub answers with HTTP 503: org/broken",
 ]
@@ -167,7 +167,7 @@ def test_no_hub_at_all(command: Callable[..., Done]) -> None:
 def test_told_to_stay_offline(hub: Hub, command: Callable[..., Done]) -> None:
     done = command(hub.url, "model=qwen0_5b", "experts=math_code", HF_HUB_OFFLINE="1")
     assert done.status == 2
-    assert "HF_HUB_OFFLINE forbids to ask the hub: Qwen/Qwen2.5-0.5B" in done.err
+    assert "HF_HUB_OFFLINE forbids asking the hub: Qwen/Qwen2.5-0.5B" in done.err
     assert hub.asked == []
 
 
@@ -233,6 +233,6 @@ def test_a_snapshot_with_a_missing_shard(mergelab: Command, cache: Path) -> None
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     out = mergelab(*CACHED)
     assert out.status == 2
-    assert "model-00002-of-00002.safetensors is not there, but the index names it" in out.err
+    assert "model-00002-of-00002.safetensors does not exist, but the index names it" in out.err
     assert "hf download org/math --force-download" in out.err
     assert out.err.count("✗") == 1

@@ -551,7 +551,7 @@ def findings(base: Path, adapter: Path) -> list[str]:
         (lose("adapter_model.safetensors"), "has no adapter_model.safetensors"),
         (lose("adapter_config.json"), "has no adapter_config.json"),
         (pickle, "holds only pickled weights (adapter_model.bin)"),
-        (cut, "is damaged or was cut short"),
+        (cut, "is damaged or truncated"),
         (untyped, "names no peft_type"),
         (garbled, "is not JSON"),
         (deepen, "adapts model.layers.7.mlp.down_proj, model.layers.7.self_attn.q_proj, which"),
@@ -588,7 +588,7 @@ def test_an_adapter_that_was_made_for_another_model(
 ) -> None:
     base, expert = pairs()
     adapter = trained(expert)
-    words = f"says that it was made for {expert}, and is put on {base}"
+    words = f"was made for {expert}, but is used with {base}"
     (found,) = findings(base, adapter)
     assert found.startswith("warning: ") and words in found
     alone = ["experts=single_math", "method=linear", "eval=none", f"model.base.path={base}", "job=plan"]

@@ -130,7 +130,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "cut short": (
         lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-9]) and None,
-        "model.safetensors is damaged or was cut short",
+        "model.safetensors is damaged or truncated",
     ),
     "weights gone": (lambda m: (m / "model.safetensors").unlink(), "no model.safetensors"),
     "template that is none": (

@@ -118,7 +118,7 @@ def test_code_of_a_model_is_refused_by_name_and_does_not_run(
     assert errors[1].startswith(
         f"experts.math: {strange['math']} is loaded by Python code that comes with it"
     )
-    for word in (*FILES, "whatever you can do", TRUSTED):
+    for word in (*FILES, "everything that you can do", TRUSTED):
         assert word in errors[1]
     with pytest.raises(StepError, match=r"runs only with model\.trust_remote_code=true"):
         load(strange["base"], Hardware())
@@ -205,7 +205,9 @@ def test_where_transformers_has_the_architecture_its_own_code_is_used_in_silence
     needless = mergelab(*strange.arguments(TRUSTED))
     assert needless.status == 2
     (error,) = told(needless)
-    assert error.startswith("model.trust_remote_code: it has no effect, for transformers has code of its own")
+    assert error.startswith(
+        "model.trust_remote_code: it has no effect because transformers has code of its own"
+    )
     assert ran() == set()
 
 
@@ -222,7 +224,7 @@ def name_another_repository(m: Models) -> None:
     [
         (lose_a_file, ["experts.math: ", "lacks extras_strange.py", "Copy or fetch it again"]),
         (name_another_repository,
-         ["experts.math: ", "configuration_far.py of someone/else", "no revision can be named", "auto_map"]),
+         ["experts.math: ", "configuration_far.py of someone/else", "whose revision cannot be pinned", "auto_map"]),
     ],
     ids=["missing", "elsewhere"],
 )  # fmt: skip
@@ -349,7 +351,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
     to_pickle(models, "math", legacy=legacy, extra=Evil(mark))
     (error,) = refuse(mergelab, models.arguments("allow=[pickled]"), tmp_path)
     assert "experts.math: " in error
-    assert f"{models['math']}/pytorch_model.bin is refused: it would call posix.system" in error
+    assert f"{models['math']}/pytorch_model.bin is refused: reading it would call posix.system" in error
     with pytest.raises(StepError, match="damaged, or hold more than weights"):
         load(models["math"], Hardware())
     assert not mark.exists()
@@ -382,11 +384,11 @@ def to_nest(m: Models) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (cut, "it is damaged, was cut short, or never was a file of weights"),
-        (to_text, "it is damaged, was cut short, or never was a file of weights"),
-        (to_nest, "it holds 'state_dict' of type dict, which is no tensor"),
-        (lambda m: to_pickle(m, "math", step=3), "it holds 'step' of type int, which is no tensor"),
-        (lose_shard, "pytorch_model-00002-of-00002.bin is not there, but the index names it"),
+        (cut, "it is damaged, truncated, or not a file of weights"),
+        (to_text, "it is damaged, truncated, or not a file of weights"),
+        (to_nest, "it holds 'state_dict' of type dict, which is not a tensor"),
+        (lambda m: to_pickle(m, "math", step=3), "it holds 'step' of type int, which is not a tensor"),
+        (lose_shard, "pytorch_model-00002-of-00002.bin does not exist, but the index names it"),
     ],
     ids=["cut short", "no pickle", "nested", "more than tensors", "missing shard"],
 )
