@@ -20,9 +20,10 @@ from rich.console import Console
 
 from mergelab import composition, execution
 from mergelab.composition import compose
-from mergelab.core import offline
 from mergelab.core.errors import InputError
 from mergelab.core.run_dir import find_model, write_text
+from mergelab.jobs import offline, steps_of
+from mergelab.jobs.step import merges
 from mergelab.report import terminal
 from mergelab.result import Result, Score
 from mergelab.schema import Evaluation, Job, Run
@@ -48,14 +49,14 @@ def plan(run: Run, folder: AnyPath | None = None) -> Plan:
     """
     from mergelab import context
 
-    looking = "plan" in run.job.steps
+    elsewhere = any(s.elsewhere for s in steps_of(run))
     place = execution.model_folder(run, _folder(folder, "outputs"))
     with offline.where_local(run), terminal.shown_on(False):
         return context.plan_of(
             run,
             place,
-            merges=looking or "merge" in run.job.steps,
-            missing_severity="warning" if looking else "error",
+            merges=elsewhere or merges(run),
+            missing_severity="warning" if elsewhere else "error",
         )
 
 

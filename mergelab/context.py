@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
-from mergelab import evaluation, preflight, steps, zoo
+from mergelab import evaluation, preflight, zoo
 from mergelab.core import cache_dir, hashing
 from mergelab.core.errors import InputError, StepError, one_line
 from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors
 from mergelab.core.machine import existing
 from mergelab.core.run_dir import RunDir, write_json, write_text
+from mergelab.jobs.step import steps_of, wrong_steps
 from mergelab.merging import resume
 from mergelab.preflight import value_checks
 from mergelab.recipes import recipe as recipes
@@ -137,15 +137,13 @@ def tasks_folder(run: Run, progress: zoo.Progress | None = None) -> Path | None:
 
 
 def other_findings(run: Run, progress: zoo.Progress | None = None) -> list[Finding]:
-    """What evaluation, tracking and the steps themselves have to say before anything starts. A step's
-    module may have a function `problems(run)`: pairs of a key and what is wrong with its value."""
+    """What evaluation, tracking and the steps themselves have to say before anything starts."""
     tasks = tasks_folder(run, progress) if run.eval.kind in ("skills", "tasks") else None
     problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracker.problems(run.tracking)]
-    if reason := steps.wrong_steps(run.job.steps):
+    if reason := wrong_steps(run.job.steps):
         problems.append(("job.steps", reason))
-    for name in (s for s in run.job.steps if s in steps.STEPS):
-        problems += getattr(import_module(f"mergelab.steps.{name}"), "problems", lambda run: ())(run)
-    return [error("setting", key, message) for key, message in problems]
+    found = [error("setting", key, message) for key, message in problems]
+    return found + [f for step in steps_of(run) for f in step.findings(run)]
 
 
 def check_settings(run: Run, run_dir: RunDir) -> None:

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergelab import __version__, composition
-from mergelab.core import offline, run_log
+from mergelab.core import run_log
 from mergelab.core.errors import InputError, MergelabError, one_line
 from mergelab.core.run_dir import RunDir, refuse_finished, short_path
+from mergelab.jobs import offline, steps_of
+from mergelab.jobs.run_job import run_job
 from mergelab.report import terminal
 from mergelab.result import Result
 from mergelab.schema import Run
@@ -48,7 +50,8 @@ def model_folder(run: Run, folder: Path) -> Path:
 
 
 def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result:
-    """Run the job's steps in a folder, whatever of it is there already being left alone.
+    """Run the job's steps in a folder, whatever of it is there already being left alone. A job whose steps
+    keep no folder gets none.
 
     Args:
         run: with the composition that it comes from.
@@ -59,6 +62,11 @@ def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result
         StepError: when a step cannot be finished.
         KeyboardInterrupt: result.json then says how far it came.
     """
+    steps = steps_of(run)
+    if steps and not any(s.keeps_folder for s in steps):
+        for step in steps:
+            step.execute(run, RunDir(folder, folder / "model"))
+        return Result({"status": "done"})
     refuse_finished(folder)  # before anything is written into it, if only to its log
     with exclusively(), run_log.written(folder / run_log.NAME), offline.where_local(run):
         try:
@@ -87,8 +95,6 @@ def _execute(run: Run, folder: Path, save_composition: bool) -> None:
     log.info("command: %s", command)
     log.info("mergelab %s, Python %s on %s", __version__, platform.python_version(), platform.node())
     log.info("executable: %s", sys.executable)
-    from mergelab.steps import run_job
-
     with run_dir.lock():
         about = {"choices": choices, "overrides": run.overrides, "command": command, "seed": run.seed}
         run_dir.begin(about)

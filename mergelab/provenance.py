@@ -15,6 +15,7 @@ from mergelab.context import SPLITS, hashes
 from mergelab.core import hashing
 from mergelab.core.run_dir import RunDir, read_json
 from mergelab.evaluation.cache import packages
+from mergelab.jobs.step import merges as makes_model
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
 
@@ -25,7 +26,7 @@ SCORE_SETTINGS = ("num_fewshot", "limit", "chat_template", "max_length", "batch_
 
 def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
     """Record inputs, versions, method and key; reads inputs that are no hub snapshots once."""
-    merges = "merge" in run.job.steps
+    merges = makes_model(run)
     recipe = yaml.safe_load(run_dir.recipe.read_text(encoding="utf-8")) if merges else None
     inputs = [_input(m, progress) for m in read_json(run_dir.plan)["models"]]
     versions = {"mergelab": __version__, "python": platform.python_version()}

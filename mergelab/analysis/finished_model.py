@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mergelab import evaluation
 from mergelab.context import evaluator, family, hashes, on_this_machine
 from mergelab.core import hashing
 from mergelab.core.errors import StepError
+from mergelab.core.findings import Finding, error
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_memo, write_text
 from mergelab.evaluation import perplexity
 from mergelab.models import checkpoint
@@ -48,20 +50,18 @@ def check_finished_model(run: Run, run_dir: RunDir) -> str:
     return summary(report)
 
 
-def problems(run: Run) -> list[tuple[str, str]]:
+def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with check.path and check.text."""
-    out = []
     if run.check.path is not None:
         try:
             find_model(run.check.path)
         except LookupError as e:
-            out.append(("check.path", str(e.args[0])))
+            yield error("setting", "check.path", str(e.args[0]))
     if run.check.text is not None:
         try:
             perplexity.documents(Path(run.check.text).expanduser())
         except StepError as e:
-            out.append(("check.text", str(e)))
-    return out
+            yield error("setting", "check.text", str(e))
 
 
 def parents(run: Run, folder: Path) -> dict[str, Path]:

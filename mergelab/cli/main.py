@@ -24,16 +24,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import __version__, composition, execution
 from mergelab.composition import CONF, typed
-from mergelab.core import offline
 from mergelab.core.errors import INTERRUPTED, InputError, MergelabError
+from mergelab.jobs import offline, steps_of
+from mergelab.jobs.step import merges, named
 from mergelab.optimization.sweeper import SearchSweeper
 from mergelab.schema import Run
 from mergelab.slurm import on_node
 from mergelab.slurm.launcher import ENV_IN_TASK, SlurmArrayLauncher, folder_named, is_grid, same_cluster
 from mergelab.slurm.launcher import NAME as SLURM
-
-HERE = {"plan", "check", "fetch", "publish"}
-"""Steps that are done where they are asked for, on a cluster's login node, whatever the hardware."""
 
 
 class _CommandFinished(SystemExit):
@@ -80,11 +78,13 @@ class Hooks:
         from mergelab.core.run_dir import refuse_finished
 
         try:
-            _watch_if_asked(config)
+            _run_without_folder(config)
             refuse_finished(Path(config.hydra.run.dir))
             if config.search.name != "none":
                 raise InputError(f"search={config.search.name} is for many runs: add -m")
-            if config.hardware.slurm is not None and not set(config.job.steps) <= HERE:
+            if config.hardware.slurm is not None and not all(
+                s.on_login_node for s in named(config.job.steps)
+            ):
                 raise InputError(f"hardware={config.hydra.runtime.choices.hardware} is a cluster: add -m")
         except InputError as e:
             raise _CommandFinished(_tell(e)) from None
@@ -92,7 +92,7 @@ class Hooks:
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Preflight every run of a grid, so that none starts where one is invalid."""
         try:
-            _watch_if_asked(config)
+            _run_without_folder(config)
         except InputError as e:
             raise _CommandFinished(_tell(e)) from None
         if not is_grid(config):
@@ -143,12 +143,11 @@ class Hooks:
         raise AttributeError(name)
 
 
-def _watch_if_asked(config: DictConfig) -> None:
-    """job=monitor looks on, and leaves nothing behind: not even a folder of Hydra's."""
-    if config.job.name == "monitor":
-        from mergelab.monitor.render import watch
-
-        watch(typed(config, config).monitor)
+def _run_without_folder(config: DictConfig) -> None:
+    """Run a job that keeps no folder, such as monitor, before Hydra makes one."""
+    steps = named(config.job.steps)
+    if steps and not any(s.keeps_folder for s in steps):
+        execution.execute(typed(config, config), Path(config.hydra.run.dir).resolve())
         raise _CommandFinished(0)
 
 
@@ -157,7 +156,7 @@ def _check_cluster(config: DictConfig, runs: list[Run]) -> None:
     were begun by an earlier command, if they were."""
     from mergelab.slurm import dry_run, resume
 
-    if all(set(r.job.steps) <= HERE for r in runs):
+    if all(s.on_login_node for r in runs for s in steps_of(r)):
         raise InputError(f"job={runs[0].job.name}: it is done on this machine: leave out -m")
     same_cluster(runs)
     hardware = runs[0].hardware
@@ -185,10 +184,10 @@ def _problems(run: Run, folder: Path) -> list[str]:
     """What preflight has against one run of a sweep that would work in `folder`."""
     from mergelab.context import plan_of
 
-    if "preflight" not in run.job.steps:
+    if not any(s.examines for s in steps_of(run)):
         return []
     with offline.where_local(run):
-        plan = plan_of(run, execution.model_folder(run, folder), merges="merge" in run.job.steps)
+        plan = plan_of(run, execution.model_folder(run, folder), merges=merges(run))
     return [f.text() for f in plan.errors]
 
 

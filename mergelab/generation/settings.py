@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mergelab.core.errors import InputError
+from mergelab.core.findings import Finding, error
 from mergelab.generation import prompts
 from mergelab.schema import Generate
 
@@ -16,10 +17,10 @@ MERGED = "merged"
 GREEDY = "it has no effect, for generate.temperature=0 always takes the likeliest token"
 
 
-def problems(g: Generate) -> Iterator[tuple[str, str]]:
-    """Pairs of a key and what is wrong with its value. Reads the file of prompts."""
+def findings(g: Generate) -> Iterator[Finding]:
+    """What is wrong with the values. Reads the file of prompts."""
     for key, wrong in (*_ranges(g), *_asked(g), *_without_effect(g)):
-        yield f"generate.{key}", wrong
+        yield error("setting", f"generate.{key}", wrong)
 
 
 def _ranges(g: Generate) -> Iterator[tuple[str, str]]:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mergelab import __version__, context, evaluation
-from mergelab.core import cache_dir, hashing, heartbeat, offline, run_log
+from mergelab.core import cache_dir, hashing, heartbeat, run_log
 from mergelab.core.errors import InputError, InputErrors, StepError, did_you_mean
 from mergelab.core.findings import MAY_PASS, stop_on_errors
 from mergelab.core.run_dir import RunDir, read_memo, short_path, write_json
 from mergelab.core.sizes import format_size
 from mergelab.evaluation.task_hash import definition
+from mergelab.jobs import offline
+from mergelab.jobs.step import merges
 from mergelab.methods import registry
 from mergelab.optimization import candidate_evaluator, controller_job, optimizer, search_space, space_grammar
 from mergelab.optimization.controller import Setup, evolve
@@ -301,7 +303,7 @@ def _check_settings(run: Run, looking: bool) -> None:
     elif run.method.name == MIXTURE:
         told = "search: method=moe merges nothing, so there are no weights to evolve"
         wrong.append(f"{told}\nCompare mixtures: -m method.parameters.gate_mode=hidden,cheap_embed")
-    if "merge" not in run.job.steps and not looking:
+    if not merges(run) and not looking:
         wrong.append(f"search: job={run.job.name} merges nothing, so there is nothing to evolve")
     h = run.hardware
     live = "a search measures a model in memory, into which each candidate is merged"

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, Severity, error, note
+from mergelab.jobs.step import loads_models, steps_of
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.schema import Run
 
@@ -26,20 +27,12 @@ def check(run: Run) -> Iterator[Finding]:
     yield from _check_quantize(run)
     if run.eval.backend == "vllm" and run.eval.kind != "none":
         yield from _check_vllm(run)
-    yield from _check_live(run)
-
-
-def loads(run: Run) -> bool:
-    """Whether the run's steps measure models, or ask them; those of a plan might."""
-    steps = {*run.job.steps}
-    measured = run.eval.kind != "none" and steps & {"evaluate", "plan"}
-    return bool(measured or steps & {"generate", "analyze"})
 
 
 def _not_installed(run: Run, package: str, key: str, message: str, extra: str) -> Iterator[Finding]:
     """What is needed here, and of a plan elsewhere."""
-    if loads(run) and find_spec(package) is None:
-        severity: Severity = "warning" if "plan" in run.job.steps else "error"
+    if loads_models(run) and find_spec(package) is None:
+        severity: Severity = "warning" if any(s.elsewhere for s in steps_of(run)) else "error"
         yield Finding(severity, "not-installed", key, message, f"pip install 'mergelab[{extra}]'")
 
 
@@ -73,22 +66,10 @@ def _check_vllm(run: Run) -> Iterator[Finding]:
     yield from _not_installed(run, "vllm", key, "vllm is not installed", "vllm")
 
 
-def _check_live(run: Run) -> Iterator[Finding]:
-    """What moves about between models has to have their own numbers, in a model that can be changed."""
-    if "analyze" not in run.job.steps or not run.analyze.landscape:
-        return
-    why = "a landscape is measured on a model in memory whose weights are moved about"
-    for key, value, only in (("hardware.quantize", run.hardware.quantize, "none"),
-                             ("eval.backend", run.eval.backend, "hf")):  # fmt: skip
-        if value != only:
-            remedy = f"Set {key}={only}, or analyze.landscape=false."
-            yield error("setting", key, f"{value} is not possible, for {why}", remedy)
-
-
 def check_model(run: Run, facts: ModelMetadata, place: str) -> Iterator[Finding]:
     """What of a model keeps all its bits although `hardware.quantize` asks for fewer."""
     experts = next((facts.text_config[k] for k in EXPERTS if facts.text_config.get(k)), 0)
-    if run.hardware.quantize != "none" and loads(run) and isinstance(experts, int) and experts > 1:
+    if run.hardware.quantize != "none" and loads_models(run) and isinstance(experts, int) and experts > 1:
         message = (
             f"only its attention is measured in {run.hardware.quantize}: transformers packs the weights "
             "of all experts into one tensor, which is no linear layer"

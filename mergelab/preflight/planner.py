@@ -10,6 +10,7 @@ from typing import Any
 from mergelab.core import dtypes
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
 from mergelab.core.sizes import parse_size
+from mergelab.jobs.step import loads_models
 from mergelab.methods import registry
 from mergelab.models import adapters, architecture, checkpoint, compatibility, hub_access, remote_code
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
@@ -183,7 +184,7 @@ def _check_models(
     if asked.file is not None:
         fitted = any(asked.file.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
         sliced = not asked.file.get("models") and not recipes.is_mixture(asked.file)
-    measured = run.eval.kind != "none" and run.eval.baselines and "check" not in run.job.steps
+    measured = run.eval.kind != "none" and run.eval.baselines and loads_models(run)
     present = [s for s in asked.sources if s.name in facts]
     reference, possessive = _reference(asked, facts, assumed)
     if run.model.trust_remote_code and len(present) == len(asked.sources) and run.evaluate.path is None:

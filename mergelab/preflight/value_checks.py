@@ -11,8 +11,7 @@ from mergelab.core.dtypes import MERGEABLE
 from mergelab.core.errors import did_you_mean, none_of
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, warning
 from mergelab.core.machine import existing
-from mergelab.core.run_dir import find_model
-from mergelab.models import checkpoint, compatibility, remote_code
+from mergelab.jobs.step import unread_settings
 from mergelab.models.resolver import Source
 from mergelab.preflight import engine_selection, evaluation_checks, resources
 from mergelab.preflight.resolve_inputs import reads_file
@@ -28,12 +27,6 @@ RESERVED = (
 )  # fmt: skip
 """Options of sbatch by which we find our jobs and what they have done; nobody else may set them."""
 CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
-
-SECTIONS = {
-    "check": ("check", "verify"), "evaluate": ("evaluate",), "generate": ("generate",), "fetch": ("fetch",),
-    "publish": ("publish",), "extract": ("extract",), "analyze": ("analyze",),
-}  # fmt: skip
-"""The settings of single steps, and the steps that read them."""
 
 DECIDED_BY_FILE = (
     "experts", "method.parameters", "method.base", "model.tokenizer", "model.chat_template", "hardware.dtype",
@@ -75,7 +68,6 @@ def check(run: Run, overrides: Iterable[str], missing_severity: Severity) -> Ite
                 )
                 yield error("setting", key, message, f"There are {', '.join(MAY_PASS)}.")
     yield from _no_effect(run, overrides)
-    yield from _check_finished(run)
 
 
 def _check_cluster(run: Run) -> Iterator[Finding]:
@@ -167,38 +159,9 @@ def _no_effect(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
                 message = f"{p} is set for each expert, not once"
                 remedy = f"Set experts.ROLE.{p}."
                 yield error("scope", f"method.parameters.{p}", message, remedy)
-    for section, steps in SECTIONS.items():
-        if not {*steps} & {*run.job.steps}:
-            own = getattr(run, section)
-            for key, value in vars(own).items():
-                if value != getattr(type(own)(), key):
-                    message = f"job={run.job.name} has no use for it"
-                    yield error("unused", f"{section}.{key}", message, f"Set job={section}.")
-    for key in ("path", "text"):
-        if getattr(run.check, key) is not None and "check" not in run.job.steps:
-            yield error("unused", f"check.{key}", f"job={run.job.name} does not look at it", "Set job=check.")
-    if run.evaluate.path is not None and {"merge", "evaluate"} <= {*run.job.steps}:
-        message = f"job={run.job.name} does not measure it"
-        yield error("unused", "evaluate.path", message, "Set job=evaluate.")
-
-
-def _check_finished(run: Run) -> Iterator[Finding]:
-    """The model that job=evaluate is pointed at."""
-    if run.evaluate.path is None:
-        return
-    key = "evaluate.path"
-    try:
-        folder = find_model(run.evaluate.path)
-    except LookupError as e:
-        yield error("missing", key, str(e.args[0]))
-        return
-    facts = checkpoint.read(folder, key, pickled=pickled_allowed(run))
-    yield from facts.findings
-    yield from compatibility.check_complete(facts, key)
-    yield from remote_code.check(folder, key, allowed=run.model.trust_remote_code)
-    yield from evaluation_checks.check_model(run, facts, key)
-    if not facts.findings and not facts.has_tokenizer:
-        yield error("no-tokenizer", key, f"{folder} has no tokenizer")
+    for section, key in unread_settings(run):
+        message = f"job={run.job.name} has no use for it"
+        yield error("unused", f"{section}.{key}", message, f"Set job={section}.")
 
 
 def pickled_allowed(run: Run) -> bool:

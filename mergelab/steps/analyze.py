@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from mergelab.context import evaluator
 from mergelab.core.errors import InputError, StepError, did_you_mean
-from mergelab.core.findings import some
+from mergelab.core.findings import Finding, error, some
 from mergelab.core.run_dir import RunDir, read_json, short_path
 from mergelab.evaluation import Evaluator, Measure
 from mergelab.evaluation.validation import KINDS
+from mergelab.jobs import Step, register
 from mergelab.models import checkpoint
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight import reads_file
@@ -29,30 +30,41 @@ if TYPE_CHECKING:
 BASE = "base"
 
 
-def problems(run: Run) -> Iterator[tuple[str, str]]:
+def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with the settings of this step."""
     a, names = run.analyze, (BASE, *run.experts)
     if not 0 < a.top < 1:
-        yield "analyze.top", f"{a.top:g} is out of range; a share between 0 and 1"
+        yield error("setting", "analyze.top", f"{a.top:g} is out of range; a share between 0 and 1")
     if a.points < 3:
-        yield "analyze.points", f"{a.points} is out of range; at least 3"
+        yield error("setting", "analyze.points", f"{a.points} is out of range; at least 3")
     if not 0 <= a.margin < math.inf:
-        yield "analyze.margin", f"{a.margin:g} is out of range; 0 or more"
+        yield error("setting", "analyze.margin", f"{a.margin:g} is out of range; 0 or more")
+    if a.landscape:
+        why = "a landscape is measured on a model in memory whose weights are moved about"
+        for key, value, only in (("hardware.quantize", run.hardware.quantize, "none"),
+                                 ("eval.backend", run.eval.backend, "hf")):  # fmt: skip
+            if value != only:
+                remedy = f"Set {key}={only}, or analyze.landscape=false."
+                yield error("setting", key, f"{value} is not possible, because {why}", remedy)
     if not a.models or run.eval.kind not in KINDS:
         return
     from mergelab.analysis.landscape import untold
 
     if reason := untold(run):
-        yield "analyze.models", f"it has no effect, for {reason}"
+        yield error("setting", "analyze.models", f"it has no effect, for {reason}")
         return
     for name in a.models:
         if name not in names:
             near = did_you_mean(name, names)
-            yield "analyze.models", f"there is no '{name}'.{near} There are {', '.join(names)}."
+            yield error(
+                "setting", "analyze.models", f"there is no '{name}'.{near} There are {', '.join(names)}."
+            )
     if len(set(a.models)) != len(a.models):
-        yield "analyze.models", f"it names one model twice: {', '.join(a.models)}"
+        yield error("setting", "analyze.models", f"it names one model twice: {', '.join(a.models)}")
     if len(a.models) not in (2, 3):
-        yield "analyze.models", f"it names {len(a.models)}; two models span a line, three a plane"
+        yield error(
+            "setting", "analyze.models", f"it names {len(a.models)}; two models span a line, three a plane"
+        )
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -280,3 +292,8 @@ def _tell(top: Point, corners: Mapping[str, Point], ready: Prepared, ticks: Sequ
         line(corners[first], f"{first}, the fittest of its models")
     if {ticks[0], ticks[-1]} & {*top.at}:
         terminal.aside("it is at the edge: analyze.margin says how far to look")
+
+
+STEP = register(
+    Step("analyze", execute, needs="preflight", settings="analyze", findings=findings, loads_models=True)
+)

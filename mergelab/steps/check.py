@@ -8,6 +8,7 @@ from mergelab.analysis import finished_model
 from mergelab.context import check_settings, make_plan, tell
 from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import RunDir
+from mergelab.jobs import Step, register
 from mergelab.models import compatibility
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.report import terminal
@@ -30,9 +31,6 @@ ROWS: dict[str, Callable[[ModelMetadata], object]] = {
     "chat template": lambda f: "yes" if f.tokenizer and f.tokenizer.chat_template else "no",
 }
 """What is shown of each model."""
-
-
-problems = finished_model.problems
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -60,3 +58,16 @@ def show(facts: dict[str, ModelMetadata]) -> None:
         values = [str(read(f)) for f in sound.values()]
         rows.append([label, values[0]] + [v if v == values[0] else f"{v} *" for v in values[1:]])
     terminal.table("* differs from the first", ["", *sound], rows)
+
+
+STEP = register(
+    Step(
+        "check",
+        execute,
+        settings="check",
+        findings=finished_model.findings,
+        read_only=True,
+        recorded=False,
+        on_login_node=True,
+    )
+)

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mergelab import evaluation, zoo
 from mergelab.context import SPLITS, evaluator, fingerprint
-from mergelab.core.run_dir import RunDir, finished_model, read_json
+from mergelab.core.findings import Finding, error
+from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json
+from mergelab.jobs import Step, register
+from mergelab.jobs.step import merges
+from mergelab.models import checkpoint, compatibility, remote_code
+from mergelab.preflight import evaluation_checks
+from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import score_table as table
 from mergelab.report import terminal
 from mergelab.schema import Run
 
 MERGED = "merged"
 """The row of the model that the run made, or was pointed at."""
+
+
+def findings(run: Run) -> Iterator[Finding]:
+    """What is wrong with the model that job=evaluate is pointed at."""
+    if run.evaluate.path is None:
+        return
+    key = "evaluate.path"
+    if merges(run):
+        yield error("unused", key, f"job={run.job.name} does not measure it", "Set job=evaluate.")
+    try:
+        folder = find_model(run.evaluate.path)
+    except LookupError as e:
+        yield error("missing", key, str(e.args[0]))
+        return
+    facts = checkpoint.read(folder, key, pickled=pickled_allowed(run))
+    yield from facts.findings
+    yield from compatibility.check_complete(facts, key)
+    yield from remote_code.check(folder, key, allowed=run.model.trust_remote_code)
+    yield from evaluation_checks.check_model(run, facts, key)
+    if not facts.findings and not facts.has_tokenizer:
+        yield error("no-tokenizer", key, f"{folder} has no tokenizer")
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -70,7 +98,7 @@ def models(run: Run, run_dir: RunDir) -> dict[str, tuple[Path, Path | None]]:
     out: dict[str, tuple[Path, Path | None]] = {}
     if run.evaluate.path:
         out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None
-    elif "merge" in run.job.steps:
+    elif merges(run):
         out[MERGED] = run_dir.model, None
     whole_only = run.eval.backend != "hf" or (
         run.hardware.quantize != "none" and run.hardware.device == "cpu"
@@ -79,3 +107,8 @@ def models(run: Run, run_dir: RunDir) -> dict[str, tuple[Path, Path | None]]:
         if not (m["adapter"] and whole_only):
             out[m["name"]] = Path(m["folder"]), Path(m["adapter"]) if m["adapter"] else None
     return out
+
+
+STEP = register(
+    Step("evaluate", execute, needs="preflight", settings="evaluate", findings=findings, measures=True)
+)

@@ -18,6 +18,7 @@ from mergelab.core.errors import did_you_mean
 from mergelab.core.findings import Finding, error, some, stop_on_errors
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json, short_path, write_text
 from mergelab.core.sizes import format_size
+from mergelab.jobs import Step, register
 from mergelab.lora import extract
 from mergelab.lora.verify import Part, relative_error
 from mergelab.models import compatibility
@@ -33,31 +34,41 @@ HEADS = ["", "modules", "rank", "kept", "error"]
 WHOLE = "whole model"
 
 
-def problems(run: Run) -> Iterator[tuple[str, str]]:
+def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with the settings by themselves."""
     e = run.extract
     if e.model is None and e.path is None:
-        yield "extract.model", "is not set; name an expert, or a finished model by extract.path=DIR"
+        yield error(
+            "setting", "extract.model", "is not set; name an expert, or a finished model by extract.path=DIR"
+        )
     elif e.model is not None and e.path is not None:
-        yield "extract.path", f"extract.model={e.model} names a model, too; leave one of them out"
+        yield error(
+            "setting", "extract.path", f"extract.model={e.model} names a model, too; leave one of them out"
+        )
     elif e.model is not None and e.model not in (names := _experts(run)):
         near = did_you_mean(e.model, names)
-        yield "extract.model", f"'{e.model}' is no expert.{near} There are {', '.join(names) or 'none'}."
+        yield error(
+            "setting",
+            "extract.model",
+            f"'{e.model}' is no expert.{near} There are {', '.join(names) or 'none'}.",
+        )
     elif e.path is not None:
         try:
             find_model(e.path)
         except LookupError as wrong:
-            yield "extract.path", str(wrong.args[0])
+            yield error("setting", "extract.path", str(wrong.args[0]))
     if e.rank < 1:
-        yield "extract.rank", f"{e.rank} is out of range; at least 1"
+        yield error("setting", "extract.rank", f"{e.rank} is out of range; at least 1")
     if not 0 <= e.epsilon < math.inf:
-        yield "extract.epsilon", f"{e.epsilon:g} is out of range; 0 (leave nothing out) or above"
+        yield error(
+            "setting", "extract.epsilon", f"{e.epsilon:g} is out of range; 0 (leave nothing out) or above"
+        )
     for key in ("include", "exclude"):
         for pattern in getattr(e, key):
             try:
                 re.compile(pattern)
             except re.error as wrong:
-                yield f"extract.{key}", f"'{pattern}' is no regular expression: {wrong}"
+                yield error("setting", f"extract.{key}", f"'{pattern}' is no regular expression: {wrong}")
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -116,13 +127,13 @@ def examine(run: Run, run_dir: RunDir) -> preflight.Plan:
             merges=False,
             more=other_findings(replace(run, eval=asked.eval)),
         )
-    findings = [_renamed(f, key, *expert) for f in plan.findings if f.code not in ("inputs", "no-tokenizer")]
-    findings += [f for s in plan.sources for f in _unsuitable(s, plan.facts.get(s.name), key)]
-    findings += value_checks.check_output(run_dir.model, plan.sources)
+    found = [_renamed(f, key, *expert) for f in plan.findings if f.code not in ("inputs", "no-tokenizer")]
+    found += [f for s in plan.sources for f in _unsuitable(s, plan.facts.get(s.name), key)]
+    found += value_checks.check_output(run_dir.model, plan.sources)
     base = plan.facts.get("base")
-    if base and base.tensors and not any(f.place.startswith("extract.") for f in findings):
-        findings += _check_modules(run.extract, base)
-    return replace(plan, findings=findings)
+    if base and base.tensors and not any(f.place.startswith("extract.") for f in found):
+        found += _check_modules(run.extract, base)
+    return replace(plan, findings=found)
 
 
 def _experts(run: Run) -> list[str]:
@@ -134,7 +145,7 @@ def _subject(run: Run) -> tuple[str, dict[str, Expert]]:
     """The key that names the model, and the model by its name; none where `problems` has something
     against it."""
     e = run.extract
-    if any(key in ("extract.model", "extract.path") for key, _ in problems(run)):
+    if any(f.place in ("extract.model", "extract.path") for f in findings(run)):
         return "extract.model", {}
     if e.path is not None:
         return "extract.path", {"expert": Expert(path=str(finished_model(e.path, "extract.path")))}
@@ -269,3 +280,6 @@ def card(base: Source, source: Source, parts: Sequence[Part], e: Extract, name: 
             f"```\n{command}\n```\n",
         ]
     )
+
+
+STEP = register(Step("extract", execute, settings="extract", findings=findings, recorded=False))

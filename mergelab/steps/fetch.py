@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mergelab import context, evaluation
 from mergelab.core.errors import InputError, StepError
-from mergelab.core.findings import settle, stop_on_errors
+from mergelab.core.findings import Finding, error, settle, stop_on_errors
 from mergelab.core.run_dir import RunDir
 from mergelab.core.sizes import format_size
 from mergelab.hub import cache
@@ -15,6 +15,7 @@ from mergelab.hub import plan as plans
 from mergelab.hub.download import Wanted, download
 from mergelab.hub.plan import Model, Plan
 from mergelab.hub.repository import Need
+from mergelab.jobs import Step, register
 from mergelab.preflight import resolve_inputs
 from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import terminal
@@ -24,10 +25,10 @@ COMMIT = 40
 """Digits of a whole commit."""
 
 
-def problems(run: Run) -> Iterable[tuple[str, str]]:
+def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with the settings by themselves."""
     if run.fetch.workers < 1:
-        yield "fetch.workers", f"{run.fetch.workers} is out of range; at least 1"
+        yield error("setting", "fetch.workers", f"{run.fetch.workers} is out of range; at least 1")
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -144,3 +145,8 @@ def _read_data(run: Run) -> None:
             context.read_tasks(run)
         except InputError as e:
             raise StepError(str(e)) from e
+
+
+STEP = register(
+    Step("fetch", execute, settings="fetch", findings=findings, recorded=False, on_login_node=True)
+)

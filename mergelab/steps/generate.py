@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from mergelab.context import check_settings
 from mergelab.core.errors import InputError, InputErrors
+from mergelab.core.findings import Finding
 from mergelab.core.run_dir import RunDir, short_path
 from mergelab.generation import prompts, settings
 from mergelab.generation.chat import HELP, Screen, chat
@@ -20,6 +21,7 @@ from mergelab.generation.generator import Answer, Generator, load_generator
 from mergelab.generation.prompting import PromptEncoder, Request, prompt_encoder
 from mergelab.generation.select_models import Subject, choose
 from mergelab.generation.transcript import ENDINGS, NOTHING, Transcript, rate
+from mergelab.jobs import Step, register
 from mergelab.report import terminal
 from mergelab.schema import Evaluation, Run
 
@@ -30,9 +32,9 @@ TOLD = 3
 """Prompts that are named where models cannot take them; of others only the number is told."""
 
 
-def problems(run: Run) -> Iterator[tuple[str, str]]:
+def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with the settings by themselves."""
-    return settings.problems(run.generate)
+    return settings.findings(run.generate)
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -236,3 +238,8 @@ def side_by_side(answers: Sequence[Answer]) -> None:
             terminal.table("", ["", ""], [list(pair) for pair in zip(models, texts, strict=True)])
             terminal.say("")
     _cut(answers)
+
+
+STEP = register(
+    Step("generate", execute, settings="generate", findings=findings, recorded=False, loads_models=True)
+)

@@ -16,11 +16,14 @@ import yaml
 from mergelab.core import cache_dir
 from mergelab.core.run_dir import RunDir, read_json
 from mergelab.core.sizes import format_size
-from mergelab.merging import node_local_cache, streaming_engine
+from mergelab.jobs import Step, register
+from mergelab.merging import node_local_cache
 from mergelab.provenance import identify
 from mergelab.recipes import recipe as recipes
 from mergelab.report import terminal
 from mergelab.schema import Run
+
+Progress = Callable[[str, int, int], None]
 
 EVENTS = 5.0
 """Seconds between two lines on the progress in events.jsonl."""
@@ -88,9 +91,7 @@ class _Cancelled(Exception):
 
 
 @contextmanager
-def _meanwhile(
-    work: Callable[[streaming_engine.Progress], None], progress: streaming_engine.Progress
-) -> Iterator[Callable[[], None]]:
+def _meanwhile(work: Callable[[Progress], None], progress: Progress) -> Iterator[Callable[[], None]]:
     """Do `work` in another thread: to hash the inputs takes as long as to merge them, and reads the
     same bytes. Yields a function that waits for the end, with a bar; without it the work is given up.
     """
@@ -115,7 +116,7 @@ def _meanwhile(
             given_up.set()
 
 
-def _told(run_dir: RunDir, progress: streaming_engine.Progress) -> streaming_engine.Progress:
+def _told(run_dir: RunDir, progress: Progress) -> Progress:
     """The bar, and every few seconds a line in events.jsonl."""
     last = time.monotonic()
 
@@ -127,3 +128,6 @@ def _told(run_dir: RunDir, progress: streaming_engine.Progress) -> streaming_eng
             run_dir.event("progress", step="merge", what=what, bytes=done, of=total)
 
     return tell
+
+
+STEP = register(Step("merge", execute, needs="preflight", merges=True))

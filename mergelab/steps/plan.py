@@ -10,6 +10,7 @@ from mergelab.core import cache_dir
 from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import RunDir
 from mergelab.core.sizes import format_size
+from mergelab.jobs import Step, register
 from mergelab.merging import throughput_cache
 from mergelab.preflight import Plan, Source, reads_file
 from mergelab.preflight.engine_selection import Engine
@@ -131,3 +132,8 @@ def estimate_rows(e: Estimate) -> list[list[str]]:
     if e.vram:
         rows.append(["GPU memory at peak", f"about {format_size(e.vram)}"])
     return rows
+
+
+STEP = register(
+    Step("plan", execute, read_only=True, recorded=False, on_login_node=True, elsewhere=True, measures=True)
+)

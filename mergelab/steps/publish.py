@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergelab import context
 from mergelab.core.errors import InputError, StepError
+from mergelab.core.findings import Finding, error
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_memo
 from mergelab.core.sizes import format_size
 from mergelab.hub import client
 from mergelab.hub.upload import Item, Target, check_login, items, look, stale, upload
+from mergelab.jobs import Step, register
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.steps import verify
@@ -23,43 +25,45 @@ SHOWN = ("library_name", "license", "base_model", "tags", "language")
 """Keys of a card's front matter that are shown."""
 
 
-def problems(run: Run) -> Iterable[tuple[str, str]]:
+def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with the settings, and with what they name."""
     yield from _repo_problems(run.publish.repo)
     branch = run.publish.revision
     if branch is not None and (not branch.strip() or re.fullmatch("[0-9a-f]{40}", branch)):
-        yield "publish.revision", f"'{branch}' is no branch; null is main"
+        yield error("setting", "publish.revision", f"'{branch}' is no branch; null is main")
     if run.publish.message is not None and not run.publish.message.strip():
-        yield "publish.message", "it is empty; null writes one"
+        yield error("setting", "publish.message", "it is empty; null writes one")
     if run.publish.path is None:
-        yield "publish.path", "it is not set; name a model's folder, or that of the run that made it"
+        yield error(
+            "setting", "publish.path", "it is not set; name a model's folder, or that of the run that made it"
+        )
         return
     try:
         folder = find_model(run.publish.path)
     except LookupError as e:
-        yield "publish.path", str(e.args[0])
+        yield error("setting", "publish.path", str(e.args[0]))
         return
     yield from _run_problems(Path(run.publish.path).expanduser(), folder)
     yield from _card_problems(folder / CARD)
 
 
-def _repo_problems(repo: str | None) -> Iterator[tuple[str, str]]:
+def _repo_problems(repo: str | None) -> Iterator[Finding]:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
 
     key = "publish.repo"
     if repo is None:
-        yield key, "it is not set; say where it goes, as owner/name"
+        yield error("setting", key, "it is not set; say where it goes, as owner/name")
     elif repo.count("/") != 1:
-        yield key, f"'{repo}' is not written as owner/name"
+        yield error("setting", key, f"'{repo}' is not written as owner/name")
     else:
         try:
             validate_repo_id(repo)
         except HFValidationError as e:
-            yield key, str(e)
+            yield error("setting", key, str(e))
 
 
-def _run_problems(named: Path, folder: Path) -> Iterator[tuple[str, str]]:
+def _run_problems(named: Path, folder: Path) -> Iterator[Finding]:
     """A run that has not finished is not what its model was meant to be."""
     if named.resolve() == folder:
         return
@@ -68,19 +72,19 @@ def _run_problems(named: Path, folder: Path) -> Iterator[tuple[str, str]]:
         failed = made.get("error") or {}
         where = f" at {failed['step']}" if failed.get("step") else ""
         message = f"{named} holds a run that is {made['status']}{where}; finish it, or name {folder} itself"
-        yield "publish.path", message
+        yield error("setting", "publish.path", message)
 
 
-def _card_problems(path: Path) -> Iterator[tuple[str, str]]:
+def _card_problems(path: Path) -> Iterator[Finding]:
     if not path.is_file():
         message = f"{path.parent} has no card, {CARD}; write what it was made from, how, and its licence"
-        yield "publish.path", message
+        yield error("setting", "publish.path", message)
         return
     try:
         _card(path)
     except ValueError as e:
         reason = " ".join(str(e).split())
-        yield "publish.path", f"the front matter of {path} cannot be read: {reason}"
+        yield error("setting", "publish.path", f"the front matter of {path} cannot be read: {reason}")
 
 
 def _card(path: Path) -> dict[str, Any]:
@@ -184,3 +188,16 @@ def _state(run: Run, going: list[Item], target: Target, unasked: str) -> Iterato
 
 def _visible(private: bool) -> str:
     return "private" if private else "public"
+
+
+STEP = register(
+    Step(
+        "publish",
+        execute,
+        settings="publish",
+        findings=findings,
+        recorded=False,
+        on_login_node=True,
+        online=True,
+    )
+)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from mergelab.core.run_dir import RunDir, read_json
+from mergelab.jobs import Step, register
+from mergelab.jobs.step import merges
 from mergelab.provenance import identify
 from mergelab.report import score_table, terminal
 from mergelab.report.model_card import write_card
@@ -15,7 +17,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
         with terminal.progress() as progress:
             identify(run, run_dir, progress)
     result = read_json(run_dir.result)
-    if "merge" in run.job.steps:
+    if merges(run):
         write_card(run_dir, run_dir.model)
     show(result)
     fitness = result.get("fitness")
@@ -34,3 +36,6 @@ def show(result: dict[str, object]) -> None:
     how = score_table.how(result.get("measured") or {})  # type: ignore[arg-type]
     terminal.table(f"validation{how}", heads, body, first_bold="merged" in metrics, texts=1)
     terminal.gap()
+
+
+STEP = register(Step("report", execute, needs="preflight"))

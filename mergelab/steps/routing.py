@@ -12,6 +12,7 @@ from mergelab import evaluation
 from mergelab.context import evaluator
 from mergelab.core.run_dir import RunDir, read_json, read_memo
 from mergelab.evaluation import routing
+from mergelab.jobs import Step, register
 from mergelab.recipes import mixtures
 from mergelab.report import routing as report
 from mergelab.report import terminal
@@ -123,3 +124,6 @@ def _names(sources: Sequence[str], models: Sequence[Mapping[str, Any]]) -> list[
         again = sum(n == name or n.startswith(f"{name} ") for n in out)
         out.append(f"{name} {again + 1}" if again else name)
     return out
+
+
+STEP = register(Step("routing", execute, needs="evaluate", applies=applies))

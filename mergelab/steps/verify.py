@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from mergelab.core import cache_dir
 from mergelab.core.errors import StepError
+from mergelab.core.findings import Finding, error
 from mergelab.core.run_dir import RunDir, read_json
+from mergelab.jobs import STEPS, Step, register, steps_of
 from mergelab.merging import resume
 from mergelab.merging.verify import Report, verify
 from mergelab.report import terminal
 from mergelab.report.model_card import write_card
 from mergelab.schema import Run
+
+
+def findings(run: Run) -> Iterator[Finding]:
+    """What only a check of a finished model reads."""
+    for key in ("path", "text"):
+        if getattr(run.check, key) is not None and STEPS.get("check") not in steps_of(run):
+            yield error("unused", f"check.{key}", f"job={run.job.name} does not look at it", "Set job=check.")
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -96,3 +106,6 @@ def summary(r: Report) -> str:
     """One line on a sound model."""
     tied = ", tied embeddings" if r.trial.tied else ""
     return f"{r.tensors} tensors, all finite{tied}, loads, generates"
+
+
+STEP = register(Step("verify", execute, needs="merge", settings="check", findings=findings))

@@ -295,7 +295,7 @@ def test_the_process_is_left_as_it_was_found(here: Path, capfd: pytest.CaptureFi
 def test_offline_holds_for_as_long_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants as hub
 
-    from mergelab.core import offline
+    from mergelab.jobs import offline
 
     for name in offline.NAMES:
         monkeypatch.delenv(name, raising=False)
@@ -319,14 +319,14 @@ def test_a_second_run_at_the_same_time_is_refused(here: Path, monkeypatch: pytes
     from mergelab.steps import preflight
 
     started, told_so = threading.Event(), threading.Event()
-    execute = preflight.execute
+    make_plan = preflight.make_plan
 
-    def slow(*arguments: Any) -> str:
+    def slow(*arguments: Any, **options: Any) -> Any:
         started.set()
         assert told_so.wait(60)
-        return execute(*arguments)
+        return make_plan(*arguments, **options)
 
-    monkeypatch.setattr(preflight, "execute", slow)
+    monkeypatch.setattr(preflight, "make_plan", slow)
     results: list[lab.Result] = []
     thread = threading.Thread(
         target=lambda: results.append(lab.merge(lab.compose(*SMALL), "one", folder="a", console=False))

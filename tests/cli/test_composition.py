@@ -122,20 +122,21 @@ def test_a_user_keeps_groups_of_their_own(tmp_path: Path) -> None:
 
 LAYERS = {
     # what a part of the package may import of the rest; its own modules always
-    "core": {"schema"},
+    "core": set(),
     "schema": set(),
     "result": {"core"},
     "config_errors": {"core"},
     "composition": {"config_errors", "core", "hydra", "schema"},
-    "execution": {"composition", "core", "merging", "report", "result", "schema", "steps"},
+    "execution": {"composition", "core", "jobs", "merging", "report", "result", "schema"},
+    "jobs": {"core", "report", "schema", "tracking"},
     "api": {
-        "composition", "context", "core", "evaluation", "execution", "optimization", "preflight", "recipes",
-        "report", "result", "schema",
+        "composition", "context", "core", "evaluation", "execution", "jobs", "optimization", "preflight",
+        "recipes", "report", "result", "schema",
     },
     "models": {"core"},
     "methods": {"core"},
     "recipes": {"core", "methods", "models", "schema"},
-    "preflight": {"core", "methods", "models", "recipes", "schema"},
+    "preflight": {"core", "jobs", "methods", "models", "recipes", "schema"},
     "merging": {"core", "methods", "models", "preflight", "recipes", "schema"},
     "lora": {"core", "merging", "models", "schema"},
     "evaluation": {"core", "result", "schema"},
@@ -151,17 +152,17 @@ LAYERS = {
     "slurm": {"composition", "core", "hydra", "merging", "report", "schema", "tracking"},
     "monitor": {"core", "report", "schema", "slurm"},
     "context": {
-        "core", "evaluation", "merging", "preflight", "recipes", "report", "schema", "steps", "tracking",
+        "core", "evaluation", "jobs", "merging", "preflight", "recipes", "report", "schema", "tracking",
         "zoo",
     },
-    "provenance": {"context", "core", "evaluation", "recipes", "schema", "zoo"},
+    "provenance": {"context", "core", "evaluation", "jobs", "recipes", "schema", "zoo"},
     "steps": {
-        "analysis", "context", "core", "evaluation", "generation", "hub", "lora", "merging", "models",
-        "preflight", "provenance", "recipes", "report", "schema", "tracking", "zoo",
+        "analysis", "context", "core", "evaluation", "generation", "hub", "jobs", "lora", "merging", "models",
+        "monitor", "preflight", "provenance", "recipes", "report", "schema", "tracking", "zoo",
     },
     "optimization": {
-        "composition", "context", "core", "evaluation", "hydra", "merging", "methods", "models", "preflight",
-        "provenance", "recipes", "report", "result", "schema", "slurm", "steps", "tracking",
+        "composition", "context", "core", "evaluation", "hydra", "jobs", "merging", "methods", "models",
+        "preflight", "provenance", "recipes", "report", "result", "schema", "slurm", "steps", "tracking",
     },
 }  # fmt: skip
 

@@ -282,7 +282,7 @@ def test_an_unexpected_failure_is_one_message_and_the_log_has_the_traceback(
     def fail(*_: Any) -> str:
         raise ZeroDivisionError("by design")
 
-    monkeypatch.setattr(merge, "execute", fail)
+    monkeypatch.setattr(merge, "_fast", fail)
     out = mergelab("eval=none")
     assert out.status == 1
     assert "ZeroDivisionError: by design" in out.err and "Traceback" not in out.err

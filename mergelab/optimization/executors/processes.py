@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from mergelab.core.run_dir import RunDir
 from mergelab.evaluation import Measure
+from mergelab.jobs.run_job import run_job
 from mergelab.optimization.candidate_evaluator import CandidateEvaluator, Outcome, Scores, finite, run_guarded
 from mergelab.schema import Run
-from mergelab.steps import run_job
 
 GRACE = 120.0
 """Seconds that a new worker may take on top of a candidate's time, to load what it keeps."""

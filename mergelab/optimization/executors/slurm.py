@@ -13,6 +13,7 @@ from typing import Any
 from mergelab.core import hashing
 from mergelab.core.errors import MergelabError, StepError
 from mergelab.core.run_dir import RunDir
+from mergelab.jobs.run_job import run_job
 from mergelab.merging import node_local_cache
 from mergelab.optimization.candidate_evaluator import Outcome
 from mergelab.optimization.executors.processes import EvaluationRequest, serve
@@ -20,7 +21,6 @@ from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.slurm import job_array, on_node, submission_log
 from mergelab.slurm.job_array import JobArrayExecutor, WorkItem
-from mergelab.steps import run_job
 
 POPULATION = ("candidate", "screen")
 """Kinds of orders that come as a population."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mergelab.jobs.step import steps_of
 from mergelab.schema import Run
 
 NAMES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -26,7 +27,7 @@ def is_local(run: Run) -> bool:
     local = run.eval.kind in ("none", "perplexity") or (run.eval.kind == "skills" and run.model.tasks)
     names = [run.model.base, *(run.model.roles[e] for e in run.experts if e in run.model.roles)]
     zoo = all(str(c.path).startswith("zoo:") for c in names) and not any(e.path for e in run.experts.values())
-    return bool(local and zoo and run.method.path is None and "publish" not in run.job.steps)
+    return bool(local and zoo and run.method.path is None and not any(s.online for s in steps_of(run)))
 
 
 @contextmanager
