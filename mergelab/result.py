@@ -37,7 +37,7 @@ Scores = dict[str, dict[str, dict[str, Score]]]
 class Result:
     """What came of a run or a search: `result.json` of its folder, with its usual keys as attributes.
 
-    Keys of single jobs (`routing`, `distance`, `landscape`, ...; see docs/result.md) are in `data`.
+    Keys of single jobs (`routing`, `distance`, `landscape`, ...; see docs/reference/result.md) are in `data`.
     """
 
     data: Mapping[str, Any] = field(repr=False)

@@ -1,8 +1,9 @@
-"""The code blocks of a page: `python tests/blocks.py docs/python.md` prints its Python."""
+"""The code blocks of a page: `python tests/blocks.py docs/guide/python.md` prints its Python."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +12,20 @@ def blocks(page: Path, language: str = "python") -> list[str]:
     """The blocks of a language, in order."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every mergelab command on a page, in order."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
+    typed = [re.split(r"^python -m mergelab\b|&& python -m mergelab\b", line) for line in lines]
+    return [shlex.split(parts[1], comments=True) for parts in typed if len(parts) == 2]
+
+
+def files(page: Path) -> dict[str, str]:
+    """The files that a page shows: blocks whose first line is a comment with a path, `# my_conf/...`."""
+    shown = [b for language in ("yaml", "python") for b in blocks(page, language)]
+    named = [(re.match(r"# (my_conf/\S+)\n", b), b) for b in shown]
+    return {found[1]: b for found, b in named if found}
 
 
 if __name__ == "__main__":

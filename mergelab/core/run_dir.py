@@ -17,7 +17,7 @@ from typing import Any
 from mergelab.core.errors import InputError
 
 RESULT_SCHEMA = 1
-"""Version of result.json; docs/result.md documents it. Raised when a key changes its meaning."""
+"""Version of result.json; docs/reference/result.md documents it. Raised when a key changes its meaning."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -150,7 +150,7 @@ class RunDir:
 
     @property
     def result(self) -> Path:
-        """What came out; see docs/result.md."""
+        """What came out; see docs/reference/result.md."""
         return self.folder / "result.json"
 
     @property

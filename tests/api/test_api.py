@@ -21,7 +21,7 @@ from rich.console import Console
 
 import mergelab as lab
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
 SMALL = ("experts=math_code", "method=ties", "eval.limit=8", "eval.baselines=false")
 
 

@@ -96,9 +96,9 @@ def test_result_json_says_what_is_needed_to_repeat_the_run(default_run: Path) ->
     )
     for entry in result["inputs"]:
         assert len(entry["files"]["model.safetensors"]) == 64
-    documented = (Path(__file__).parents[2] / "docs" / "result.md").read_text(encoding="utf-8")
+    documented = (Path(__file__).parents[2] / "docs" / "reference" / "result.md").read_text(encoding="utf-8")
     for key in result:
-        assert f"`{key}`" in documented, f"docs/result.md does not say what {key} is"
+        assert f"`{key}`" in documented, f"docs/reference/result.md does not say what {key} is"
 
 
 def test_the_card_can_be_published(default_run: Path) -> None:

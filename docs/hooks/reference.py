@@ -1,0 +1,351 @@
+"""The generated parts of the reference pages: pure functions from the source tree to Markdown.
+
+They read the code by `ast` and `conf/` as YAML and import neither mergelab nor torch, so the site can be
+built without either. `docs/hooks/site.py` puts them where a page says `<!-- generated: NAME -->`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+GROUPS = ("model", "experts", "hardware", "eval", "search", "tracking", "preset")
+"""The groups that share one page. Methods and jobs have their own."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One file of a group."""
+
+    name: str
+    title: str
+    """The first line of its header."""
+    header: str
+    """The other lines of its header."""
+    values: str
+    """The YAML below the header, as it stands in the file."""
+
+
+def option(file: Path) -> Option:
+    """Read an option's file: the comment at its top is its documentation."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = [x for x in lines if not x.startswith("# @package")]
+    end = next((i for i, x in enumerate(lines) if not x.startswith("#")), len(lines))
+    comment = [x.removeprefix("#").removeprefix(" ") for x in lines[:end]]
+    title, *rest = comment or [""]
+    return Option(file.stem, title, "\n".join(rest).strip("\n"), "\n".join(lines[end:]).strip("\n"))
+
+
+def options(group: str, root: Path = ROOT) -> list[Option]:
+    """The options of a group in the order of their names."""
+    return [option(file) for file in sorted((root / "conf" / group).glob("[!_]*.yaml"))]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(x.replace("|", "\\|").replace("\n", " ") for x in row) + " |" for row in lines
+    )
+
+
+def _fence(text: str, language: str = "text") -> str:
+    return f"```{language}\n{text}\n```"
+
+
+def _section(o: Option, level: str = "##") -> str:
+    parts = [f"{level} {o.name}", o.title, _fence(o.header) if o.header else "", _fence(o.values, "yaml")]
+    return "\n\n".join(x for x in parts if x)
+
+
+def methods(root: Path = ROOT) -> str:
+    """Every method: a table, then its formula, reference and defaults."""
+    found = options("method", root)
+    table = _table(["method", "what it does"], [[f"[`{o.name}`](#{o.name})", o.title] for o in found])
+    return "\n\n".join([table, *map(_section, found)])
+
+
+def groups(root: Path = ROOT) -> str:
+    """The options of the other groups, with the values of each."""
+    parts = []
+    for group in GROUPS:
+        found = options(group, root)
+        rows = [[f"`{group}={o.name}`", o.title] for o in found]
+        shown = "\n\n".join(_fence(f"# conf/{group}/{o.name}.yaml\n{o.values}", "yaml") for o in found)
+        values = f'??? note "The files"\n\n{_indented(shown)}'
+        parts += [f"## {group}", _table(["option", "what it is"], rows), values]
+    return "\n\n".join(parts)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {x}" if x else "" for x in text.splitlines())
+
+
+def jobs(root: Path = ROOT) -> str:
+    """Every job with its steps, and the section of its settings."""
+    settings = {c.name: c for c in classes(root)}
+    parts = []
+    rows = []
+    for o in options("job", root):
+        steps = ", ".join(f"`{x}`" for x in yaml.safe_load(o.values).get("steps") or ()) or "none"
+        rows.append([f"[`job={o.name}`](#job{o.name})", o.title, steps])
+        parts.append(
+            f"## job={o.name}\n\n{o.title}\n\n{o.header}\n\nSteps: {steps}.".replace("\n\n\n\n", "\n\n")
+        )
+        if (section := settings.get(o.name.capitalize())) is not None:
+            parts.append(_fields(section, o.name))
+    return "\n\n".join([_table(["job", "what it does", "steps"], rows), *parts])
+
+
+# ---------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a configuration class."""
+
+    name: str
+    type: str
+    default: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One configuration class."""
+
+    name: str
+    doc: str
+    fields: tuple[Field, ...]
+
+
+def _sources(root: Path) -> list[Path]:
+    return sorted((root / "mergelab" / "schema").glob("*.py"))
+
+
+def classes(root: Path = ROOT) -> list[Section]:
+    """The dataclasses of the configuration, each field with the docstring below it."""
+    out = []
+    for file in _sources(root):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and any(
+                "dataclass" in ast.unparse(d) for d in node.decorator_list
+            ):
+                out.append(Section(node.name, ast.get_docstring(node) or "", tuple(_read_fields(node))))
+    return out
+
+
+def _read_fields(node: ast.ClassDef) -> Iterator[Field]:
+    for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        doc = ""
+        if (
+            isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+        ):
+            doc = re.sub(r"\s+", " ", after.value.value).strip()
+        yield Field(statement.target.id, ast.unparse(statement.annotation), _default(statement.value), doc)
+
+
+def _default(node: ast.expr | None) -> str:
+    """The default as YAML has it."""
+    if node is None or (isinstance(node, ast.Name) and node.id == "MISSING"):
+        return "required"
+    if isinstance(node, ast.Call):
+        named = {k.arg: k.value for k in node.keywords}
+        if "default" in named:
+            return _default(named["default"])
+        factory = ast.unparse(named["default_factory"]) if "default_factory" in named else ""
+        if factory in ("list", "dict"):
+            return {"list": "[]", "dict": "{}"}[factory]
+        return "" if factory else _default(node.args[0] if node.args else None)
+    value = ast.literal_eval(node)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, int | float) or isinstance(value, bool)
+        else str(value)
+    )
+
+
+TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Any": "see below"}
+
+
+def _type(text: str) -> str:
+    text = re.sub(r"^Optional\[(.*)\]$", r"\1", text)
+    if found := re.fullmatch(r"(?:List|list)\[(.*)\]", text):
+        return f"list of {_type(found[1])}"
+    if found := re.fullmatch(r"(?:Dict|dict)\[str, (.*)\]", text):
+        return "mapping" if found[1] == "Any" else f"mapping to {_type(found[1])}"
+    return {"Any": "number, list or mapping"}.get(text, TYPES.get(text, f"[{text}](#{text.lower()})"))
+
+
+def _fields(section: Section, key: str) -> str:
+    rows = [
+        [
+            f"`{key}.{f.name}`" if key else f"`{f.name}`",
+            _type(f.type),
+            f"`{f.default}`" if f.default else "",
+            f.doc,
+        ]
+        for f in section.fields
+    ]
+    return _table(["key", "type", "default", "what it says"], rows)
+
+
+def config(root: Path = ROOT) -> str:
+    """Every key of a run: type, default, meaning."""
+    found = {c.name: c for c in classes(root)}
+    run = found["Run"]
+    key_of = {re.sub(r".*\b(\w+)\]*$", r"\1", f.type): f.name for f in run.fields if f.default == ""}
+    key_of |= {
+        "Expert": "experts.ROLE",
+        "Checkpoint": "",
+        "Skill": "model.skills.NAME",
+        "Slurm": "hardware.slurm",
+    }
+    key_of |= {"Fidelity": "search.fidelity"}
+    own = Section("Run", run.doc, tuple(f for f in run.fields if f.name != "composition"))
+    parts = ["## Run", own.doc, _fields(own, "")]
+    for name, section in found.items():
+        if name in ("Run", "Composition") or not section.fields:
+            continue
+        parts += [f"## {name}", section.doc, _fields(section, key_of.get(name, ""))]
+    return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------- findings and the Python API
+
+
+def finding_codes(root: Path = ROOT) -> dict[str, tuple[str, str]]:
+    """Code -> (cause, remedy), from the one table in the code."""
+    tree = ast.parse((root / "mergelab/core/finding_codes.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "CODES":
+            assert isinstance(node.value, ast.Dict)
+            return {
+                ast.literal_eval(k): tuple(map(ast.literal_eval, v.args))
+                for k, v in zip(node.value.keys, node.value.values, strict=True)
+                if k is not None
+            }
+    raise LookupError("mergelab/core/finding_codes.py has no CODES")
+
+
+def may_pass(root: Path = ROOT) -> set[str]:
+    """The codes that `allow=[code]` lets pass."""
+    tree = ast.parse((root / "mergelab/core/findings.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MAY_PASS":
+            return set(ast.literal_eval(node.value))
+    raise LookupError("mergelab/core/findings.py has no MAY_PASS")
+
+
+def findings(root: Path = ROOT) -> str:
+    """Every code with its cause and remedy."""
+    allowed = may_pass(root)
+    rows = [[f"`{code}`", cause, remedy, f"`allow=[{code}]`" if code in allowed else ""]
+            for code, (cause, remedy) in sorted(finding_codes(root).items())]  # fmt: skip
+    return _table(["code", "cause", "remedy", "may pass"], rows)
+
+
+def python(root: Path = ROOT) -> str:
+    """The functions of `import mergelab`, with signatures and docstrings."""
+    parts = []
+    for node in _functions(root):
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        signature = _wrapped(f"mergelab.{node.name}({ast.unparse(node.args)}){returns}")
+        doc = _docstring(ast.get_docstring(node) or "")
+        parts.append(f"## {node.name}\n\n{_fence(signature, 'python')}\n\n{doc}")
+    return "\n\n".join(parts)
+
+
+def _functions(root: Path) -> list[ast.FunctionDef]:
+    """The public functions of `mergelab.api`, those that it re-exports from mergelab's modules included."""
+    found: dict[str, ast.FunctionDef] = {}
+    body = ast.parse((root / "mergelab/api.py").read_text(encoding="utf-8")).body
+    for node in body:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (file := root / f"{(node.module or '').replace('.', '/')}.py").exists()
+        ):
+            names = {alias.name for alias in node.names}
+            more = ast.parse(file.read_text(encoding="utf-8")).body
+            found |= {x.name: x for x in more if isinstance(x, ast.FunctionDef) and x.name in names}
+    found |= {x.name: x for x in body if isinstance(x, ast.FunctionDef)}
+    public = next(ast.literal_eval(x.value) for x in body
+                  if isinstance(x, ast.Assign) and ast.unparse(x.targets[0]) == "__all__")  # fmt: skip
+    return [found[name] for name in public]
+
+
+def _wrapped(signature: str) -> str:
+    if len(signature) <= 90:
+        return signature
+    depth, out, start = 0, [], signature.index("(") + 1
+    out.append(signature[:start])
+    current = ""
+    for i, c in enumerate(signature[start:], start):
+        depth += c in "([{"
+        depth -= c in ")]}"
+        if depth < 0:
+            out += [f"    {current.strip()},", signature[i:]]
+            break
+        if c == "," and depth == 0:
+            out.append(f"    {current.strip()},")
+            current = ""
+        else:
+            current += c
+    return "\n".join(out)
+
+
+def _docstring(text: str) -> str:
+    """A Google-style docstring as Markdown: its sections become lists."""
+    out: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        if found := re.fullmatch(r"(Args|Returns|Raises|Yields):", line):
+            out += ["", f"**{found[1]}**", ""]
+            inside = True
+        elif inside and (found := re.match(r"    (\S[^:]*): (.*)", line)):
+            out.append(f"- `{found[1]}`: {found[2]}")
+        elif inside and line.startswith("    "):
+            out.append(f"{'' if out[-1] == '' else '    '}{line.strip()}")
+        else:
+            inside = inside and not line
+            out.append(line)
+    return "\n".join(out)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "config": config,
+    "methods": methods,
+    "groups": groups,
+    "jobs": jobs,
+    "findings": findings,
+    "python": python,
+}
+
+
+def filled(markdown: str) -> str:
+    """A page with each `<!-- generated: NAME -->` in it replaced.
+
+    Raises:
+        KeyError: for a name that there is no generator for.
+    """
+    return re.sub(r"<!-- generated: (\w+) -->", lambda found: PARTS[found[1]](), markdown)
+
+
+def included(markdown: str, root: Path = ROOT) -> str:
+    """A page with each `<!-- include: FILE -->` replaced by that file of the repository, its links to pages
+    in docs/ made relative to docs/."""
+    return re.sub(
+        r"<!-- include: (\S+) -->",
+        lambda found: (root / found[1]).read_text(encoding="utf-8").replace("](docs/", "]("),
+        markdown,
+    )

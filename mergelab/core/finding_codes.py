@@ -1,0 +1,270 @@
+"""The codes of findings: what each means and what to do about it, in one table.
+
+The reference page on findings is made from it, and a test keeps it complete. An extension of a user's may
+use codes of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """What a code stands for."""
+
+    cause: str
+    remedy: str
+
+
+CODES: dict[str, Code] = {
+    "activation": Code(
+        "An expert has another activation function than the base.", "Use fine-tunes of one base model."
+    ),
+    "adapter": Code(
+        "A LoRA cannot be used here: it is damaged, of another type, or does not fit the model below it.",
+        "Use an adapter that peft saved for this base.",
+    ),
+    "adapter-base": Code(
+        "A LoRA says that it was trained on another model than the one it is applied to.",
+        "Name that model: `experts.ROLE.path=BASE+ADAPTER`.",
+    ),
+    "added-tokens": Code(
+        "An expert's tokenizer has other added tokens than the one that the output gets.",
+        "Make sure that prompts do not need them, or set `model.tokenizer=union`.",
+    ),
+    "architecture": Code(
+        "Models of different architectures, or an architecture of which no mixture can be built.",
+        "Use models of one architecture.",
+    ),
+    "arithmetic": Code(
+        "The recipe asks for arithmetic in 16 bits; the fast engine computes in float32 and rounds once.",
+        "None is needed; `hardware.engine=mergekit` computes in 16 bits.",
+    ),
+    "base": Code(
+        "`method.base` names a model that the method cannot take as its base.",
+        "Set `method.base` to what the message names.",
+    ),
+    "base-merged": Code(
+        "The method has no base model, so mergekit would merge the base in as one more model.",
+        "Set `method.base=none`, or remove `base_model` from the YAML file.",
+    ),
+    "chat-template": Code(
+        "`model.chat_template` is neither a known name nor a Jinja template that can be read.",
+        "Correct the template, or choose one of the names in the message.",
+    ),
+    "corrupt": Code(
+        "A file is not what it should be: JSON, YAML, a tokenizer, a safetensors header.",
+        "Fetch or write the file again.",
+    ),
+    "device": Code(
+        "The CUDA device that was asked for is not there.", "Use `hardware=cpu`, or a device that exists."
+    ),
+    "disk": Code(
+        "The disk has too little room for what would be written.", "Free some, or write to another disk."
+    ),
+    "dtype": Code(
+        "A dtype that cannot be merged.", "Use an unquantized checkpoint in float32, bfloat16 or float16."
+    ),
+    "duplicate": Code(
+        "The same model takes part twice, or is the base itself.", "Leave one out: `'~experts.ROLE'`."
+    ),
+    "engine": Code(
+        "`hardware.engine` or `method.rescale` asks for what the engine cannot do.",
+        "Leave `hardware.engine` at auto.",
+    ),
+    "epsilon": Code(
+        "DELLA's density - epsilon to density + epsilon leaves the range of probabilities.",
+        "Lower epsilon, or move density away from 0 and 1.",
+    ),
+    "extra-tensor": Code(
+        "A model has tensors that its architecture does not, which mergekit would drop.",
+        "Allow it if they are not needed.",
+    ),
+    "filter": Code(
+        "The filter of a parameter matches no tensor.", "Use one of the parts of names in the message."
+    ),
+    "float16": Code("Rescaling sums in float16, which overflows above 65504.", "Compute in float32."),
+    "format": Code(
+        "The model's files are not in the format that this step reads.",
+        "Convert them: load with transformers and `save_pretrained`.",
+    ),
+    "gated": Code(
+        "The repository is gated, and this login has no access.",
+        "Accept the licence on its page, then `hf auth login`.",
+    ),
+    "heads": Code(
+        "An expert has other numbers of attention heads than the base.", "Use fine-tunes of one base model."
+    ),
+    "inputs": Code(
+        "The method takes another number of models.", "Choose another expert set or another method."
+    ),
+    "layer-range": Code(
+        "The layers of a slice do not exist or do not fit together.",
+        "Correct `layer_range` in the YAML file.",
+    ),
+    "layers": Code(
+        "An expert has another number of layers than the base.", "Use fine-tunes of one base model."
+    ),
+    "llama.cpp": Code(
+        "The number of a mixture's experts is not a power of two, which llama.cpp requires.",
+        "None is needed unless llama.cpp is to run it.",
+    ),
+    "memory": Code(
+        "The run needs more memory than is available.",
+        "Lower `hardware.shard_size`, set `eval=none`, or use a larger machine.",
+    ),
+    "missing": Code("A file, folder or model that is named does not exist.", "Correct the path."),
+    "missing-file": Code(
+        "A checkpoint is incomplete: its index names files that are not there.", "Fetch or copy it again."
+    ),
+    "missing-tensor": Code(
+        "A checkpoint lacks tensors that its architecture requires.", "Fetch it again, or use another expert."
+    ),
+    "mixed-dtype": Code(
+        "An expert's weights have another dtype than the base's.", "None is needed: arithmetic is in float32."
+    ),
+    "no-base": Code(
+        "The method needs a base model; as a note: a YAML file names none, so the first model stands for it.",
+        "Set `method.base=model`, or `base_model` in the YAML file.",
+    ),
+    "no-config": Code(
+        "The folder or repository has no config.json or adapter_config.json.", "Name the folder of a model."
+    ),
+    "no-effect": Code(
+        "A setting has no effect beside the others.", "Leave it out, or set what the message names."
+    ),
+    "no-repository": Code(
+        "There is no such folder, and the hub has no such repository or keeps it private.",
+        "Check the name; for a private model: `hf auth login`.",
+    ),
+    "no-revision": Code("The repository does not have this revision.", "Look the revision up on its page."),
+    "no-tokenizer": Code(
+        "A model that has to be measured or merged has no tokenizer.",
+        "Copy the base's tokenizer files into its folder.",
+    ),
+    "no-weights": Code(
+        "The folder or repository has no weights that can be merged.",
+        "Use an unquantized checkpoint in safetensors.",
+    ),
+    "norm": Code(
+        "An expert has another epsilon in its norms than the base.", "Use fine-tunes of one base model."
+    ),
+    "not-downloaded": Code(
+        "The model is on the hub and not on this machine.", "Fetch it: the same command with `job=fetch`."
+    ),
+    "not-installed": Code(
+        "An optional package is not installed.", "Install the extra that the message names."
+    ),
+    "output": Code(
+        "The output folder is not empty, is not a folder, or cannot be written.",
+        "Set `output=DIR` to a new folder.",
+    ),
+    "path": Code(
+        "A path is neither a folder nor a hub id, or has characters that mergekit reads as its own.",
+        "Correct it, or link to it under another name.",
+    ),
+    "pickled": Code(
+        "The model has only pickled weights, which can run code when they are loaded.",
+        "Convert them, or allow it: they are then read by a loader that runs no code.",
+    ),
+    "pickled-adapter": Code(
+        "The adapter has only pickled weights.", "Convert it: load with peft and `save_pretrained`."
+    ),
+    "prompts": Code(
+        "Experts of a mixture have no prompts, or the same ones.", "Give each expert prompts of its own."
+    ),
+    "quantized": Code(
+        "The weights are quantized, so their numbers cannot be averaged.", "Use the unquantized checkpoint."
+    ),
+    "range": Code("A parameter is outside its range.", "Choose a value in the range that the message names."),
+    "remote-code": Code(
+        "The model comes with Python code of its own.",
+        "Read it, then set `model.trust_remote_code=true` and the revision that you read.",
+    ),
+    "role": Code(
+        "The family has no checkpoint for this role.",
+        "Choose a role that it has, or set `experts.ROLE.path`.",
+    ),
+    "rope": Code(
+        "An expert has other rotary embedding settings than the base.", "Use fine-tunes of one base model."
+    ),
+    "same": Code("Two models have the same weights, or an expert those of the base.", "Leave one out."),
+    "same-experts": Code(
+        "All experts of a mixture are one model.", "Allow it if the mixture will be trained further."
+    ),
+    "scope": Code(
+        "A parameter stands where the method does not take it: per model or for the whole merge.",
+        "Set the key that the message names.",
+    ),
+    "setting": Code("A setting has a value that is not possible here.", "Choose one that the message names."),
+    "shape": Code("A tensor has another shape than in the base.", "Use fine-tunes of one base model."),
+    "shared-expert": Code(
+        "The mixture's architecture needs another number of shared experts, or another model as one.",
+        "Set `method.parameters.shared_expert`.",
+    ),
+    "softcap": Code(
+        "An expert has another soft cap of its logits than the base.", "Use fine-tunes of one base model."
+    ),
+    "stale-weights": Code(
+        "The folder has both an index of shards and a model.safetensors; the index is used.",
+        "Remove what does not belong to the model.",
+    ),
+    "structure": Code(
+        "A YAML file is not what mergekit or mergekit-moe reads.", "Correct the key that the message names."
+    ),
+    "tied": Code(
+        "An expert ties its embeddings to its output and the base does not, or the other way round.",
+        "Use fine-tunes of one base model.",
+    ),
+    "tokenizer": Code(
+        "Token ids mean something else in an expert's tokenizer.",
+        "Set `model.tokenizer=union`, or use another expert.",
+    ),
+    "tokenizer-files": Code(
+        "Two tokenizers have different formats, so they cannot be compared.",
+        "Make sure that ids mean the same tokens.",
+    ),
+    "tokenizer-rules": Code(
+        "An expert's tokenizer has the same vocabulary and splits text by other rules.",
+        "None is needed; the output gets the base's.",
+    ),
+    "type": Code("A value has the wrong type or lacks its unit.", "Write it as the message shows."),
+    "unasked": Code(
+        "The hub could not be asked whether a cached model is complete.", "Run `job=fetch` with a connection."
+    ),
+    "unchecked": Code(
+        "Something could not be checked because the files are not here.", "Fetch the models, then plan again."
+    ),
+    "uncovered": Code(
+        "A parameter that the method needs has no value for some tensors.",
+        "Add `*` as the last filter, or set a number.",
+    ),
+    "unknown-key": Code("mergekit does not know this key of the YAML file.", "Correct or remove it."),
+    "unknown-method": Code("There is no such merge method.", "Choose one that the message names."),
+    "unknown-parameter": Code("The method has no such parameter.", "Choose one that the message names."),
+    "unlisted": Code(
+        "The architecture is not on mergekit's list; tensors are matched by name.", "None is needed."
+    ),
+    "unquantized": Code("A mixture's packed experts are measured unquantized.", "None is needed."),
+    "unreachable": Code(
+        "The model is not on this machine, and the hub does not answer.",
+        "Fetch it on a machine with internet and copy or share its cache.",
+    ),
+    "unreadable": Code("A file or folder cannot be read.", "Correct its permissions, or copy it again."),
+    "unrelated": Code(
+        "An expert is so far from the base that it is not a fine-tune of it.",
+        "Name its own base: `model.base.path`.",
+    ),
+    "unsafe": Code("A weight file contains more than tensors.", "Use weights in safetensors."),
+    "unused": Code(
+        "A setting belongs to a job or method that does not run.", "Leave it out, or choose that job."
+    ),
+    "vocabulary": Code(
+        "Two models have vocabularies of different sizes.", "Set `model.tokenizer=union` or `base`."
+    ),
+    "zero-sum": Code(
+        "The weights sum to 0, and the method divides by their sum.",
+        "Change a weight, or switch normalization off.",
+    ),
+}
+"""Each code of a finding with its cause and remedy."""
