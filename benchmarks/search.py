@@ -29,7 +29,7 @@ from benchmarks.printing import console, say, table
 from mergelab.evaluation import Score
 from mergelab.optimization import run_search
 from mergelab.optimization.candidate_evaluator import Outcome
-from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.optimization.executors.base import EvaluationRequest
 from mergelab.report import score_table
 
 GAIN = 0.10
@@ -124,7 +124,7 @@ def _overhead(folder: Path, terminal: Console) -> None:
         evolve(setup, journal, *rest)
         seconds.append((time.perf_counter() - start) / len(journal.select("candidate")))
 
-    replaced = {"evolve": timed, "workers": lambda run: Instant(), "settle": lambda *_: 0.0}
+    replaced = {"evolve": timed, "make_executor": lambda *_: Instant(), "finalize": lambda *_: 0.0}
     kept = {name: getattr(run_search, name) for name in replaced}
     argv = sys.argv
     try:
@@ -143,24 +143,26 @@ def _overhead(folder: Path, terminal: Console) -> None:
 
 
 class Instant:
-    """Workers that answer at once, with numbers that depend on the candidate."""
+    """An executor that answers at once, with numbers that depend on the candidate."""
 
-    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
-        """As `Workers` says."""
-        for place, order in enumerate(orders):
-            value = sum(e.weight for e in order.run.experts.values() if isinstance(e.weight, float)) / 10
+    show: Any = None
+
+    def evaluate(self, requests: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
+        """As `Executor` says."""
+        for index, request in enumerate(requests):
+            value = sum(e.weight for e in request.run.experts.values() if isinstance(e.weight, float)) / 10
             yield (
-                place,
+                index,
                 Outcome(
                     {
                         m.name: asdict(Score(value, 0.01, 100, m.metric or "", True, m.task))
-                        for m in order.measures
+                        for m in request.measures
                     }
                 ),
             )
 
     def close(self, at_once: bool = False) -> None:
-        """As `Workers` says."""
+        """As `Executor` says."""
 
 
 if __name__ == "__main__":

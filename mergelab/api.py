@@ -213,6 +213,7 @@ def search(
         StepError: when too many candidates fail, or the winner cannot be merged.
     """
     from mergelab.optimization import run_search
+    from mergelab.optimization.request import Request
 
     if run.search.name == "none":
         run = _with_groups(composition.recomposed(run), {"search": "cma"})
@@ -227,14 +228,12 @@ def search(
     assert c is not None
     with execution.exclusively(), terminal.shown_on(console):
         study = run_search.run(
-            run_search.Request(
+            Request(
                 compose=lambda groups: _with_groups(told, groups),
                 typed_space={},
-                groups=c.choices,
-                overrides=list(c.overrides),
                 command=composition.command(told, "-m"),
                 folder=_folder(folder, "multirun"),
-                chosen=folder is not None,
+                folder_named=folder is not None,
                 arguments=["-m", *c.overrides],
             )
         )

@@ -15,10 +15,11 @@ from mergelab.evaluation import Measure, Score
 from mergelab.methods import registry
 from mergelab.optimization import search_space
 from mergelab.optimization.candidate_evaluator import Outcome
-from mergelab.optimization.controller import Setup, evolve
-from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.optimization.controller import evolve
+from mergelab.optimization.executors.base import EvaluationRequest
 from mergelab.optimization.finalize import finalize
 from mergelab.optimization.journal import Journal
+from mergelab.optimization.request import Setup
 from mergelab.schema import Run
 
 MEASURES = [Measure("math", "tiny_math_search", None), Measure("code", "tiny_code_search", None)]
@@ -65,19 +66,19 @@ class Pretended:
         self._last_first = last_first
         self.asked: list[EvaluationRequest] = []
 
-    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
-        """As `Workers` says."""
-        for place in sorted(range(len(orders)), reverse=self._last_first):
-            self.asked.append(orders[place])
-            answer = self._answer(orders[place])
+    def evaluate(self, requests: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
+        """As `Executor` says."""
+        for index in sorted(range(len(requests)), reverse=self._last_first):
+            self.asked.append(requests[index])
+            answer = self._answer(requests[index])
             if isinstance(answer, BaseException):
                 raise answer
             if isinstance(answer, str):
                 answer = Outcome(reason=answer)
-            yield place, answer if isinstance(answer, Outcome) else Outcome(scores=answer)
+            yield index, answer if isinstance(answer, Outcome) else Outcome(scores=answer)
 
-    def finish(self, run: Run, run_dir: RunDir, turn: int) -> None:
-        """As `Workers` says, of a model that is a small file."""
+    def run_winner(self, run: Run, run_dir: RunDir, turn: int) -> None:
+        """As `Executor` says, of a model that is a small file."""
         if "merge" in run.job.steps:
             with run_dir.staging() as partial:
                 write_json(partial / "config.json", {name: asdict(e) for name, e in run.experts.items()})
@@ -86,7 +87,7 @@ class Pretended:
         run_dir.record({"metrics": {"merged": {"search": told, "validation": told}}})
 
     def close(self, at_once: bool = False) -> None:
-        """As `Workers` says."""
+        """As `Executor` says."""
 
     @property
     def numbers(self) -> list[int]:

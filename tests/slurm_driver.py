@@ -21,10 +21,12 @@ from typing import Any
 import slurm_candidates as candidates
 import yaml
 
-from mergelab.optimization.controller import Setup, TooManyFailures, Watch, evolve
-from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.optimization.controller import TooManyFailures, evolve
+from mergelab.optimization.executors.base import EvaluationRequest
 from mergelab.optimization.executors.slurm import SlurmExecutor
 from mergelab.optimization.journal import Journal
+from mergelab.optimization.population_evaluator import Watch
+from mergelab.optimization.request import Setup
 from mergelab.report import terminal
 from mergelab.schema import Hardware, Slurm
 from mergelab.slurm import client

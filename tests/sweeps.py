@@ -14,8 +14,8 @@ from composing import composed
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mergelab.optimization import run_search
-from mergelab.optimization.controller import Setup
+from mergelab.optimization import fingerprint, search_folder, validate
+from mergelab.optimization.request import Request, Setup
 
 SMALL = [
     "-m", "search=cma", "experts=math_code", "search.budget=8", "search.population=4", "search.finalists=2",
@@ -77,27 +77,23 @@ def candidates(folder: Path) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- before anything is measured
 
 
-def request_of(folder: Path, *arguments: str) -> run_search.Request:
+def request_of(folder: Path, *arguments: str) -> Request:
     """What the sweeper makes of these arguments."""
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     ranges = {o.get_key_element(): str(o.get_value_string()) for o in parsed if o.is_sweep_override()}
     fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    run = composed(*fixed)
-    assert run.composition is not None
-    return run_search.Request(
+    return Request(
         compose=lambda groups: composed(*fixed, *(f"{k}={v}" for k, v in groups.items())),
         typed_space=ranges,
-        groups=run.composition.choices,
-        overrides=list(arguments),
         command="",
         folder=folder,
-        chosen=True,
+        folder_named=True,
     )
 
 
 def checked(folder: Path, *arguments: str) -> Setup:
     """All that is checked before a sweep begins in a folder, or goes on there."""
     request = request_of(folder, *arguments)
-    setup, plan = run_search.prepare(request)
-    run_search.place(request, run_search.identify(setup, plan))
+    setup, plan = validate.prepare(request)
+    search_folder.find(request, fingerprint.identify(setup, plan))
     return setup

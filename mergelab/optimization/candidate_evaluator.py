@@ -47,12 +47,12 @@ def search_measures(run: Run) -> list[Measure]:
         return found
     reported = evaluation.measures(run, "validation")
     if not reported:
-        raise InputError("eval: a search needs something to climb\nChoose an evaluation: eval=skills")
+        raise InputError("eval: a search needs an evaluation\nChoose an evaluation: eval=skills")
     if not run.eval.allow_test_split:
         names = ", ".join(m.task for m in reported)
         remedy = evaluation.other_data(run)
         raise InputError(
-            f"eval: the search would climb {names}, on which its result is reported\n"
+            f"eval: the search would optimize {names}, on which its result is reported\n"
             f"{remedy[0].upper()}{remedy[1:]}"
         )
     return reported

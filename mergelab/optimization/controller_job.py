@@ -150,10 +150,10 @@ def _alive(folder: Path, shown: progress_table.ProgressTable) -> list[Task] | No
     try:
         there = controllers(folder)
     except MergelabError as e:
-        shown.note(f"Slurm does not answer ({e})")
+        shown.show_status(f"Slurm does not answer ({e})")
         return None
     states = ", ".join(f"{t.job} {t.state.lower()}" for t in there[:1])
-    shown.note(f"steered by Slurm job {states}" if states else "")
+    shown.show_status(f"steered by Slurm job {states}" if states else "")
     return there
 
 
@@ -163,10 +163,10 @@ def _tell(
     """Show the lines that are new; returns how many have been shown."""
     for i, line in enumerate(lines[told:], start=told):
         if line["event"] in ("preset", "candidate"):
-            shown.tell(line["event"], line)
+            shown.update(line["event"], line)
         if line["event"] == "candidate" and (line["number"] + 1) % population == 0:
             own = [x for x in lines[: i + 1] if x["event"] == "candidate"][-population:]
-            shown.tell("generation", {"generation": line["generation"], "lines": own})
+            shown.update("generation", {"generation": line["generation"], "lines": own})
     return len(lines)
 
 

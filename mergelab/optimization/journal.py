@@ -5,7 +5,6 @@ There are no times in it: two sweeps that come to the same have the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -79,22 +78,3 @@ class OutOfOrderResults:
     def end(self) -> None:
         """Forget all, when every line is written; a kill may have left what `clear` is not told of."""
         rmtree(self._folder, ignore_errors=True)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, a line a key."""
-    flat_before, flat_now = _flat(before), _flat(now)
-    return [
-        f"{key}: {flat_before.get(key, 'absent')} then, {flat_now.get(key, 'absent')} now"
-        for key in {**flat_before, **flat_now}
-        if flat_before.get(key, "absent") != flat_now.get(key, "absent")
-    ]
-
-
-def _flat(value: Any, key: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping):
-        out: dict[str, str] = {}
-        for k, v in value.items():
-            out |= _flat(v, f"{key}.{k}" if key else str(k))
-        return out
-    return {key: json.dumps(value, ensure_ascii=False)}

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mergelab.core.errors import InputError, did_you_mean
-from mergelab.optimization.search_space import Gene, Genome
+from mergelab.optimization.gene import Gene, Genome
+from mergelab.optimization.space_grammar import parameter
 from mergelab.schema import Search
 
 FAMILY = ("CMA", "DiagonalCMA", "FCMA")
 """Optimizers that are CMA-ES, whose populations have to be their generations."""
 
 SPARE = "(spare)"
-"""A second dimension for CMA-ES, which needs two; nothing reads it."""
+"""A second dimension for CMA-ES, which needs two; nothing reads its value."""
 
 NARROW = (18, 0.3, 0.15)
-"""What Nevergrad multiplies CMA's first steps by in a bounded space: below 18 dimensions, from there on.
-It is taken back, so that `search.sigma` means the same everywhere."""
+"""Nevergrad multiplies CMA's first steps in a bounded space by 0.3 below 18 dimensions, and by 0.15 from
+there on. It is undone here, so that `search.sigma` means the same everywhere."""
 
 
 def default_population(dimension: int) -> int:
@@ -28,11 +29,14 @@ def default_population(dimension: int) -> int:
 
 
 class Optimizer:
-    """Asks whole populations and is told of them; the same settings and the same fitness values give
-    the same genomes, which is what makes a sweep resumable.
+    """Asks and tells whole populations. The same settings and fitness values give the same genomes, which is
+    what makes a search resumable.
 
-    Raises:
-        InputError: for an optimizer that Nevergrad does not have.
+    Args:
+        settings: of the search.
+        genes: what is searched.
+        starts: the genome of the initial point.
+        population: candidates of a generation.
     """
 
     def __init__(self, settings: Search, genes: Sequence[Gene], starts: Genome, population: int):
@@ -42,8 +46,6 @@ class Optimizer:
 
     def _build(self, settings: Search, genes: Sequence[Gene], starts: Genome, population: int) -> None:
         import nevergrad as ng
-
-        from mergelab.optimization.space_grammar import parameter
 
         self.genes, self.population, self.resolution = genes, population, settings.resolution
         parameters = {g.key: parameter(g, starts[g.key], settings.sigma) for g in genes}
@@ -73,13 +75,17 @@ class Optimizer:
         return [{g.key: g.rounded(c.value[g.key], self.resolution) for g in self.genes} for c in self._asked]
 
     def tell(self, values: Sequence[Sequence[float] | None]) -> None:
-        """How the population did: for each candidate its objectives, higher better; None: it failed."""
+        """Take in the results of the population that was asked for.
+
+        Args:
+            values: of each candidate the fitness or the objectives, higher is better; None: it failed.
+        """
         count = max((len(v) for v in values if v is not None), default=1)
         for v in values:
             if v is not None:
                 self._worst = max(self._worst, *(-x for x in v))
         for candidate, v in zip(self._asked, values, strict=True):
-            # A failure is worse than all that was seen, by a number that optimizers can compute with.
+            # A failure is worse than everything so far, by a finite number that optimizers can compute with.
             losses = [-x for x in v] if v is not None else [self._worst + 1.0] * count
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -87,7 +93,11 @@ class Optimizer:
 
 
 def check(settings: Search) -> None:
-    """Raise InputError for an optimizer that Nevergrad does not have."""
+    """Check the name of the optimizer.
+
+    Raises:
+        InputError: for one that Nevergrad does not have.
+    """
     import nevergrad as ng
 
     names = sorted(ng.optimizers.registry)
@@ -98,10 +108,5 @@ def check(settings: Search) -> None:
 
 
 def generations(settings: Search, population: int) -> int:
-    """How many whole populations the budget pays for, at least one."""
+    """Number of whole populations that the budget pays for, at least one."""
     return max(1, settings.budget // population)
-
-
-def objectives(scores: Mapping[str, Any], names: Sequence[str]) -> list[float]:
-    """The values of some measures, turned so that more is better."""
-    return [s["value"] if s["higher_is_better"] else -s["value"] for s in (scores[n] for n in names)]

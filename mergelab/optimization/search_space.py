@@ -10,48 +10,19 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mergelab.core.errors import InputError, InputErrors, did_you_mean
+from mergelab.optimization.gene import Gene
+from mergelab.optimization.space_grammar import read as read_range
 from mergelab.recipes.recipe import PER_MODEL
 from mergelab.schema import Expert, Run
-
-Genome = dict[str, Any]
-"""From keys to values."""
 
 REST = "*"
 """The filter of all tensors that no other filter takes."""
 
 DEFAULTS = {"density": 1.0}
 """What stands for a setting that is null."""
-
-
-@dataclass(frozen=True)
-class Gene:
-    """One key that evolves."""
-
-    key: str
-    text: str
-    """Its range as it was written."""
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[Any, ...] = ()
-    """In place of a range."""
-    log: bool = False
-    whole: bool = False
-    ordered: bool = False
-    """Of choices: that neighbours are alike."""
-
-    def rounded(self, value: Any, resolution: float) -> Any:
-        """The value as it is used: a multiple of the resolution inside of the range."""
-        if self.choices:
-            return value
-        assert self.low is not None and self.high is not None
-        if self.whole:
-            return round(value)
-        near = float(f"{value:.4g}") if self.log else round(value / resolution) * resolution
-        return float(f"{min(max(near, self.low), self.high):.10g}")
 
 
 def expand(key: str, run: Run) -> tuple[list[str], bool]:
@@ -98,7 +69,7 @@ def genes(space: Mapping[str, Any], run: Run, takes: set[str]) -> list[Gene]:
                     wrong.append(f"search.space.{key}: method={run.method.name} takes no {own}")
                 continue
             try:
-                found[key] = _gene(key, spec)
+                found[key] = read_range(key, spec)
             except InputError as e:
                 wrong.append(str(e))
     if wrong:
@@ -108,12 +79,6 @@ def genes(space: Mapping[str, Any], run: Run, takes: set[str]) -> list[Gene]:
             "search.space: nothing evolves\nName a key and its range, as in conf/search/cma.yaml."
         )
     return list(found.values())
-
-
-def _gene(key: str, spec: Any) -> Gene:
-    from mergelab.optimization.space_grammar import read
-
-    return read(key, spec)
 
 
 def start(run: Run, gene: Gene) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergelab.core.errors import InputError
-from mergelab.optimization.search_space import Gene
+from mergelab.optimization.gene import Gene
 
 
 def read(key: str, spec: Any) -> Gene:

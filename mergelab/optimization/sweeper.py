@@ -44,6 +44,7 @@ class SearchSweeper(Sweeper):
 
     def _sweep(self, arguments: list[str]) -> float | None:
         from mergelab.optimization import run_search
+        from mergelab.optimization.request import Request
 
         assert self.config is not None and self.hydra_context is not None
         launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
@@ -58,17 +59,15 @@ class SearchSweeper(Sweeper):
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         run = self._run(fixed)
         study = run_search.run(
-            run_search.Request(
+            Request(
                 compose=lambda groups: (
                     self._run([*fixed, *(f"{k}={v}" for k, v in groups.items())]) if groups else run
                 ),
                 typed_space={k: line.partition("=")[2] for k, line in typed.items()},
-                groups={k: str(v) for k, v in self.config.hydra.runtime.choices.items() if "/" not in k},
-                overrides=list(arguments),
                 command=composition.command(with_overrides(run, arguments), "-m"),
                 folder=Path(self.config.hydra.sweep.dir),
                 arguments=sys.argv[1:],
-                chosen=folder_named(self.config),
+                folder_named=folder_named(self.config),
             )
         )
         return None if study is None or study.result is None else study.result.fitness

@@ -37,16 +37,16 @@ class ProgressTable:
         self._start = time.monotonic()
         self._now: list[Mapping[str, Any]] = []
         self.live: Live | None = None
-        self._note = ""
+        self._status = ""
 
-    def note(self, text: str) -> None:
-        """How things stand where the candidates are measured."""
-        self._note = text
+    def show_status(self, text: str) -> None:
+        """Set the status line below the table, such as the state of Slurm's queue."""
+        self._status = text
         if self.live is not None:
             self.live.update(self.view())
 
-    def tell(self, event: str, line: Mapping[str, Any]) -> None:
-        """Hear of a line of the journal."""
+    def update(self, event: str, line: Mapping[str, Any]) -> None:
+        """Take in a line of the journal, or the end of a generation."""
         if event == "preset":
             self.preset = line["fitness"]
         elif event == "candidate":
@@ -85,10 +85,12 @@ class ProgressTable:
             ProgressBar(self.budget, self.done, width=30), f"{self.done} of {self.budget}", self._pace()
         )
         parts: list[Any] = [t, bar]
-        if self._note:
-            parts.append(Text(self._note, style="dim"))
+        if self._status:
+            parts.append(Text(self._status, style="dim"))
         if self.best is not None:
-            parts.append(Text(f"best {self.best['fitness']:.3f}  {words(self.best['genome'])}", style="dim"))
+            parts.append(
+                Text(f"best {self.best['fitness']:.3f}  {genome_text(self.best['genome'])}", style="dim")
+            )
         return Group(*parts)
 
     def _pace(self) -> str:
@@ -119,7 +121,7 @@ def _row(number: int, lines: Sequence[Mapping[str, Any]], best: Mapping[str, Any
     ]
 
 
-def words(genome: Mapping[str, Any], most: int = 8) -> str:
+def genome_text(genome: Mapping[str, Any], most: int = 8) -> str:
     """A genome on one line; of a long one the first few genes."""
     parts = []
     for key, value in list(genome.items())[:most]:

@@ -148,7 +148,8 @@ LAYERS = {
     "hub": {"core", "models", "preflight"},
     "zoo": {"core"},
     "tracking": {"core", "report", "schema"},
-    "report": {"core"},
+    "search_history": set(),
+    "report": {"core", "search_history"},
     "slurm": {"composition", "core", "hydra", "merging", "report", "schema", "tracking"},
     "monitor": {"core", "report", "schema", "slurm"},
     "context": {
@@ -162,7 +163,8 @@ LAYERS = {
     },
     "optimization": {
         "composition", "context", "core", "evaluation", "hydra", "jobs", "merging", "methods", "models",
-        "preflight", "provenance", "recipes", "report", "result", "schema", "slurm", "steps", "tracking",
+        "preflight", "provenance", "recipes", "report", "result", "schema", "search_history", "slurm",
+        "steps", "tracking",
     },
 }  # fmt: skip
 

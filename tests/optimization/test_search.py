@@ -85,7 +85,7 @@ def test_the_same_command_again_measures_nothing_and_more_goes_on(
     kept = {f: f.read_bytes() for f in [folder / "journal.jsonl", *folder.glob("report/*")]}
     again = mergelab(*SMALL, folder=folder)
     assert again.status == 0, again.err
-    assert "goes on: 8 candidates are in the journal" in again.out
+    assert "resumes: 8 candidates are in the journal" in again.out
     assert {f: f.read_bytes() for f in kept} == kept
 
     more = mergelab(*SMALL, "search.budget=12", folder=folder)
@@ -120,14 +120,14 @@ def test_interrupted_it_is_found_again_without_its_folder_and_nobody_else_may_wo
         process.kill()
     assert process.returncode == 130
     assert re.search(r"interrupted; \d of 8 candidates are safe in multirun/", err)
-    assert "Run the same command again: it goes on from there." in err
+    assert "Run the same command again to resume." in err
     assert "Traceback" not in err
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["mergelab", *settings, "search.budget=4"])  # which is no other sweep
     with suppress(SystemExit):
         main()
-    assert "goes on: " in capfd.readouterr().out
+    assert "resumes: " in capfd.readouterr().out
     assert len(list(tmp_path.glob("multirun/*/*/journal.jsonl"))) == 1
     assert (journal.parent / "result.json").exists()
 

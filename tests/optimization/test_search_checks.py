@@ -58,7 +58,7 @@ def test_a_plan_says_what_would_run_and_runs_nothing(model: str, family: Any, me
         (["search.objectives=[math,sums]"], "'sums' is not measured"),
         (["search.against=nowhere"], "search.against: nowhere holds no result.json"),
         (["hardware.workers=0"], "hardware.workers: 0 is out of range"),
-        (["eval=none"], "a search needs something to climb"),
+        (["eval=none"], "a search needs an evaluation"),
         (["job=evaluate"], "search: job=evaluate merges nothing"),
         (["method=linear", "experts.math.density=interval(0,1)"], "method=linear takes no density"),
         (["experts.maths.weight=interval(0,1)"], "there is no key 'maths'"),
@@ -130,4 +130,4 @@ def test_more_live_models_than_memory_holds_are_refused(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1_000_000}))
     with pytest.raises(InputError) as e:
         checked(tmp_path / "sweep", *SEARCH, "hardware.workers=4")
-    assert "hardware.memory: 4 live models need 2.4 MB, 1.0 MB are available" in str(e.value)
+    assert "hardware.workers: 4 live models need 2.4 MB, 1.0 MB are available" in str(e.value)

@@ -20,8 +20,8 @@ from weights import same_bits
 
 from mergelab.core.run_dir import write_json
 from mergelab.optimization.candidate_evaluator import Outcome
-from mergelab.optimization.controller import Setup
-from mergelab.optimization.executors.processes import EvaluationRequest
+from mergelab.optimization.executors.base import EvaluationRequest
+from mergelab.optimization.request import Setup
 from mergelab.report import evolution
 from mergelab.schema import Fidelity
 
@@ -34,11 +34,11 @@ class Noting(Pretended):
         super().__init__(one_fails, last_first)
         self._notes = folder / NOTES
 
-    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
-        """As `Workers` says."""
-        for place, outcome in super().work(orders):
+    def evaluate(self, requests: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
+        """As `Executor` says."""
+        for place, outcome in super().evaluate(requests):
             yield place, outcome
-            order = orders[place]
+            order = requests[place]
             if order.kind != "preset" and (outcome.scores is not None or order.attempt == 2):
                 (self._notes / order.name).mkdir(parents=True)
 
@@ -147,7 +147,7 @@ def test_a_command_that_is_killed_goes_on_and_ends_as_if_undisturbed(
 
     done = mergelab(*SMALL, folder=folder)
     assert done.status == 0, done.err
-    assert re.search(r"goes on: [3-7] candidates are in the journal", done.out)
+    assert re.search(r"resumes: [3-7] candidates are in the journal", done.out)
     assert journal(folder) == journal(swept)
     files = ["recipe.yaml", *(f"report/{f.name}" for f in (swept / "report").iterdir())]
     assert [f for f in files if (folder / f).read_bytes() != (swept / f).read_bytes()] == []

@@ -10,11 +10,13 @@ import pytest
 from searching import MEASURES, Pretended, cut_off, evolved, genomes, scores, setup_of, smooth
 
 from mergelab.core.errors import InputError, StepError
-from mergelab.optimization import controller
-from mergelab.optimization.controller import TooManyFailures, front
-from mergelab.optimization.executors.processes import EvaluationRequest
-from mergelab.optimization.finalize import fidelity
-from mergelab.optimization.journal import Journal, differences, read
+from mergelab.optimization import controller, population_evaluator
+from mergelab.optimization.controller import TooManyFailures
+from mergelab.optimization.executors.base import EvaluationRequest
+from mergelab.optimization.finalize import on_front
+from mergelab.optimization.fingerprint import differences
+from mergelab.optimization.journal import Journal, read
+from mergelab.optimization.search_result import fidelity
 
 # ---------------------------------------------------------------- journal
 
@@ -97,7 +99,7 @@ def test_a_raised_budget_goes_on(tmp_path: Path) -> None:
 
 def test_a_journal_of_other_genomes_is_refused(tmp_path: Path) -> None:
     evolved(tmp_path, setup_of(), Pretended())
-    with pytest.raises(InputError, match="candidate 0 there is not the one that CMA asks for"):
+    with pytest.raises(InputError, match="candidate 0 in it is not the one that CMA asks for"):
         evolved(tmp_path, setup_of(seed=1), Pretended())
 
 
@@ -197,7 +199,7 @@ def test_only_the_promising_are_measured_on_all_prompts(tmp_path: Path) -> None:
 def test_the_pareto_front_is_what_nothing_beats(tmp_path: Path) -> None:
     points = [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.4, 0.4), (0.5, 0.5), (0.9, 0.0)]
     lines = [{"number": i, "scores": scores(*p)} for i, p in enumerate(points)]
-    assert [x["number"] for x in front(lines, ["math", "code"])] == [0, 1, 2, 4]
+    assert [x["number"] for x in on_front(lines, ["math", "code"])] == [0, 1, 2, 4]
 
 
 def test_several_objectives_are_told_to_the_optimizer(tmp_path: Path) -> None:
@@ -209,11 +211,11 @@ def test_several_objectives_are_told_to_the_optimizer(tmp_path: Path) -> None:
         return scores(weight, 1 - weight)
 
     journal = evolved(tmp_path, setup, Pretended(answer))
-    assert len(front(journal.select("candidate"), ["math", "code"])) > 1
+    assert len(on_front(journal.select("candidate"), ["math", "code"])) > 1
 
 
 def test_fitness_is_weighted_by_share() -> None:
     from dataclasses import replace
 
     heavy = [replace(MEASURES[0], share=3.0), MEASURES[1]]
-    assert controller.fitness(scores(1.0, 0.0), heavy) == pytest.approx(0.75)
+    assert population_evaluator.fitness(scores(1.0, 0.0), heavy) == pytest.approx(0.75)

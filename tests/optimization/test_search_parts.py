@@ -13,7 +13,7 @@ from mergelab.core.errors import InputError
 from mergelab.methods import registry
 from mergelab.optimization import optimizer, search_space, space_grammar
 from mergelab.optimization.candidate_evaluator import Outcome
-from mergelab.optimization.finalize import verdict
+from mergelab.optimization.verdict import verdict
 
 # ---------------------------------------------------------------- space
 
@@ -176,7 +176,7 @@ def table(winner: float, preset: float, parent: float) -> dict[str, Any]:
     [
         (0.9, 0.7, 0.5, "more than noise. It beats every parent."),
         (0.705, 0.7, 0.5, "it may be noise"),
-        (0.6, 0.7, 0.5, "take the preset"),
+        (0.6, 0.7, 0.5, "use the initial point"),
         (0.9, 0.7, 0.95, "more than noise. Not better than math."),
     ],
 )

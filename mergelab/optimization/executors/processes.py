@@ -1,7 +1,7 @@
-"""Who makes and measures candidates: this process, or several that keep what they have loaded.
+"""Evaluates candidates in several processes of this machine, which keep what they have loaded.
 
-A worker that dies or runs out of time costs its candidate alone: each is a pool of one process, so
-that it is known whose candidate it was.
+A process that dies or runs out of time costs its own candidate only: each is a pool of one process, so it is
+known which candidate it was.
 """
 
 from __future__ import annotations
@@ -10,124 +10,50 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from mergelab.core.run_dir import RunDir
-from mergelab.evaluation import Measure
 from mergelab.jobs.run_job import run_job
-from mergelab.optimization.candidate_evaluator import CandidateEvaluator, Outcome, Scores, finite, run_guarded
+from mergelab.optimization.candidate_evaluator import CandidateEvaluator, Outcome
+from mergelab.optimization.executors.base import EvaluationRequest, evaluate_in_process
 from mergelab.schema import Run
 
 GRACE = 120.0
-"""Seconds that a new worker may take on top of a candidate's time, to load what it keeps."""
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """A candidate to be made and measured."""
-
-    number: int
-    """-1 is the preset."""
-    run: Run
-    measures: Sequence[Measure]
-    share: float = 1.0
-    kind: str = "candidate"
-    """`candidate`, `screen` (on few prompts), `validate` or `preset`."""
-    attempt: int = 1
-
-    @property
-    def name(self) -> str:
-        """Unique in the sweep."""
-        return f"{self.kind}{self.number}"
-
-
-class Executor(Protocol):
-    """Who works on orders."""
-
-    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
-        """The outcome of each, as they come, by the place in `orders`."""
-
-    def finish(self, run: Run, run_dir: RunDir, turn: int) -> None:
-        """Run the steps of a job, that of the winner.
-
-        Args:
-            turn: how many winners the sweep has had before.
-        Raises:
-            StepError: when it did not come to its end.
-        """
-
-    def close(self, at_once: bool = False) -> None:
-        """Let go of everything; `at_once` gives up what is being worked on."""
-
-
-class InlineExecutor:
-    """This process, one candidate after another."""
-
-    def __init__(self, timeout: float | None):
-        self._timeout = timeout
-        self._benches: dict[str, CandidateEvaluator] = {}
-
-    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
-        """The outcome of each, in their order."""
-        for place, order in enumerate(orders):
-            yield place, run_guarded(lambda order=order: _measured(self._benches, order), self._timeout)  # type: ignore[misc]
-
-    def finish(self, run: Run, run_dir: RunDir, turn: int) -> None:
-        """Here, too."""
-        self._benches.clear()
-        run_job(run, run_dir)
-
-    def close(self, at_once: bool = False) -> None:
-        """Let go of the models."""
-        self._benches.clear()
-
-
-def _measured(benches: dict[str, CandidateEvaluator], order: EvaluationRequest) -> Scores:
-    key = _models(order.run)
-    if key not in benches:
-        benches.clear()  # one set of models at a time fits
-        benches[key] = CandidateEvaluator(order.run)
-    return finite(benches[key].measure(order.run, order.measures, order.share))
-
-
-def _models(run: Run) -> str:
-    """What a bench has loaded, as a text: runs of one text share one."""
-    experts = [(name, e.path, e.revision) for name, e in run.experts.items()]
-    return repr((run.model, experts, run.method.base, run.hardware, run.eval, run.seed))
+"""Seconds that a new process gets on top of a candidate's time limit, to load the models."""
 
 
 class ProcessExecutor:
-    """Several processes, on one device each.
+    """An `Executor` of several processes, each on one device.
 
     Args:
-        count: of processes.
-        devices: of GPUs to share out, from the run's device on.
-        timeout: seconds of a candidate.
+        count: number of processes.
+        devices: number of GPUs to share out, counted from the run's own device.
+        timeout: seconds that a candidate may take.
     """
 
     def __init__(self, count: int, devices: int, timeout: float | None):
+        self.show: Callable[[str], None] | None = None
         self._timeout = timeout
         self._pools = [_Pool(i % max(devices, 1)) for i in range(count)]
 
-    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
-        """The outcome of each, as they come."""
+    def evaluate(self, requests: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
+        """Evaluate a population; outcomes come in the order in which they are ready."""
         waiting: queue.SimpleQueue[tuple[int, EvaluationRequest]] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[int, Outcome] | BaseException] = queue.SimpleQueue()
-        for item in enumerate(orders):
+        for item in enumerate(requests):
             waiting.put(item)
         stopped = threading.Event()
 
         def serve(pool: _Pool) -> None:
             while not stopped.is_set():
                 try:
-                    place, order = waiting.get_nowait()
+                    index, request = waiting.get_nowait()
                 except queue.Empty:
                     return
                 try:
-                    done.put((place, pool.run(order, self._timeout)))
+                    done.put((index, pool.run(request, self._timeout)))
                 except BaseException as e:
                     done.put(e)
                     return
@@ -136,7 +62,7 @@ class ProcessExecutor:
         try:
             for pool in self._pools:
                 threads.submit(serve, pool)
-            for _ in orders:
+            for _ in requests:
                 outcome = _next(done)
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -145,8 +71,8 @@ class ProcessExecutor:
             stopped.set()
             threads.shutdown(wait=False)
 
-    def finish(self, run: Run, run_dir: RunDir, turn: int) -> None:
-        """In this process, when the others have made room."""
+    def run_winner(self, run: Run, run_dir: RunDir, turn: int) -> None:
+        """Run the winner's job in this process, after the others have released their memory."""
         self.close()
         run_job(run, run_dir)
 
@@ -157,7 +83,7 @@ class ProcessExecutor:
 
 
 def _next(done: queue.SimpleQueue[Any]) -> Any:
-    """The next of a queue, without being deaf to Ctrl-C meanwhile."""
+    """`queue.get()` in short timeouts, so that KeyboardInterrupt is delivered."""
     while True:
         try:
             return done.get(timeout=0.5)
@@ -166,20 +92,20 @@ def _next(done: queue.SimpleQueue[Any]) -> Any:
 
 
 class _Pool:
-    """One process, and another when it has died."""
+    """One process, and a new one after it has died."""
 
     def __init__(self, device: int):
         self._device = device
         self._executor: Any = None
         self._lock = threading.Lock()
 
-    def run(self, order: EvaluationRequest, timeout: float | None) -> Outcome:
-        """The outcome of an order; that of a dead or late process says so."""
+    def run(self, request: EvaluationRequest, timeout: float | None) -> Outcome:
+        """The outcome of a request; a process that dies or is late is an outcome as well."""
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         first = self._executor is None
-        future = self._submit(order, timeout)
-        # The worker bounds itself; what does not listen to its clock is killed from here.
+        future = self._submit(request, timeout)
+        # The process enforces its own limit; one that does not react to its timer is killed from here.
         bound = None if timeout is None else timeout + (GRACE if first else 5.0)
         try:
             outcome: Outcome = future.result(timeout=bound)
@@ -191,21 +117,21 @@ class _Pool:
             return Outcome(reason=f"out of time, {timeout:g} s")
         return outcome
 
-    def _submit(self, order: EvaluationRequest, timeout: float | None) -> Future[Outcome]:
+    def _submit(self, request: EvaluationRequest, timeout: float | None) -> Future[Outcome]:
         from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
         with self._lock:
             if self._executor is None:
-                # A process that is killed leaves semaphores, which loky's helper would tell the user of.
+                # A killed process leaves semaphores behind, which loky's resource tracker would warn of.
                 os.environ.setdefault("PYTHONWARNINGS", "ignore")
                 self._executor = ProcessPoolExecutor(
                     1, initializer=_begin, initargs=(os.getpid(), dict(_environment())), timeout=None
                 )
-            future: Future[Outcome] = self._executor.submit(serve, order, self._device, timeout)
+            future: Future[Outcome] = self._executor.submit(evaluate_here, request, timeout, self._device)
         return future
 
     def end(self, at_once: bool = True) -> None:
-        """End the process, after what it works on or in the middle of it."""
+        """End the process, after its candidate or in the middle of it."""
         with self._lock:
             executor, self._executor = self._executor, None
         if executor is not None:
@@ -224,19 +150,27 @@ def _environment() -> Mapping[str, str]:
     return {k: v for k, v in os.environ.items() if k.startswith(wanted)}
 
 
-# ---------------------------------------------------------------- in the worker
+def count_gpus() -> int:
+    """GPUs of this machine."""
+    import torch
 
-_benches: dict[str, CandidateEvaluator] = {}
+    return torch.cuda.device_count()
+
+
+# ---------------------------------------------------------------- in the process
+
+_evaluators: dict[str, CandidateEvaluator] = {}
+"""What this process has loaded."""
 
 
 def _begin(parent: int, environment: Mapping[str, str]) -> None:
-    """Set a worker up: quiet, and gone when its parent is."""
+    """Set a process up: it is quiet, and ends when its parent does."""
     import signal
     import warnings
 
     os.environ.update(environment)
     warnings.filterwarnings("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -246,29 +180,12 @@ def _begin(parent: int, environment: Mapping[str, str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def serve(order: EvaluationRequest, device: int, timeout: float | None) -> Outcome:
-    """What came of an order in this process, which keeps what it has loaded for the next.
+def evaluate_here(request: EvaluationRequest, timeout: float | None, device: int = 0) -> Outcome:
+    """Evaluate a request in this process, which keeps what it has loaded for the next one.
 
     Args:
-        device: counted from the run's own, where that is a GPU.
+        request: what to evaluate.
+        timeout: seconds that it may take.
+        device: the GPU to use, counted from the run's own.
     """
-    kind, _, first = order.run.hardware.device.partition(":")
-    if kind != "cpu":
-        hardware = replace(order.run.hardware, device=f"{kind}:{int(first or 0) + device}")
-        order = replace(order, run=replace(order.run, hardware=hardware))
-    return run_guarded(lambda: _measured(_benches, order), timeout)
-
-
-def make_executor(run: Run) -> Executor:
-    """Those that a run's hardware asks for on this machine."""
-    h = run.hardware
-    if h.workers == 1:
-        return InlineExecutor(run.search.timeout)
-    devices = h.devices or _gpus() if h.device != "cpu" else 1
-    return ProcessExecutor(h.workers, devices, run.search.timeout)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+    return evaluate_in_process(_evaluators, request, timeout, device)

@@ -16,7 +16,8 @@ from mergelab.core.run_dir import RunDir
 from mergelab.jobs.run_job import run_job
 from mergelab.merging import node_local_cache
 from mergelab.optimization.candidate_evaluator import Outcome
-from mergelab.optimization.executors.processes import EvaluationRequest, serve
+from mergelab.optimization.executors.base import EvaluationRequest
+from mergelab.optimization.executors.processes import evaluate_here
 from mergelab.report import terminal
 from mergelab.schema import Run
 from mergelab.slurm import job_array, on_node, submission_log
@@ -52,7 +53,7 @@ class SlurmExecutor:
         self.show: Callable[[str], None] | None = None
         """Where a live view shows how things stand; else a line of our own does."""
 
-    def work(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
+    def evaluate(self, orders: Sequence[EvaluationRequest]) -> Iterator[tuple[int, Outcome]]:
         """The outcome of each, as they come."""
         items = [
             WorkItem(
@@ -67,7 +68,7 @@ class SlurmExecutor:
         for place, done in self._run(items, array):
             yield place, Outcome(reason=done.reason) if done.value is None else Outcome(**done.value)
 
-    def finish(self, run: Run, run_dir: RunDir, turn: int) -> None:
+    def run_winner(self, run: Run, run_dir: RunDir, turn: int) -> None:
         """Run the steps of a job, that of the winner, in a task of its own.
 
         Raises:
@@ -131,4 +132,4 @@ def finished(run: Run, run_dir: RunDir) -> None:
 
 def measured(order: EvaluationRequest, timeout: float | None) -> dict[str, Any]:
     """What came of an order, in a task: on the GPU of its rank."""
-    return asdict(serve(order, int(os.environ.get("SLURM_LOCALID", 0)), timeout))
+    return asdict(evaluate_here(order, timeout, int(os.environ.get("SLURM_LOCALID", 0))))
