@@ -1,12 +1,12 @@
 """A LoRA adapter from the difference of two models, by mergekit's extract-lora.
 
-The factors are mergekit's: the singular value decomposition of each module's difference, cut off at a
-rank and shared out evenly (`TaskVectorDecompositionTask`). What its command does around it is done
-anew here, for it saves norms and embeddings whole though nothing in them has changed, writes modules of
-rank 0, which peft refuses, the difference of a bias under a name that peft passes over in silence, and
-its list of modules in another order every time.
+The factors are mergekit's: a truncated singular value decomposition of each module's difference, with
+the singular values split evenly between both factors (`TaskVectorDecompositionTask`). The rest of its
+command is reimplemented here because it saves norms and embeddings whole even if they are unchanged,
+writes modules of rank 0, which peft rejects, writes bias differences under a name that peft silently
+ignores, and lists the modules in a different order every time.
 
-What was written is then loaded by peft onto the base, and what it leaves of the difference is measured.
+The written adapter is then loaded onto the base by peft, and the difference that remains is measured.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of a model's own modules."""
+"""The prefix that peft puts before the names of a model's own modules."""
 
 
 @dataclass
 class _Plan:
-    """What becomes of the modules that differ; what is in none of these is left out."""
+    """How the modules that differ are stored; a module in none of these is left out."""
 
     factors: list[str] = field(default_factory=list)
     """Modules whose weight is decomposed."""
@@ -49,7 +49,7 @@ class _Plan:
     biases: list[str] = field(default_factory=list)
     """Tensors: biases of linear modules, saved as they are."""
     tied: dict[str, str] = field(default_factory=dict)
-    """For a module that is saved whole the one that shares its weight."""
+    """The module that shares its weight with a module saved whole, by the latter."""
 
 
 def extract(
@@ -63,21 +63,23 @@ def extract(
     trust_remote_code: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> list[Part]:
-    """Write `expert` - `base` into the empty folder `out` as a LoRA of peft, and read it back.
+    """Write `expert` - `base` into the empty folder `out` as a peft LoRA, and read it back.
 
     Args:
-        base: a sound model.
-        expert: one that fits it.
-        out: after an exception its content is worthless.
-        known_as: the base's path or hub id, and its revision, for those who get the adapter.
+        base: A sound model.
+        expert: A model that is compatible with it.
+        out: The folder. After an exception its content is unusable.
+        known_as: The base's path or hub id and its revision, for the users of the adapter.
         settings: rank, epsilon, embeddings, include, exclude.
-        hardware: device and threads of the decompositions.
-        trust_remote_code: whether code that comes with the base may run.
-        progress: called with the numbers of tensors compared, and modules decomposed and read back.
+        hardware: Device and threads of the decompositions.
+        trust_remote_code: Whether code that comes with the base may run.
+        progress: Called with the numbers of compared tensors, and of decomposed and verified modules.
+
     Returns:
-        every tensor in which the models differ, in the model's order.
+        Every tensor that differs between the models, in the model's order.
+
     Raises:
-        StepError: where no decomposition is left, or something fails, with the reason.
+        StepError: There is nothing to extract, or something fails, with the reason.
     """
     import torch
 
@@ -93,14 +95,14 @@ def extract(
             plan = _plan(norms, model, settings)
             factors = _decompose(base, expert, plan.factors, model, settings, hardware, progress)
             if not factors:
-                raise StepError(_nothing(norms, plan, settings))
+                raise StepError(_nothing_to_extract(norms, plan, settings))
             _write(out, factors, plan, expert, model, known_as)
             adapted = load(base, out, trust_remote_code=trust_remote_code)
             found = read_back(adapted, expert, norms, plan.biases, progress)
             parts = {p.tensor: p for p in found}
     except MergelabError:
         raise
-    except Exception as e:  # mergekit, peft and the libraries below raise every kind
+    except Exception as e:  # mergekit, peft and the libraries below raise exceptions of every type
         log.exception("the extraction failed")
         raise StepError(mergekit_backend.failed("the extraction failed", e, out)) from e
     if odd := [p.tensor for p in parts.values() if not math.isfinite(p.residual)]:
@@ -109,7 +111,7 @@ def extract(
 
 
 def _skeleton(base: ModelMetadata, trust: bool) -> Any:
-    """transformers' model of the base, without weights."""
+    """transformers' model of the base without weights."""
     import torch
     from transformers import AutoConfig
 
@@ -121,12 +123,12 @@ def _skeleton(base: ModelMetadata, trust: bool) -> Any:
 def _differences(
     base: ModelMetadata, expert: ModelMetadata, model: Any, progress: Progress
 ) -> dict[str, float]:
-    """The norm of the difference of each tensor in which they differ, in the model's order."""
+    """The norm of the difference of each tensor that differs, in the model's order."""
     tied = _tied(model)
     twins = {f"{second}.weight" for second in tied.values()}
-    there = base.tensors.keys() & expert.tensors.keys() - twins
-    order = [n for n in model.state_dict() if n in there]
-    order += sorted(there - {*order})
+    common = base.tensors.keys() & expert.tensors.keys() - twins
+    order = [n for n in model.state_dict() if n in common]
+    order += sorted(common - {*order})
     norms: dict[str, float] = {}
     for i, name in enumerate(order):
         progress("compare", i, len(order))
@@ -141,7 +143,7 @@ def _differences(
 
 
 def _tied(model: Any) -> dict[str, str]:
-    """From the module of the input embeddings to the head that shares their weight, if it does."""
+    """The module of the input embeddings and the head that shares their weight, if there is one."""
     if not model.config.get_text_config().tie_word_embeddings:
         return {}
     names = {m: n for n, m in model.named_modules()}
@@ -150,7 +152,7 @@ def _tied(model: Any) -> dict[str, str]:
 
 
 def _plan(norms: Mapping[str, float], model: Any, settings: Extract) -> _Plan:
-    """Who is decomposed and who is saved whole, of the modules that have changed and are asked for."""
+    """Decide which of the changed and selected modules are decomposed, and which are saved whole."""
     from torch import nn
 
     plan, tied = _Plan(), _tied(model)
@@ -160,7 +162,7 @@ def _plan(norms: Mapping[str, float], model: Any, settings: Extract) -> _Plan:
         name, _, leaf = tensor.rpartition(".")
         module = modules.get(name)
         if module is None or not selected(name, settings):
-            continue  # the experts of a mixture are files apart, and one module in transformers
+            continue  # the experts of a mixture are separate tensors on disk, but one module in transformers
         if (module in embeddings and not settings.embeddings) or _is_vector(module):
             if name not in plan.whole:
                 plan.whole.append(name)
@@ -173,13 +175,13 @@ def _plan(norms: Mapping[str, float], model: Any, settings: Extract) -> _Plan:
 
 
 def selected(module: str, settings: Extract) -> bool:
-    """Whether `include` and `exclude` ask for a module, as mergekit reads them: somewhere in its name."""
+    """Whether `include` and `exclude` select a module: as in mergekit, by a match anywhere in its name."""
     wanted = not settings.include or any(re.search(r, module) for r in settings.include)
     return wanted and not any(re.search(r, module) for r in settings.exclude)
 
 
 def _is_vector(module: Any) -> bool:
-    """Whether a module has only vectors of its own, as a norm."""
+    """Whether a module's own parameters are all vectors, like a norm's."""
     own = list(module.parameters(recurse=False))
     return bool(own) and all(p.ndim == 1 for p in own)
 
@@ -193,8 +195,12 @@ def _decompose(
     hardware: Hardware,
     progress: Progress,
 ) -> dict[str, tuple[Any, Any]]:
-    """For each module the factors A, of shape (rank, inputs), and B, (outputs, rank): ΔW ≈ B A, or for
-    an embedding its transpose. Without those of rank 0."""
+    """Decompose the difference of each module.
+
+    Returns:
+        The factors A, of shape (rank, inputs), and B, of shape (outputs, rank), with ΔW ≈ B A, or for an
+        embedding its transpose. Modules of rank 0 are left out.
+    """
     import torch
     from mergekit.architecture import WeightInfo
     from mergekit.common import ModelPath, ModelReference
@@ -234,13 +240,13 @@ def _is_embedding(module: Any) -> bool:
     return isinstance(module, nn.Embedding)
 
 
-def _nothing(norms: Mapping[str, float], plan: _Plan, settings: Extract) -> str:
-    """Why there is nothing to decompose."""
+def _nothing_to_extract(norms: Mapping[str, float], plan: _Plan, settings: Extract) -> str:
+    """The message if there is nothing to decompose."""
     if not norms:
         return "the models do not differ: there is nothing to extract"
     if plan.factors:
         return f"no singular value is above extract.epsilon={settings.epsilon:g}: there is nothing to extract"
-    return f"what differs cannot be decomposed, or is not asked for: {some(norms)}"
+    return f"the tensors that differ cannot be decomposed or are not selected: {some(norms)}"
 
 
 def _write(
@@ -251,7 +257,7 @@ def _write(
     model: Any,
     known_as: tuple[str, str | None],
 ) -> None:
-    """adapter_model.safetensors and adapter_config.json; the same bytes for the same numbers."""
+    """Write adapter_model.safetensors and adapter_config.json: the same bytes for the same numbers."""
     from mergekit.common import ModelPath, ModelReference
     from mergekit.scripts.extract_lora import make_config_dict
     from safetensors.torch import save_file
@@ -271,12 +277,12 @@ def _write(
         tensors[PREFIX + bias_in(tensor, factors)] = tensor_of(expert, tensor)
     ranks = {name: int(a.shape[0]) for name, (a, _) in factors.items()}
     path, revision = known_as
-    everything = [name for name, _ in model.named_modules()]
+    modules = [name for name, _ in model.named_modules()]
     config = make_config_dict(
         base_ref=ModelReference(model=ModelPath(path=path)),
         max_rank=max(ranks.values()),
-        modules_to_save=_short({*plan.whole, *plan.tied.values()}, everything) or None,
-        target_modules=_short({*factors}, everything),
+        modules_to_save=_short({*plan.whole, *plan.tied.values()}, modules) or None,
+        target_modules=_short({*factors}, modules),
         module_ranks=ranks,
     )
     config |= {"revision": revision, "bias": "all" if plan.biases else "none"}
@@ -288,10 +294,10 @@ def _write(
     mergekit_backend.readable(out)
 
 
-def _short(chosen: set[str], everything: Iterable[str]) -> list[str]:
-    """How peft is told some modules: `q_proj` where all that end in it are meant, else the whole name."""
-    alike: dict[str, set[str]] = {}
+def _short(chosen: set[str], modules: Iterable[str]) -> list[str]:
+    """The shortest names for peft: `q_proj` if all modules that end in it are chosen, else whole names."""
+    by_suffix: dict[str, set[str]] = {}
     for last in {name.rpartition(".")[2] for name in chosen}:
-        alike[last] = {name for name in everything if name.endswith(last)}
+        by_suffix[last] = {name for name in modules if name.endswith(last)}
     lasts = ((name, name.rpartition(".")[2]) for name in chosen)
-    return sorted({last if alike[last] <= chosen else name for name, last in lasts})
+    return sorted({last if by_suffix[last] <= chosen else name for name, last in lasts})

@@ -1,4 +1,4 @@
-"""What an adapter makes of its base: loaded by peft, and measured beside the model it stands for."""
+"""Verification of an adapter: peft loads it onto its base, and the result is compared with the expert."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
 
 BLOCK = 1 << 24
-"""Elements that are compared at once."""
+"""The number of elements that are compared at once."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor in which two models differ, and what an adapter holds of the difference."""
+    """A tensor that differs between two models, and how much of the difference an adapter holds."""
 
     tensor: str
     norm: float
-    """The Frobenius norm of the difference, above 0."""
+    """The Frobenius norm of the difference, greater than 0."""
     residual: float
-    """That of the difference which the adapter leaves."""
+    """The Frobenius norm of the difference that remains with the adapter."""
     rank: int = 0
-    """Of the two factors; 0 where there are none."""
+    """The rank of the two factors; 0 if there are none."""
     whole: bool = False
-    """The adapter holds the expert's tensor itself."""
+    """Whether the adapter holds the expert's tensor itself."""
 
     @property
     def kind(self) -> str:
@@ -43,21 +43,23 @@ class Part:
 
 
 def relative_error(parts: Iterable[Part]) -> float:
-    """The relative error of some tensors together: ‖ΔW − what is held‖ / ‖ΔW‖, Frobenius."""
+    """The relative error of several tensors together: ‖ΔW − adapter‖ / ‖ΔW‖ in the Frobenius norm."""
     listed = list(parts)
     return math.hypot(*(p.residual for p in listed)) / math.hypot(*(p.norm for p in listed))
 
 
 def load(base: ModelMetadata, adapter: Path, *, trust_remote_code: bool = False) -> Any:
-    """The base with an adapter in its modules. On the CPU transformers maps the base's files, so that this
-    takes little memory.
+    """Load the base with an adapter.
+
+    On the CPU transformers maps the base's files into memory, so this needs little of it.
 
     Args:
-        base: the model that is adapted.
-        adapter: the folder.
-        trust_remote_code: whether code that comes with the base may run.
+        base: The model that is adapted.
+        adapter: The folder of the adapter.
+        trust_remote_code: Whether code that comes with the base may run.
+
     Raises:
-        StepError: where peft has no place for a tensor, or no tensor for a place.
+        StepError: A tensor of the adapter belongs to no module, or a module's tensor is missing.
     """
     from peft import PeftConfig, PeftModel
     from transformers import AutoConfig
@@ -68,7 +70,7 @@ def load(base: ModelMetadata, adapter: Path, *, trust_remote_code: bool = False)
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(adapter)))
     found = adapted.load_adapter(str(adapter), "default", torch_device="cpu")
     if odd := [*found.missing_keys, *found.unexpected_keys]:
-        raise StepError(f"peft has no place for, or misses, {some(odd)}")
+        raise StepError(f"peft has no module for, or misses, {some(odd)}")
     return adapted.get_base_model()
 
 
@@ -79,14 +81,17 @@ def read_back(
     biases: Collection[str],
     progress: Progress = lambda what, done, total: None,
 ) -> Iterator[Part]:
-    """What an adapter holds, one tensor after another, beside the expert that should come of it.
+    """Compare the adapted base with the expert, one tensor after another.
 
     Args:
-        adapted: the base with the adapter, of `load`.
-        expert: the model.
-        norms: of the difference of each tensor in which it and the base differ.
-        biases: tensors of linear modules that the adapter holds.
-        progress: called with the number of modules.
+        adapted: The base with the adapter, from `load`.
+        expert: The model that the adapter was extracted from.
+        norms: The norm of the difference of expert and base, by tensor.
+        biases: The biases of linear modules that the adapter holds.
+        progress: Called with the number of modules.
+
+    Yields:
+        Each tensor that the adapter holds.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
@@ -112,7 +117,7 @@ def read_back(
 
 
 def tensor_of(facts: ModelMetadata, name: str) -> Any:
-    """One tensor of a model, from its file."""
+    """Read one tensor of a model from its file."""
     from safetensors import safe_open
 
     with safe_open(facts.tensors[name].file, framework="pt") as f:
@@ -120,7 +125,7 @@ def tensor_of(facts: ModelMetadata, name: str) -> Any:
 
 
 def distance(one: Any, other: Any, shift: Any = None) -> float:
-    """The Frobenius norm of one - other - shift, in float32 summed in float64, some rows at a time."""
+    """The Frobenius norm of one - other - shift: in float32, summed in float64, some rows at a time."""
     import torch
 
     rows = max(1, BLOCK // max(1, one[0].numel())) if one.ndim else 1
@@ -135,6 +140,6 @@ def distance(one: Any, other: Any, shift: Any = None) -> float:
 
 
 def bias_in(tensor: str, factors: Iterable[str]) -> str:
-    """The name of a bias in the adapted model, where a module with factors is wrapped."""
+    """The name of a bias in the adapted model, in which modules with factors are wrapped."""
     module = tensor.removesuffix(".bias")
     return f"{module}.base_layer.bias" if module in factors else tensor

@@ -1,1 +1,1 @@
-"""From a recipe to a checked model folder."""
+"""Merging a recipe into a model folder or a live model, and verifying the result."""

@@ -1,10 +1,10 @@
-"""Run a recipe through mergekit, to disk: whatever our own kernels do not do.
+"""Run a recipe through mergekit, to disk: everything that our own kernels do not support.
 
-mergekit's own `run_merge` is a planner, an executor and a handful of files written around them.
-Calling those parts gives a progress bar with a real end, and mends what `run_merge` gets wrong:
-it reads files replaced since from an old map, cannot write a Qwen2, Qwen3 or Gemma whose number of
-layers changed, rewrites config.json (see `companions`), and writes weights that only the owner can
-read. The weights themselves are those of `mergekit-yaml` under the same seed, bit for bit.
+mergekit's own `run_merge` consists of a planner, an executor and the code that writes a few more files.
+Calling these parts gives a progress bar with a known total, and avoids errors of `run_merge`: it reads
+replaced files from an old memory map, cannot write a Qwen2, Qwen3 or Gemma whose number of layers
+changed, rewrites config.json (see `model_files`), and writes weights that only the owner can read. The
+weights are bit for bit those of `mergekit-yaml` with the same seed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REMEDIES = {
     "Disk quota exceeded": "Free some, or set output=DIR on another disk.",
     "CUDA out of memory": "Set hardware.low_memory=false, or hardware=cpu.",
 }
-"""What to do about a failure, by words in its reason."""
+"""The remedy for a failure, by words in its reason."""
 
 
 def merge(
@@ -59,19 +59,20 @@ def merge(
     """Merge into the empty folder `out`.
 
     Args:
-        recipe: mergekit's YAML as a dict; every model a local folder.
-        out: an empty folder; after an exception its content is worthless.
-        hardware: device, threads, shard size, low memory.
-        seed: of the random methods; it becomes the process's.
-        trust_remote_code: whether code that comes with the models may run.
-        progress: called with the number of finished tensors.
+        recipe: mergekit's YAML as a dict. Every model is a local folder.
+        out: An empty folder. After an exception its content is unusable.
+        hardware: Device, threads, shard size and low_memory.
+        seed: The seed of random methods. It is set for the whole process.
+        trust_remote_code: Whether code that comes with the models may run.
+        progress: Called with the number of finished tensors.
+
     Raises:
-        StepError: when it fails, with the reason; the log has the traceback.
+        StepError: The merge failed, with the reason. The log has the traceback.
     """
     try:
         with silence_libraries(), threads(hardware.threads), fresh_loaders(), _mapped_pickles():
             _merge(recipe, out, hardware, seed, trust_remote_code, progress)
-    except Exception as e:  # mergekit, its methods and the libraries below raise every kind
+    except Exception as e:  # mergekit, its methods and the libraries below raise exceptions of every type
         log.exception("the merge failed")
         raise StepError(failed("the merge failed", e, out)) from e
 
@@ -126,22 +127,22 @@ def _merge(
 
 
 def failed(what: str, e: BaseException, out: Path) -> str:
-    """What to say of an exception that ended mergekit's work in a folder: where, why, and what to do."""
-    place, reason = _place(e), _reason(e, out)
+    """The message for an exception in mergekit: at which tensor, why, and the remedy."""
+    tensor, reason = _failing_tensor(e), _reason(e, out)
     remedy = next((r for words, r in REMEDIES.items() if words in reason), "")
-    text = f"{what}{f' at {place}' if place else ''}: {reason}"
+    text = f"{what}{f' at {tensor}' if tensor else ''}: {reason}"
     return f"{text}\n{remedy}" if remedy else text
 
 
 def readable(out: Path) -> None:
-    """Let the umask decide who may read; mergekit's files are for their owner alone."""
+    """Set file permissions by the umask, because mergekit's files can only be read by their owner."""
     for file in out.rglob("*"):
         if file.is_file():
             file.chmod(0o666 & ~umask())
 
 
 def _run(targets: list[Any], hardware: Hardware, progress: Progress) -> Any:
-    """Execute mergekit's tasks; returns the tokenizer that one of them built, or None."""
+    """Execute mergekit's tasks and return the tokenizer that one of them built, or None."""
     import torch
     from mergekit.graph import Executor
     from mergekit.io.tasks import SaveTensor
@@ -166,7 +167,7 @@ def _run(targets: list[Any], hardware: Hardware, progress: Progress) -> Any:
 
 @contextlib.contextmanager
 def fresh_loaders() -> Iterator[None]:
-    """Without the file maps that mergekit keeps, by path, for the whole process."""
+    """Clear the memory maps that mergekit keeps by path for the whole process."""
     from mergekit.io.tasks import LoaderCache
 
     LoaderCache().loaders.clear()
@@ -178,7 +179,7 @@ def fresh_loaders() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _mapped_pickles() -> Iterator[None]:
-    """Pickled weights mapped into memory, and not, as mergekit has it, a whole file of each model in it."""
+    """Have mergekit map pickled weights into memory instead of reading whole files."""
     import torch
     from mergekit.io import loader
 
@@ -190,10 +191,10 @@ def _mapped_pickles() -> Iterator[None]:
 
 
 def ordered(recipe: Mapping[str, Any]) -> MergeConfiguration:
-    """mergekit's configuration, with its models in the order of the file.
+    """mergekit's configuration with the models in the order of the file.
 
-    mergekit collects them in a Python set: without a base model, whose config and tokenizer the
-    output gets would change from process to process.
+    mergekit collects them in a Python set. Without a base model, the model whose config and tokenizer the
+    output gets would then change from process to process.
     """
     from mergekit.common import ModelReference
     from mergekit.config import MergeConfiguration
@@ -208,7 +209,7 @@ def ordered(recipe: Mapping[str, Any]) -> MergeConfiguration:
 
 
 def chat_template(config: MergeConfiguration) -> str | None:
-    """The chat template that a configuration asks for, by name, `auto` or as a text; else None."""
+    """The text of the chat template that a configuration requests by name, `auto` or text; else None."""
     from mergekit.merge import _set_chat_template
 
     holder = SimpleNamespace(chat_template=None)
@@ -218,8 +219,10 @@ def chat_template(config: MergeConfiguration) -> str | None:
 
 
 def _layers(recipe: Mapping[str, Any], architecture: Any, trust: bool) -> dict[str, Any]:
-    """What slices change in config.json: the number of layers, and the kinds of attention, which
-    are those of the layers that each slice's first source brings."""
+    """What slices change in config.json: the number of layers and their attention types.
+
+    The types are those of the layers of each slice's first source.
+    """
     from transformers import AutoConfig
 
     changes: dict[str, Any] = {}
@@ -228,7 +231,7 @@ def _layers(recipe: Mapping[str, Any], architecture: Any, trust: bool) -> dict[s
         sources = [s["sources"][0] for s in own.get("slices") or recipe.get("slices") or []]
         if not sources:
             continue
-        # mergekit knows none where it has inferred the tensors; what it then makes is checked by loading it.
+        # mergekit has no key where it inferred the tensors. The result is then checked by loading it.
         key = module.architecture.num_layers_config_key() or "num_hidden_layers"
         parent, _, _ = key.rpartition(".")
         kinds: list[str] = []
@@ -248,8 +251,8 @@ def _vocab_size(tokenizer: Any, recipe: Mapping[str, Any]) -> int:
     return -(-size // multiple) * multiple
 
 
-def _place(e: BaseException) -> str | None:
-    """The tensor that was being worked on: no message of mergekit's says it, but its frames do."""
+def _failing_tensor(e: BaseException) -> str | None:
+    """The tensor that was being merged. mergekit's messages do not name it, but its stack frames do."""
     for frame, _ in traceback.walk_tb(e.__traceback__):
         task = frame.f_locals.get("self")
         name = getattr(getattr(task, "output_weight", None), "name", None) or getattr(task, "tensor", None)
@@ -259,9 +262,9 @@ def _place(e: BaseException) -> str | None:
 
 
 def _reason(e: BaseException, out: Path) -> str:
-    """One line on a failure, in the system's words where it is the system's."""
+    """One line about a failure; the operating system's own message for its errors."""
     first = (str(e).strip().splitlines() or [""])[0]
-    code = re.search(r"\(os error (\d+)\)", first)  # how safetensors passes on an OSError
+    code = re.search(r"\(os error (\d+)\)", first)  # how safetensors reports an OSError
     if code:
         return f"{os.strerror(int(code[1]))}: {out}"
     if isinstance(e, OSError) and e.strerror:

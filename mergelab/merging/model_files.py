@@ -1,8 +1,8 @@
 """The files beside the weights: config.json, the tokenizer, its chat template, generation_config.json.
 
-They stay the config_source's own, word for word, but for what the merge has changed. transformers would
-rewrite config.json in the words of the version installed here, and older software then misses
-rope_theta; mergekit drops generation_config.json when it builds a tokenizer.
+They are copied from the config source unchanged, except for what the merge changed. transformers would
+rewrite config.json in the format of the installed version, in which older software does not find
+rope_theta. mergekit drops generation_config.json when it builds a tokenizer.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from mergelab.core.run_dir import read_json, write_json, write_text
 from mergelab.models import checkpoint, remote_code
 
 MORE_TEMPLATES = "additional_chat_templates"
-"""The folder in which transformers keeps all chat templates but the first."""
+"""The folder in which transformers keeps all chat templates except the default one."""
 
 
 def write_config(
     config_source: Path, out: Path, changes: Mapping[str, Any], ids: Mapping[int, int | None]
 ) -> None:
-    """The config_source's config.json in its own words, but for what the merge changed; the dtype becomes
-    that of the weights in `out`. The code that it names, where the model is loaded by code of its own,
-    is copied as well.
+    """Copy the config source's config.json with the changes that the merge made.
+
+    The dtype becomes that of the weights in `out`. If the model is loaded by code of its own, that code
+    is copied, too.
 
     Args:
-        config_source: the folder of the model that lends it.
-        out: the folder that gets it, and has the weights.
-        changes: by key, `text_config.num_hidden_layers` for a nested one.
-        ids: tokens that have moved, see `special_ids`.
+        config_source: The folder of the model whose config is used.
+        out: The folder of the merged weights.
+        changes: New values by key, such as `text_config.num_hidden_layers` for a nested one.
+        ids: Tokens whose id changed, see `special_ids`.
     """
     shutil.copyfile(config_source / "config.json", out / "config.json")
     dtype = checkpoint.read(out, str(out)).dtype
@@ -53,14 +54,14 @@ def write_config(
 
 
 def _copy_code(config_source: Path, out: Path) -> None:
-    """The Python files without which nobody could load the result. They are not run."""
+    """Copy the Python files that are needed to load the model. They are not run."""
     for name in remote_code.code(config_source):
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(config_source / name, out / name)
 
 
 def copy_tokenizer(config_source: Path, out: Path, template: str | None) -> None:
-    """The config_source's tokenizer files as they are, with another chat template where one is given."""
+    """Copy the config source's tokenizer files, with another chat template if one is given."""
     for name in checkpoint.TOKENIZER_FILES:
         if (config_source / name).exists():
             shutil.copyfile(config_source / name, out / name)
@@ -81,7 +82,7 @@ def copy_tokenizer(config_source: Path, out: Path, template: str | None) -> None
 
 
 def copy_generation_config(config_source: Path, out: Path, ids: Mapping[int, int | None]) -> None:
-    """The config_source's generation_config.json, its token ids translated."""
+    """Copy the config source's generation_config.json with translated token ids."""
     path = config_source / "generation_config.json"
     if not path.exists():
         return
@@ -93,12 +94,12 @@ def copy_generation_config(config_source: Path, out: Path, ids: Mapping[int, int
 
 
 def translated(config: Mapping[str, Any], ids: Mapping[int, int | None]) -> dict[str, Any]:
-    """The keys such as eos_token_id whose value changes, with the new value.
+    """The keys such as eos_token_id whose value changes, with their new values.
 
     Args:
-        config: a config.json or generation_config.json.
-        ids: from an old id to the new one, None for a token that is no more; ids that are not
-            in it stay. A list loses the tokens that are no more.
+        config: A config.json or generation_config.json.
+        ids: The new id by old id, or None for a removed token. Other ids stay. Removed tokens are left
+            out of lists.
     """
     out: dict[str, Any] = {}
     for key, value in config.items():
@@ -114,10 +115,13 @@ def translated(config: Mapping[str, Any], ids: Mapping[int, int | None]) -> dict
 
 
 def special_ids(config_source: Path, built: Any, *, trust_remote_code: bool = False) -> dict[int, int | None]:
-    """Where the special tokens of the config_source's configuration are in a tokenizer built anew.
+    """The ids of the config source's special tokens in a newly built tokenizer.
 
-    A merge onto another model's tokenizer moves them, and a model that watches for the wrong
-    end-of-text never stops. Empty where every one of them kept its id.
+    A merge onto another model's tokenizer changes them, and a model with the wrong end-of-text id never
+    stops generating.
+
+    Returns:
+        The new id, or None for a removed token, by old id; only where they differ.
     """
     from transformers import AutoTokenizer
 

@@ -1,8 +1,8 @@
 """Build a mixture of experts through mergekit's own MoE code, to disk.
 
-mergekit-moe's `build` ends the process on a bad configuration, leaves the random seed to its caller,
-saves the tokenizer with another padding token, and forgets generation_config.json. Calling its parts in
-its order gives the weights of `mergekit-moe --random-seed`, bit for bit.
+mergekit-moe's `build` exits on an invalid configuration, does not set the random seed, saves the
+tokenizer with another padding token, and omits generation_config.json. Calling its parts in the same
+order gives bit for bit the weights of `mergekit-moe --random-seed`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-OLD_WORDS = ("rope_theta", "rope_scaling")
-"""Keys of config.json that transformers 5 writes in other words, and older software looks for."""
+OLD_KEYS = ("rope_theta", "rope_scaling")
+"""Keys of config.json that transformers 5 replaced, and that older software needs."""
 
 
 def build(
@@ -44,19 +44,21 @@ def build(
     """Build into the empty folder `out`.
 
     Args:
-        recipe: mergekit-moe's YAML as a dict; every model a local folder.
-        out: an empty folder; after an exception its content is worthless.
-        hardware: the device on which the base answers the prompts, threads, shard size.
-        seed: of random gates and noise; it becomes the process's.
-        template: a chat template by name, `auto`, or a text; None keeps the base's.
-        progress: called with the number of finished prompts or tensors.
+        recipe: mergekit-moe's YAML as a dict. Every model is a local folder.
+        out: An empty folder. After an exception its content is unusable.
+        hardware: The device on which the base processes the prompts, threads and shard size.
+        seed: The seed of random gates and noise. It is set for the whole process.
+        template: A chat template by name, `auto`, or a text. None keeps the base's.
+        trust_remote_code: Whether code that comes with the models may run.
+        progress: Called with the number of finished prompts or tensors.
+
     Raises:
-        StepError: when it fails, with the reason; the log has the traceback.
+        StepError: The build failed, with the reason. The log has the traceback.
     """
     try:
         with silence_libraries(), threads(hardware.threads), fresh_loaders(), _counted(recipe, progress):
             _build(recipe, out, hardware, seed, template, trust_remote_code)
-    except Exception as e:  # mergekit and the libraries below raise every kind
+    except Exception as e:  # mergekit and the libraries below raise exceptions of every type
         log.exception("the mixture could not be built")
         raise StepError(failed("the mixture could not be built", e, out)) from e
 
@@ -82,10 +84,10 @@ def _build(
     set_seed(seed)
     try:
         architecture = select_output_arch(config, options)
-    except SystemExit:  # how mergekit says that it knows none
+    except SystemExit:  # how mergekit reports that no architecture fits
         raise RuntimeError("mergekit has no mixture for these models") from None
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust)
-    tokenizer.padding_side = "left"  # as mergekit's build has it: `hidden` reads the last token
+    tokenizer.padding_side = "left"  # as in mergekit's build: gate_mode=hidden reads the last token
     tokenizer.pad_token_id = tokenizer.bos_token_id
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -112,30 +114,32 @@ def _build(
 
 
 def _is_gated(config: Any) -> bool:
-    """Whether the shared experts get a gate, by mergekit's rule."""
+    """Whether the shared experts get a gate, by the same rule as in mergekit."""
     prompted = any(e.positive_prompts for e in config.shared_experts or [])
     return prompted or config.gate_mode in ("random", "uniform_random")
 
 
 def _write_companions(base: Path, out: Path, recipe: Mapping[str, Any], template: str | None) -> None:
-    """config.json in words that older software knows as well, and the base's other files as they are."""
+    """Complete config.json for older software, and copy the base's other files."""
     before, config = read_json(base / "config.json"), read_json(out / "config.json")
-    config |= {k: before[k] for k in OLD_WORDS if k in before and k not in config}
+    config |= {k: before[k] for k in OLD_KEYS if k in before and k not in config}
     config["torch_dtype"] = config.get("dtype", config.get("torch_dtype"))
     config.pop("_name_or_path", None)
     write_json(out / "config.json", config)
     model_files.copy_generation_config(base, out, {})
     if template is not None:
         models = [{"model": m} for m in dict.fromkeys(e["source_model"] for e in recipe["experts"])]
-        asked = {"merge_method": "linear", "models": models, "chat_template": template}
-        template = chat_template(ordered(asked))
+        linear = {"merge_method": "linear", "models": models, "chat_template": template}
+        template = chat_template(ordered(linear))
     model_files.copy_tokenizer(base, out, template)
 
 
 @contextlib.contextmanager
 def _counted(recipe: Mapping[str, Any], progress: Progress) -> Iterator[None]:
-    """Tell how far mergekit is: it has no hook, so its calls for one expert's prompts and for one
-    finished tensor are counted."""
+    """Report mergekit's progress.
+
+    mergekit has no hook for it, so its calls per expert's prompts and per finished tensor are counted.
+    """
     from mergekit.io import TensorWriter
     from mergekit.moe import router
 
@@ -144,25 +148,25 @@ def _counted(recipe: Mapping[str, Any], progress: Progress) -> Iterator[None]:
     done = {"gates": 0, "write": 0}
     tokenize, save = router.tokenize_prompts, TensorWriter.save_tensor
 
-    def asked(*args: Any, **options: Any) -> Any:
+    def counted_tokenize(*args: Any, **options: Any) -> Any:
         done["gates"] = min(done["gates"] + 1, experts)
         progress("gates", done["gates"], experts)
         return tokenize(*args, **options)
 
-    def saved(writer: Any, *args: Any, **options: Any) -> None:
+    def counted_save(writer: Any, *args: Any, **options: Any) -> None:
         save(writer, *args, **options)
         done["write"] += 1
         progress("write", min(done["write"], total), total)
 
     with (
-        mock.patch.object(router, "tokenize_prompts", asked),
-        mock.patch.object(TensorWriter, "save_tensor", saved),
+        mock.patch.object(router, "tokenize_prompts", counted_tokenize),
+        mock.patch.object(TensorWriter, "save_tensor", counted_save),
     ):
         yield
 
 
 def _tensors(recipe: Mapping[str, Any]) -> int:
-    """How many tensors a mixture has at most: those of the base, and its MLPs once more for each expert."""
+    """The maximum number of tensors: those of the base, and its MLPs again for each further expert."""
     from mergelab.models import checkpoint
 
     names = checkpoint.weights(Path(recipe["base_model"])).tensors

@@ -1,4 +1,4 @@
-"""A model tried out as somebody would use it: transformers loads it, and it generates."""
+"""Smoke test of a model: transformers loads it, and it generates."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ log = logging.getLogger(__name__)
 NEW_TOKENS = 8
 PROMPT = "1+1="
 PROBE = "1 + 1 ="
-"""A text with blanks, which a tokenizer that lost its decoder does not give back."""
+"""A text with spaces, which a tokenizer without its decoder does not restore."""
 
 MARGIN = 1.1
-"""Memory of a device that a model takes to generate a few tokens, over the size of its weights."""
+"""Device memory needed to generate a few tokens, relative to the size of the weights."""
 
 
 @dataclass
 class SmokeTest:
-    """What came of it."""
+    """The result of a smoke test."""
 
     tied: bool = False
     prompt: str = ""
     text: str = ""
-    """What the model wrote after the prompt."""
+    """What the model generated after the prompt."""
     problems: list[str] = field(default_factory=list)
 
 
 def run(
     folder: Path, nbytes: int, *, hardware: Hardware, prompt: str | None, trust_remote_code: bool = False
 ) -> SmokeTest:
-    """Load a model and its tokenizer, and generate.
+    """Load a model and its tokenizer, and generate a few tokens.
 
     Args:
-        folder: the model.
-        nbytes: the size of its weights.
-        hardware: the device on which it generates, where that has room for it.
-        prompt: what it is asked to continue; None: a short text, or a few of its own tokens.
-        trust_remote_code: whether code that comes with it may run.
+        folder: The model.
+        nbytes: The size of its weights.
+        hardware: The device on which it generates, if it fits there.
+        prompt: The text to continue; None: a short text, or a few tokens of its vocabulary.
+        trust_remote_code: Whether code that comes with it may run.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -55,7 +55,7 @@ def run(
         model, info = model_class(AutoConfig.from_pretrained(folder, **code)).from_pretrained(
             folder, dtype="auto", output_loading_info=True, **code
         )
-    except Exception as e:  # whatever transformers says of a model that it cannot use
+    except Exception as e:  # transformers raises exceptions of every type for a model that it cannot load
         log.exception("it does not load")
         trial.problems.append(f"transformers cannot {what}: {line(e)}")
         return trial
@@ -71,7 +71,7 @@ def run(
 
 
 def model_class(config: Any) -> Any:
-    """The class of transformers that config.json names; of a model with code of its own, what loads it."""
+    """The transformers class that config.json names, or the auto class for a model with its own code."""
     import transformers
 
     own = type(config).__module__.startswith("transformers.")
@@ -80,7 +80,7 @@ def model_class(config: Any) -> Any:
 
 
 def empty(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """A model of a configuration, with weights that mean nothing."""
+    """A model of a configuration with untrained weights."""
     kind = model_class(config)
     if hasattr(kind, "_from_config"):
         return kind._from_config(config)
@@ -88,14 +88,14 @@ def empty(config: Any, *, trust_remote_code: bool = False) -> Any:
 
 
 def is_finite(tensor: Any) -> bool:
-    """Whether all entries are; aminmax hands NaN on, and is many times faster than isfinite."""
+    """Whether all entries are finite. aminmax propagates NaN and is many times faster than isfinite."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     return all(bool(t.isfinite()) for t in tensor.aminmax())
 
 
 def line(e: BaseException) -> str:
-    """The first line of a message; transformers' own go on for pages."""
+    """The first line of a message, because those of transformers are pages long."""
     return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 
@@ -105,7 +105,7 @@ def _is_tied(model: Any) -> bool:
 
 
 def _check_loaded(model: Any, info: dict[str, Any], tied: bool) -> Iterator[str]:
-    """That nothing was missing or left over, and what shall be tied is."""
+    """Check that no weight was missing or left over, and that tied weights are tied."""
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(k) for k in info.get(key) or [])
         if names:
@@ -115,28 +115,28 @@ def _check_loaded(model: Any, info: dict[str, Any], tied: bool) -> Iterator[str]
 
 
 def _check_template(tokenizer: Any) -> Iterator[str]:
-    """That the chat template makes a prompt of the simplest conversation.
+    """Check that the chat template renders the simplest conversation.
 
-    Where there are several by name it is the default one, and none where that is missing.
+    Of several named templates, only the one called `default` is checked.
     """
     templates = tokenizer.chat_template
     if not templates or (isinstance(templates, dict) and "default" not in templates):
         return
     try:
         text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}], tokenize=False)
-    except Exception as e:  # jinja's errors, and those that templates raise themselves
+    except Exception as e:  # jinja's errors, and those that a template raises itself
         log.exception("the chat template fails")
         yield f"its chat template cannot be rendered: {line(e)}"
         return
     if PROMPT not in text:
-        yield f"its chat template drops what the user says; it gives {text[:60]!r}"
+        yield f"its chat template drops the user's message; it renders {text[:60]!r}"
 
 
 def _check_tokenizer(tokenizer: Any) -> Iterator[str]:
-    """That a text comes back from its ids without signs that were not in it.
+    """Check that decoding a text's ids adds no characters to it.
 
-    Blanks may change (SentencePiece puts one in front), and a small vocabulary may lack a sign; a
-    tokenizer without the decoder that it needs shows its inner marks for blanks.
+    Spaces may change (SentencePiece prepends one), and a small vocabulary may lack a character. But a
+    tokenizer without its decoder shows its internal symbols for spaces.
     """
     ids = tokenizer(PROBE, add_special_tokens=False).input_ids
     back = tokenizer.decode(ids, skip_special_tokens=True)
@@ -149,7 +149,7 @@ def _generate(model: Any, tokenizer: Any, trial: SmokeTest, device: str, prompt:
 
     ids = _prompt_ids(tokenizer, prompt)
     if not ids:
-        trial.problems.append(f"its tokenizer makes no tokens of {prompt or PROMPT!r}")
+        trial.problems.append(f"its tokenizer turns {prompt or PROMPT!r} into no tokens")
         return
     trial.prompt = tokenizer.decode(ids, skip_special_tokens=True)
     given = torch.tensor([ids], device=device)
@@ -164,8 +164,10 @@ def _generate(model: Any, tokenizer: Any, trial: SmokeTest, device: str, prompt:
 
 
 def _prompt_ids(tokenizer: Any, prompt: str | None) -> list[int]:
-    """The prompt's ids; without one those of a short text, or where the vocabulary has no words for
-    it, the first few of its own tokens."""
+    """The ids of the prompt, or of a short text if there is none.
+
+    If the vocabulary cannot express that text, the first few tokens of the vocabulary.
+    """
     ids = list(tokenizer(prompt or PROMPT).input_ids)
     special = set(tokenizer.all_special_ids)
     if prompt is None and set(ids) <= special:
@@ -174,7 +176,7 @@ def _prompt_ids(tokenizer: Any, prompt: str | None) -> list[int]:
 
 
 def _device(hardware: Hardware, nbytes: int) -> str:
-    """The run's device if the model fits on it; checking is no reason to fail for want of memory."""
+    """The run's device if the model fits on it, else the CPU: a check must not fail for lack of memory."""
     if hardware.device == "cpu":
         return "cpu"
     import torch

@@ -1,6 +1,6 @@
-"""How fast merges have run on this machine: what an estimate of time is made of.
+"""The throughput of earlier merges on this machine, from which the time of the next one is estimated.
 
-Disks differ by a factor of a hundred and methods by ten; nothing but a merge that was run says how
+Disks differ by a factor of a hundred and methods by a factor of ten, so only a measured merge tells how
 long the next one takes.
 """
 
@@ -14,19 +14,18 @@ from mergelab.schema import Hardware
 
 FILE = "rates.json"
 
-ENOUGH = 100_000_000
-"""Bytes that a merge has to read and write before its rate means anything: smaller ones are over
-before a disk has warmed up."""
+MIN_BYTES = 100_000_000
+"""The smallest merge whose rate is recorded: smaller ones say nothing about sustained throughput."""
 
 
 def note(home: Path, method: str, hardware: Hardware, nbytes: int, seconds: float) -> None:
-    """Remember the rate of a merge that read and wrote `nbytes`."""
-    if nbytes >= ENOUGH:
+    """Record the rate of a merge that read and wrote `nbytes` in total."""
+    if nbytes >= MIN_BYTES:
         write_json(home / FILE, read_memo(home / FILE) | {_kind(method, hardware): nbytes / seconds})
 
 
 def known(home: Path, method: str, hardware: Hardware) -> float | None:
-    """Bytes a second of the last merge by this method on as many processors or devices, or None."""
+    """Bytes per second of the last merge with this method on as many processors or devices, or None."""
     rate = read_memo(home / FILE).get(_kind(method, hardware))
     return float(rate) if isinstance(rate, (int, float)) else None
 

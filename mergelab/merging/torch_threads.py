@@ -1,4 +1,4 @@
-"""How many threads torch uses for one operation."""
+"""The number of torch's intra-op threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Use this many, None: as many as before; then again as many as before."""
+    """Set torch's intra-op threads inside the block (None: unchanged) and restore them on exit."""
     import torch
 
     before = torch.get_num_threads()

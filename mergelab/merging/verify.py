@@ -1,8 +1,8 @@
-"""Whether a written model is whole: read back from the disk, before anybody is shown it.
+"""Verify a written model by reading it back from the disk, before it is presented as a result.
 
-Every tensor is read once, one at a time, in search of NaN. Then transformers loads the model as a
-user would; on the CPU that maps the files and copies nothing, so that memory beyond the size of
-the model is not needed, and a machine with less reads from the disk again.
+Every tensor is read once, one at a time, to find NaN. Then transformers loads the model as a user would.
+On the CPU this maps the files into memory without copying, so no memory beyond the model's size is
+needed, and a machine with less memory reads from the disk again.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ def verify(
     """Check a model folder by reading all of it, loading it in transformers and generating.
 
     Args:
-        folder: the model.
-        hardware: the device on which it generates, where that has room for it.
-        inputs: the models and adapters it was made from, to name the one that brought in a NaN.
-        prompt: what it is asked to continue; None: a short text, or a few of its own tokens.
-        trust_remote_code: whether code that comes with it may run.
-        progress: called with the number of tensors read.
+        folder: The model.
+        hardware: The device on which it generates, if it fits there.
+        inputs: The models and adapters it was made from, to name the one that contains a NaN.
+        prompt: The text to continue; None: a short text, or a few tokens of its vocabulary.
+        trust_remote_code: Whether code that comes with it may run.
+        progress: Called with the number of tensors read.
+
     Returns:
-        a report; its `problems` are empty for a sound model.
+        A report, whose `problems` are empty for a sound model.
     """
     facts = checkpoint.read(folder, str(folder))
     report = Report(folder, len(facts.tensors), facts.parameters, facts.nbytes, facts.dtype)
@@ -89,7 +90,7 @@ def verify(
 def _check_finite(
     facts: checkpoint.ModelMetadata, inputs: Mapping[str, Path], progress: Callable[[str, int, int], None]
 ) -> Iterator[str]:
-    """The first tensor that is not finite: what follows from it is not worth a line."""
+    """Report the first tensor that is not finite; further ones would have the same cause."""
     files: dict[str, list[str]] = {}
     for name, header in facts.tensors.items():
         files.setdefault(header.file, []).append(name)
@@ -106,7 +107,7 @@ def _check_finite(
 
 
 def _tensors(file: Path, names: list[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """The tensors of a safetensors file, one at a time; all of them, or those named."""
+    """The tensors of a safetensors file, one at a time: all of them, or the named ones."""
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as f:
@@ -115,17 +116,17 @@ def _tensors(file: Path, names: list[str] | None = None) -> Iterator[tuple[str, 
 
 
 def _culprit(name: str, inputs: Mapping[str, Path]) -> str:
-    """Which input brought it in, or what else to look at.
+    """Name the input that a NaN comes from, or another cause.
 
-    Slices move layers, and an adapter has names of its own: looked at is every tensor of this
-    part of a layer, in every layer of every input.
+    Slices move layers, and adapters name their tensors differently. So the same part of every layer of
+    every input is searched.
     """
     part = re.sub(r"^.*\.\d+\.", "", name).rpartition(".")[0]
-    for who, folder in inputs.items():
+    for model, folder in inputs.items():
         for file in sorted(folder.glob("*.safetensors")):
             for other, tensor in _tensors(file):
                 if part in other and not smoke_test.is_finite(tensor):
-                    return f"; so has {other} of {who}: {file} is damaged, fetch it again"
+                    return f"; so has {other} of {model}: {file} is damaged, fetch it again"
     return "; the inputs are finite: lower the weights, or compute in float32" if inputs else ""
 
 
@@ -138,7 +139,7 @@ def _check_companions(facts: checkpoint.ModelMetadata) -> Iterator[str]:
 
 
 def _check_shapes(facts: checkpoint.ModelMetadata, trusted: bool) -> Iterator[str]:
-    """Every shape as in transformers' own model of this config, and tied tensors equal."""
+    """Check that shapes are those of transformers' own model of this config, and that tied tensors agree."""
     import torch
     from transformers import AutoConfig
 
@@ -146,18 +147,18 @@ def _check_shapes(facts: checkpoint.ModelMetadata, trusted: bool) -> Iterator[st
         config = AutoConfig.from_pretrained(facts.folder, trust_remote_code=trusted)
         with torch.device("meta"):
             model = smoke_test.empty(config, trust_remote_code=trusted)
-    except Exception as e:  # whatever transformers says of a config that it cannot use
+    except Exception as e:  # transformers raises exceptions of every type for a config that it cannot use
         log.exception("no model of this config")
         yield f"transformers cannot build a model from {facts.folder / 'config.json'}: {smoke_test.line(e)}"
         return
     wanted = {n: tuple(p.shape) for n, p in model.state_dict().items()}
     for name, header in facts.tensors.items():
         if name in wanted and header.shape != wanted[name]:
-            yield f"{name} is {list(header.shape)}, and config.json makes it {list(wanted[name])}"
+            yield f"{name} has shape {list(header.shape)}, but by config.json it has {list(wanted[name])}"
     if config.get_text_config().tie_word_embeddings:
         for first, second in dict(model._tied_weights_keys or {}).items():
             if {first, second} <= set(facts.tensors) and not _equal(facts, first, second):
-                yield f"{first} differs from {second}, and config.json says that they are tied"
+                yield f"{first} differs from {second}, although config.json says that they are tied"
 
 
 def _equal(facts: checkpoint.ModelMetadata, *names: str) -> bool:

@@ -454,7 +454,7 @@ def test_the_plan_tells_the_time_of_a_merge_like_one_that_ran_here(
     assert throughput_cache.known(tmp_path / "home", "dare_ties", Hardware()) is None, (
         "too small to tell anything"
     )
-    monkeypatch.setattr(throughput_cache, "ENOUGH", 1)
+    monkeypatch.setattr(throughput_cache, "MIN_BYTES", 1)
     assert mergelab(*large).status == 0
     rate = throughput_cache.known(tmp_path / "home", "dare_ties", Hardware())
     assert rate is not None

@@ -387,10 +387,13 @@ def test_where_there_is_nothing_to_extract(family: Any, mergelab: Command, tmp_p
         ([f"extract.path={same}"], "the models do not differ"),
         (
             [f"extract.path={normed}"],
-            "decomposed, or is not asked for: model.norm.weight",
+            "decomposed or are not selected: model.norm.weight",
         ),
         (["extract.model=math", "extract.epsilon=1000"], "no singular value is above extract.epsilon=1000"),
-        (["extract.model=math", "extract.include=[self_attn]"], "what differs cannot be decomposed"),
+        (
+            ["extract.model=math", "extract.include=[self_attn]"],
+            "the tensors that differ cannot be decomposed",
+        ),
     ):
         outcome = mergelab("job=extract", *arguments)
         assert outcome.status == 1 and words in outcome.err, outcome.err
@@ -554,7 +557,7 @@ def findings(base: Path, adapter: Path) -> list[str]:
         (cut, "is damaged or truncated"),
         (untyped, "names no peft_type"),
         (garbled, "is not JSON"),
-        (deepen, "adapts model.layers.7.mlp.down_proj, model.layers.7.self_attn.q_proj, which"),
+        (deepen, "adapts model.layers.7.mlp.down_proj, model.layers.7.self_attn.q_proj, but"),
     ],
     ids=["no-weights", "no-config", "pickled", "cut", "no-type", "no-json", "deeper"],
 )
@@ -578,7 +581,7 @@ def test_an_adapter_for_a_model_of_other_shapes(
     alone = ["experts=single_math", "method=linear", "eval=none", f"model.base.path={base}"]
     outcome = mergelab(*alone, f"experts.math.path={base}+{adapter}")
     assert outcome.status == 2
-    assert "✗ experts.math: model.layers.0.mlp.down_proj.lora_A.weight is for 64 inputs, and" in outcome.err
+    assert "✗ experts.math: model.layers.0.mlp.down_proj.lora_A.weight expects 64 inputs, but" in outcome.err
     assert "down_proj.weight has 48 inputs, and 2 more differ" in outcome.err
     assert not (outcome.folder / "model").exists()
 

@@ -103,11 +103,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "shape": (
         lambda m: change(m, lambda t: t.update({UP: torch.ones(47, 32)})),
-        f"{UP} is [47, 32], and config.json makes it [48, 32]",
+        f"{UP} has shape [47, 32], but by config.json it has [48, 32]",
     ),
     "tied, but not equal": (
         lambda m: edit(m / "config.json", tie_word_embeddings=True),
-        "lm_head.weight differs from model.embed_tokens.weight, and config.json says that they are tied",
+        "lm_head.weight differs from model.embed_tokens.weight, although config.json says that they are tied",
     ),
     "untied, but no head": (
         lambda m: change(m, lambda t: t.pop("lm_head.weight")), "missing keys: lm_head.weight",
@@ -117,7 +117,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "tokenizer file": (
         lambda m: edit(m / "tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": []}),
-        "its tokenizer makes no tokens of '1+1='",
+        "its tokenizer turns '1+1=' into no tokens",
     ),
     "layer types": (
         lambda m: edit(m / "config.json", layer_types=["full_attention"] * 2), "2 layer_types for 3 layers",
@@ -143,7 +143,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "template that forgets": (
         lambda m: (m / "chat_template.jinja").write_text("Hello") and None,
-        "its chat template drops what the user says; it gives 'Hello'",
+        "its chat template drops the user's message; it renders 'Hello'",
     ),
 }  # fmt: skip
 

@@ -224,7 +224,7 @@ def name_another_repository(m: Models) -> None:
     [
         (lose_a_file, ["experts.math: ", "lacks extras_strange.py", "Copy or fetch it again"]),
         (name_another_repository,
-         ["experts.math: ", "configuration_far.py of someone/else", "whose revision cannot be pinned", "auto_map"]),
+         ["experts.math: ", "configuration_far.py of someone/else", "revision cannot be pinned", "auto_map"]),
     ],
     ids=["missing", "elsewhere"],
 )  # fmt: skip
