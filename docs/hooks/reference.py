@@ -93,14 +93,47 @@ def jobs(root: Path = ROOT) -> str:
     parts = []
     rows = []
     for o in options("job", root):
-        steps = ", ".join(f"`{x}`" for x in yaml.safe_load(o.values).get("steps") or ()) or "none"
-        rows.append([f"[`job={o.name}`](#job{o.name})", o.title, steps])
+        listed = ", ".join(f"`{x}`" for x in yaml.safe_load(o.values).get("steps") or ()) or "none"
+        rows.append([f"[`job={o.name}`](#job{o.name})", o.title, listed])
         parts.append(
-            f"## job={o.name}\n\n{o.title}\n\n{o.header}\n\nSteps: {steps}.".replace("\n\n\n\n", "\n\n")
+            f"## job={o.name}\n\n{o.title}\n\n{o.header}\n\nSteps: {listed}.".replace("\n\n\n\n", "\n\n")
         )
         if (section := settings.get(o.name.capitalize())) is not None:
             parts.append(_fields(section, o.name))
-    return "\n\n".join([_table(["job", "what it does", "steps"], rows), *parts])
+    table = _table(["job", "what it does", "steps"], rows)
+    return "\n\n".join([table, *parts, "## Steps", STEPS_TEXT, steps(root)])
+
+
+STEPS_TEXT = """\
+A step declares in its own file what has to be known of it. [Add a job](../howto/add-a-job.md) shows how to
+write one. *Reads* is the section of the settings that it looks at; setting another step's section is an error."""
+
+TRAITS = {
+    "read_only": "only reads",
+    "examines": "examines the models of all runs before the first one starts",
+    "merges": "writes the model",
+    "measures": "measures models",
+    "loads_models": "loads models",
+    "on_login_node": "runs where the command is given",
+    "online": "talks to the hub",
+}
+"""What a step says of itself, in words."""
+
+
+def steps(root: Path = ROOT) -> str:
+    """Every step: what it does, what has to come before it, which settings it reads."""
+    rows = []
+    for file in sorted((root / "mergelab" / "steps").glob("[!_]*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        told = (ast.get_docstring(tree) or "").partition("\n\n")[0].partition(": ")[2].replace("\n", " ")
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "Step":
+                given = {k.arg: ast.unparse(k.value).strip("'") for k in call.keywords}
+                traits = [text for name, text in TRAITS.items() if given.get(name) == "True"]
+                before, section = (f"`{given[k]}`" if k in given else "" for k in ("needs", "settings"))
+                does = told[:1].upper() + told[1:]
+                rows.append([f"`{ast.literal_eval(call.args[0])}`", does, before, section, "; ".join(traits)])
+    return _table(["step", "what it does", "after", "reads", "besides"], rows)
 
 
 # ---------------------------------------------------------------- configuration

@@ -10,6 +10,7 @@ import pytest
 
 from mergelab.core.finding_codes import CODES
 from mergelab.core.findings import MAY_PASS
+from mergelab.jobs.step import STEPS
 from mergelab.models.compatibility import SAME
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +84,11 @@ def test_the_python_page_has_every_function() -> None:
     text = reference.python()
     for name in ("compose", "plan", "run", "merge", "evaluate", "search"):
         assert f"## {name}\n" in text
+
+
+def test_the_jobs_page_has_every_step_with_what_it_needs() -> None:
+    text = reference.jobs()
+    for name in STEPS.names():
+        assert f"| `{name}` | " in text, name
+    row = next(line for line in text.splitlines() if line.startswith("| `verify` |"))
+    assert "| `merge` | `check` |" in row
