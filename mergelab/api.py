@@ -107,7 +107,7 @@ def merge(
         asked = compose("method=mergekit", "eval=none", f"method.path={path}")
         return merge(asked, output, folder=folder, console=console)
     job = Job(name="merge", steps=["preflight", "merge", "verify", "report"])
-    asked = replace(what, job=job, eval=replace(what.eval, kind="none", tasks=[], text=None))
+    asked = replace(what, job=job, eval=replace(what.eval, kind="none", tasks=[], text=None, options={}))
     if output is not None:
         asked = replace(asked, output=str(Path(output).expanduser().absolute()))
     return run(asked, folder, console=console)

@@ -47,7 +47,8 @@ class _Composed(Run):
 def _schema() -> DictConfig:
     node: DictConfig = OmegaConf.structured(_Composed)
     for mapping in (
-        node.experts, node.method.parameters, node.eval.shares, node.eval.metrics, node.search.space,
+        node.experts, node.method.parameters, node.eval.shares, node.eval.metrics, node.eval.options,
+        node.search.space,
     ):  # fmt: skip
         OmegaConf.set_struct(mapping, False)
     return node

@@ -23,8 +23,6 @@ from mergelab.tracking import tracker
 
 log = logging.getLogger("mergelab.run")
 
-SPLITS = ("validation", "search")
-
 
 def make_plan(
     run: Run, run_dir: RunDir, *, merges: bool, missing_severity: Severity = "error"
@@ -88,12 +86,12 @@ def tell(plan: preflight.Plan, *severities: Severity) -> None:
 
 
 def read_tasks(run: Run) -> None:
-    """Read what will be asked now, for a data set that is not here must not show after the merge.
+    """Read now what will be asked, so that a missing data set shows before the merge.
 
     Raises:
         InputError: naming the task and its data, and how to fetch them.
     """
-    wanted = [m for split in SPLITS for m in evaluation.measures(run, split)]
+    wanted = [m for split in evaluation.SPLITS for m in evaluation.measures(run, split)]
     try:
         if wanted:
             evaluator(run).build(wanted)
@@ -107,7 +105,7 @@ def evaluator(run: Run) -> evaluation.Evaluator:
         run.eval,
         hardware=run.hardware,
         seed=run.seed,
-        tasks_path=tasks_folder(run),
+        tasks_path=task_files(run),
         home=cache_dir.home(),
         trust_remote_code=run.model.trust_remote_code,
     )
@@ -136,13 +134,19 @@ def tasks_folder(run: Run, progress: zoo.Progress | None = None) -> Path | None:
     return Path(run.model.tasks).expanduser().resolve() if run.model.tasks else None
 
 
+def task_files(run: Run, progress: zoo.Progress | None = None) -> Path | None:
+    """The folder of the family's own lm_eval tasks, where the run's evaluation needs it."""
+    kind = evaluation.known_kind(run.eval)
+    return tasks_folder(run, progress) if kind is not None and kind.uses_task_files else None
+
+
 def other_findings(run: Run, progress: zoo.Progress | None = None) -> list[Finding]:
     """What evaluation, tracking and the steps themselves have to say before anything starts."""
-    tasks = tasks_folder(run, progress) if run.eval.kind in ("skills", "tasks") else None
-    problems = [*evaluation.check_tasks(run, tasks_path=tasks), *tracker.problems(run.tracking)]
+    found = evaluation.check(run, tasks_path=task_files(run, progress))
+    problems = list(tracker.problems(run.tracking))
     if reason := wrong_steps(run.job.steps):
         problems.append(("job.steps", reason))
-    found = [error("setting", key, message) for key, message in problems]
+    found += [error("setting", key, message) for key, message in problems]
     return found + [f for step in steps_of(run) for f in step.findings(run)]
 
 

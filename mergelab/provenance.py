@@ -11,17 +11,16 @@ from typing import Any
 import yaml
 
 from mergelab import __version__, evaluation, zoo
-from mergelab.context import SPLITS, hashes
+from mergelab.context import hashes
 from mergelab.core import hashing
 from mergelab.core.run_dir import RunDir, read_json
+from mergelab.evaluation import SPLITS
 from mergelab.evaluation.cache import packages
 from mergelab.jobs.step import merges as makes_model
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
 
 PACKAGES = ("mergekit", "torch", "transformers", "lm_eval", "safetensors", "hydra-core")
-SCORE_SETTINGS = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size", "backend")
-"""Settings of the evaluation that scores depend on."""
 
 
 def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
@@ -41,7 +40,7 @@ def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
             for split in SPLITS
             for m in evaluation.measures(run, split)
         ],
-        "evaluation": {k: getattr(run.eval, k) for k in SCORE_SETTINGS} | {"quantize": run.hardware.quantize},
+        "evaluation": evaluation.score_settings(run.eval) | {"quantize": run.hardware.quantize},
         "text": hashing.file_hash(Path(run.eval.text).expanduser()) if run.eval.text else None,
         "versions": versions,
     }
@@ -60,7 +59,7 @@ def _measuring(run: Run) -> list[str]:
     """The packages that measure besides those that always do."""
     if not evaluation.measures(run, "validation"):
         return []
-    return [p for p in packages(run.eval, run.hardware.device, run.hardware.quantize) if p not in PACKAGES]
+    return [p for p in packages(run.eval, run.hardware) if p not in PACKAGES]
 
 
 def _input(m: Mapping[str, Any], progress: zoo.Progress) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mergelab import evaluation
 from mergelab.analysis.affine import BASE, At, Span
 from mergelab.core.errors import InputErrors
 from mergelab.evaluation import Evaluator, Measure, Score
-from mergelab.evaluation.scoring import SMALL
+from mergelab.evaluation.isolation import SMALL
 from mergelab.merging.kernels import KERNELS
 from mergelab.methods import registry
 from mergelab.models.checkpoint import ModelMetadata
@@ -140,9 +140,13 @@ def untold(run: Run) -> str | None:
     reported = evaluation.measures(run, "validation")
     if not reported and not evaluation.measures(run, "search"):
         return "nothing is measured (eval=none)"
+    kind = evaluation.kind_of(run.eval)
+    if not kind.in_memory:
+        return f"eval.kind={run.eval.kind} measures a model's folder, and its models are in memory"
     if not measured(run)[0]:
         names = ", ".join(m.task for m in reported)
-        return f"it would climb {names}, on which results are reported: {evaluation.other_data(run)}"
+        remedy = f"{kind.other_data}, or accept it: eval.allow_test_split=true"
+        return f"it would climb {names}, on which results are reported: {remedy}"
     return None
 
 
@@ -150,7 +154,7 @@ def measured(run: Run) -> tuple[list[Measure], str]:
     """What the landscape is made of, and the split that it is on: as of a search, not what results are
     reported on, unless that is allowed, or a text that the user has chosen."""
     found = evaluation.measures(run, "search")
-    if found or not (run.eval.allow_test_split or run.eval.kind == "perplexity"):
+    if found or (evaluation.kind_of(run.eval).validation_is_benchmark and not run.eval.allow_test_split):
         return found, "search"
     return evaluation.measures(run, "validation"), "validation"
 

@@ -46,6 +46,19 @@ def one_line(message: str) -> str:
     return "; ".join(line.strip() for line in message.splitlines())
 
 
+def first_line(e: BaseException) -> str:
+    """The first line of an exception's message, or its kind where it has none; transformers' messages go on
+    for pages."""
+    return (str(e).strip().splitlines() or [type(e).__name__])[0].strip()
+
+
+def summary(e: BaseException) -> str:
+    """The kind of an exception and its first line, ending in a full stop."""
+    kind, line = type(e).__name__, first_line(e)
+    message = kind if line == kind else f"{kind}: {line}"
+    return message if message.endswith((".", "!", "?")) else f"{message}."
+
+
 def did_you_mean(word: str, choices: object) -> str:
     """` Did you mean 'x'?` for the choice nearest to `word`, or an empty string."""
     from difflib import get_close_matches

@@ -1,23 +1,44 @@
-"""Measuring a model: lm_eval in process, and its scores kept by content.
+"""Measuring models: kinds of evaluation, and scores kept by content.
 
 Importing this package loads neither torch nor lm_eval.
 """
 
 from __future__ import annotations
 
+from mergelab.evaluation.evaluator import Evaluator
+from mergelab.evaluation.kind import (
+    KINDS,
+    SPLITS,
+    Conditions,
+    EvaluationKind,
+    kind_of,
+    known_kind,
+    measures,
+    measures_anything,
+    register,
+    score_settings,
+)
 from mergelab.evaluation.loading import load
-from mergelab.evaluation.measures import Measure, fitness, measures, other_data
-from mergelab.evaluation.scoring import Evaluator
-from mergelab.evaluation.validation import check_tasks
+from mergelab.evaluation.measures import Measure, fitness, mean_score
+from mergelab.evaluation.validation import check
 from mergelab.result import Score
 
 __all__ = [
+    "KINDS",
+    "SPLITS",
+    "Conditions",
+    "EvaluationKind",
     "Evaluator",
     "Measure",
     "Score",
-    "check_tasks",
+    "check",
     "fitness",
+    "kind_of",
+    "known_kind",
     "load",
+    "mean_score",
     "measures",
-    "other_data",
+    "measures_anything",
+    "register",
+    "score_settings",
 ]

@@ -1,10 +1,10 @@
 """Scores that have been measured before, by content.
 
 One small JSON file a score, under a name that is a hash of all that decides it: the model's
-content, the task's content, the metric, the settings, what answers and in how many bits, the versions
-of the libraries and the kind of device. The batch size is among the settings, for padding and the
-shapes of products change a logit's last digits and with them, now and then, an answer. The number of
-threads and the make of the device can do so too and are left out: scores are reused across machines.
+content, the task's content, the metric, the settings, the backend, the quantisation, the versions of the
+libraries and the kind of device. The batch size is among the settings because padding and the shapes of
+products change the last digits of a logit, and sometimes an answer. The number of threads and the model of
+the device can do so, too. They are left out so that scores are reused across machines.
 """
 
 from __future__ import annotations
@@ -15,73 +15,61 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.hashing import digest, file_hash
+from mergelab.core.hashing import digest
 from mergelab.core.run_dir import read_json, write_json
-from mergelab.evaluation.measures import TEXT, Measure
-from mergelab.evaluation.task_hash import definition
-from mergelab.evaluation.task_index import Catalogue
+from mergelab.evaluation.kind import Conditions, kind_of, score_settings
+from mergelab.evaluation.measures import Measure
 from mergelab.result import Score
-from mergelab.schema import Evaluation
+from mergelab.schema import Evaluation, Hardware
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raised when scores are computed differently, which makes all cached ones void."""
+"""Raised when scores are computed differently, which makes all cached scores invalid."""
 
 
-def key(
-    model: str,
-    measure: Measure,
-    catalogue: Catalogue,
-    settings: Evaluation,
-    *,
-    device: str,
-    seed: int,
-    quantize: str = "none",
-) -> str | None:
-    """The name of a score in the cache; None where the task's content cannot be known.
+def key(model: str, measure: Measure, content: Any | None, conditions: Conditions) -> str | None:
+    """The name of a score in the cache.
 
-    `model` is a hash of the model's content, which implies its dtype; `quantize` is as in `hardware`.
+    Args:
+        model: a hash of the model's content, which implies its dtype.
+        measure: what is measured.
+        content: what decides the score besides model and settings.
+        conditions: what it is measured under.
+    Returns:
+        None where the content is not known.
     """
-    if settings.kind == "perplexity" and measure.task == TEXT:
-        task: Any = file_hash(Path(settings.text or ""))
-    else:
-        task = definition(catalogue, measure.task)
-    if task is None:
+    if content is None:
         return None
+    hardware = conditions.hardware
     return digest(
         {
+            **score_settings(conditions.settings),
             "format": FORMAT,
             "model": model,
-            "task": task,
+            "task": content,
             "name": measure.task,
             "metric": measure.metric,
-            "num_fewshot": settings.num_fewshot,
-            "limit": settings.limit,
-            "chat_template": settings.chat_template,
-            "max_length": settings.max_length,
-            "batch_size": settings.batch_size,
-            "seed": seed,
-            "device": device.partition(":")[0],
-            "backend": settings.backend,
-            "quantize": quantize,
-            "versions": {name: version(name) for name in packages(settings, device, quantize)},
+            "seed": conditions.seed,
+            "device": hardware.device.partition(":")[0],
+            "quantize": hardware.quantize,
+            "versions": {name: version(name) for name in packages(conditions.settings, hardware)},
         }
     )
 
 
-def packages(settings: Evaluation, device: str, quantize: str) -> list[str]:
+def packages(settings: Evaluation, hardware: Hardware) -> list[str]:
     """The libraries on whose versions scores depend."""
-    names = ["lm_eval", "transformers", "torch"]
+    names = list(kind_of(settings).packages)
     if settings.backend == "vllm":
         names.append("vllm")
-    if quantize != "none" and device != "cpu":
+    if hardware.quantize != "none" and hardware.device != "cpu":
         names.append("bitsandbytes")
     return names
 
 
 def read(home: Path, key: str) -> Score | None:
-    """The score under `key`, or None. A file that cannot be understood counts as none."""
+    """The score under `key`, or None. A file that is not a score counts as none."""
     path = _path(home, key)
     try:
         values = read_json(path)
@@ -90,8 +78,8 @@ def read(home: Path, key: str) -> Score | None:
         return Score(**values)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
-        log.warning("%s is not a cached score (%s); it is measured again", path, error)
+    except (OSError, ValueError, TypeError) as e:
+        log.warning("%s is not a cached score (%s); it is measured again", path, e)
         return None
 
 

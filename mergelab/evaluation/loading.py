@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.errors import StepError
-from mergelab.evaluation import results
+from mergelab.core.errors import StepError, summary
 from mergelab.evaluation.isolation import silence_lm_eval
 from mergelab.schema import Hardware
 
@@ -20,8 +19,9 @@ def load(
     `adapter` in its modules where there is one. Code that comes with a model runs only where
     `trust_remote_code` allows it.
 
-    Raises StepError if transformers cannot load it, or if weights are missing, which transformers
-    would draw at random.
+    Raises:
+        StepError: where transformers cannot load it, or where weights are missing, which transformers would
+            draw at random.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,14 +40,14 @@ def load(
                 **(_bitsandbytes(hardware) if by_library else {}),
                 **only,
             )
-    except Exception as error:  # safetensors, tokenizers and a model's own code raise kinds of their own
-        raise StepError(f"{path} cannot be loaded: {_reason(error)}") from error
+    except Exception as e:  # safetensors, tokenizers and a model's own code raise exceptions of their own
+        raise StepError(f"{path} cannot be loaded: {_reason(e)}") from e
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise StepError(f"{path} lacks the weights {', '.join(missing[:3])}{more}")
     if adapter is not None:
         model = _adapted(model, adapter)
-    if by_library:  # it is where it shall be, and does not like to be moved
+    if by_library:  # it is on its device, and must not be moved
         return model.eval(), tokenizer
     if hardware.quantize != "none":
         from mergelab.evaluation import int8
@@ -55,10 +55,8 @@ def load(
         int8.quantize(model)
     try:
         return model.to(hardware.device).eval(), tokenizer
-    except (RuntimeError, AssertionError) as error:
-        raise StepError(
-            f"{path} does not go to hardware.device={hardware.device}: {results.gist(error)}"
-        ) from error
+    except (RuntimeError, AssertionError) as e:
+        raise StepError(f"{path} does not go to hardware.device={hardware.device}: {summary(e)}") from e
 
 
 def _adapted(model: Any, adapter: Path) -> Any:
@@ -72,7 +70,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
             wrapped = PeftModel(model, config)
             found = wrapped.load_adapter(str(adapter), "default")
     except Exception as e:  # peft raises every kind
-        raise StepError(f"the adapter {adapter} does not fit its base: {results.gist(e)}") from e
+        raise StepError(f"the adapter {adapter} does not fit its base: {summary(e)}") from e
     if odd := [*found.missing_keys, *found.unexpected_keys]:
         raise StepError(
             f"the adapter {adapter} does not fit its base: {len(odd)} weights have no match, as {odd[0]}"
@@ -95,13 +93,13 @@ def _bitsandbytes(hardware: Hardware) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": hardware.device}
 
 
-def _reason(error: Exception) -> str:
-    """What an error says; in our words, where it is that code would run, and what to do about that."""
-    if "trust_remote_code" in str(error):
+def _reason(e: Exception) -> str:
+    """What an error says; for code that would run and for damaged weights also what to do."""
+    if "trust_remote_code" in str(e):
         return (
             "it needs Python code that comes with it, and such code runs only with "
             "model.trust_remote_code=true; read it first"
         )
-    if "weights_only" in str(error):
+    if "weights_only" in str(e):
         return "its pickled weights are damaged, or hold more than weights; use safetensors"
-    return results.gist(error)
+    return summary(e)

@@ -16,16 +16,17 @@ METRICS = ("bits_per_byte", "byte_perplexity", "word_perplexity")
 
 
 def documents(path: Path) -> list[str]:
-    """The documents of a UTF-8 text file: what stands between its blank lines.
+    """The documents of a UTF-8 text file, which blank lines separate.
 
-    Raises StepError if the file cannot be read, is not UTF-8, or holds nothing but white space.
+    Raises:
+        StepError: where the file cannot be read, is not UTF-8, or holds nothing but white space.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise StepError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise StepError(f"{path} is not UTF-8 (byte {error.start}); convert it first") from error
+    except OSError as e:
+        raise StepError(f"{path}: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise StepError(f"{path} is not UTF-8 (byte {e.start}); convert it first") from e
     found = [part.strip("\n") for part in re.split(r"\n(?:[^\S\n]*\n)+", text)]
     found = [part for part in found if part.strip()]
     if not found:

@@ -16,7 +16,8 @@ def read(found: dict[str, Any], measure: Measure) -> Score:
     lm_eval names a number `metric,filter`. A measure that names no filter takes the first one, and
     one that names no metric the first that the task or group declares.
 
-    Raises StepError if there is no such number, or if no one says which way is better.
+    Raises:
+        StepError: where there is no such number, or nothing says which way is better.
     """
     row: dict[str, Any] = found["results"][measure.task]
     values = {
@@ -55,13 +56,6 @@ def read(found: dict[str, Any], measure: Measure) -> Score:
         task=measure.task,
         others={_short(name): value for name, value in values.items() if name != key},
     )
-
-
-def gist(error: BaseException) -> str:
-    """The kind of an error and its first line, ending in a full stop."""
-    lines = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-    return message if message.endswith((".", "!", "?")) else f"{message}."
 
 
 def _samples(found: dict[str, Any], name: str) -> int:

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergelab.core.errors import StepError
-from mergelab.evaluation import results
-from mergelab.evaluation.isolation import seeded
-from mergelab.evaluation.scoring import threads
+from mergelab.core.errors import StepError, summary
+from mergelab.evaluation.isolation import seeded, threads
 from mergelab.schema import Hardware
 
 MODEL_TYPES = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -243,10 +241,10 @@ def _batch(model: Any, batch: Sequence[Any], layers: int) -> Iterator[tuple[Any,
         found = model.base_model(
             input_ids=ids, attention_mask=real, use_cache=False, output_router_logits=True
         ).router_logits
-    except RuntimeError as error:
-        memory = "out of memory" in str(error).lower()
+    except RuntimeError as e:
+        memory = "out of memory" in str(e).lower()
         remedy = "; lower eval.batch_size or set eval.max_length" if memory else ""
-        raise StepError(f"the mixture could not be run: {results.gist(error)}{remedy}") from error
+        raise StepError(f"the mixture could not be run: {summary(e)}{remedy}") from e
     if len(found) != layers:
         raise StepError(f"{len(found)} layers of the model have a router; by its config.json {layers}")
     for logits in found:

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mergelab.core.errors import StepError, did_you_mean
-from mergelab.evaluation import perplexity
-from mergelab.evaluation.measures import TEXT
-from mergelab.evaluation.results import gist
+from mergelab.core.errors import StepError, did_you_mean, summary
+from mergelab.evaluation.measures import Measure
 from mergelab.evaluation.task_index import Catalogue
-from mergelab.schema import Evaluation
 
 log = logging.getLogger(__name__)
 
 
-def build(names: Sequence[str], catalogue: Catalogue, settings: Evaluation) -> dict[str, Any]:
+def build(names: Sequence[str], catalogue: Catalogue, num_fewshot: int | None) -> dict[str, Any]:
     """lm_eval's tasks by the names given, each as TaskManager.load returns it, data read.
 
-    Raises StepError for a name that is unknown or only a tag, a task that asks for what a language
-    model under evaluation must not do (run code) or cannot (see, hear), and data that are not here.
+    Raises:
+        StepError: for a name that is unknown or only a tag, for a task that asks for what a language model
+            under evaluation must not do (run code) or cannot do (see, hear), and for data that are not here.
     """
     from lm_eval.tasks import TaskManager
 
-    if settings.kind == "perplexity":
-        manager = TaskManager(include_defaults=False)
-        config = perplexity.task(Path(settings.text or "").expanduser())
-        return {TEXT: _load(manager, config)}
     for name in names:
         if reason := unusable(name, catalogue):
             raise StepError(reason)
@@ -37,8 +30,50 @@ def build(names: Sequence[str], catalogue: Catalogue, settings: Evaluation) -> d
     built = {name: _load(manager, name) for name in names}
     for loaded in built.values():
         for task in loaded["tasks"].values():
-            _prepare(task, settings.num_fewshot)
+            _prepare(task, num_fewshot)
     return built
+
+
+def build_config(config: dict[str, Any]) -> Any:
+    """The task of a configuration, as TaskManager.load returns it."""
+    from lm_eval.tasks import TaskManager
+
+    return _load(TaskManager(include_defaults=False), config)
+
+
+def wrong(measure: Measure, catalogue: Catalogue) -> Iterator[tuple[str | None, str]]:
+    """What is wrong with a measure's metric, with its key; or with its task, whose key the caller knows."""
+    if reason := unusable(measure.task, catalogue):
+        yield None, reason
+        return
+    definition = catalogue.find(measure.task)
+    declared = None if definition is None else _declared(definition.config)
+    if measure.metric is None or declared is None:
+        return
+    metric, _, filter_name = measure.metric.partition(",")
+    metrics, filters = declared
+    if metric not in metrics or (filter_name and filters and filter_name not in filters):
+        names = [f"{m},{f}" for m in metrics for f in filters] if filter_name else metrics
+        yield (
+            f"eval.metrics.{measure.name}",
+            f"task '{measure.task}' has no metric '{measure.metric}'; it has "
+            f"{', '.join(names)}.{did_you_mean(measure.metric, names)}",
+        )
+
+
+def _declared(config: dict[str, Any]) -> tuple[list[str], list[str]] | None:
+    """The metrics and filters that a task's YAML declares; None where its code may name others."""
+    listed = config.get("metric_list", config.get("aggregate_metric_list"))
+    if not isinstance(listed, list) or "process_results" in config or "class" in config:
+        return None
+    metrics = [item["metric"] for item in listed if type(item.get("metric")) is str]
+    if len(metrics) < len(listed):
+        return None
+    if "aggregate_metric_list" in config:
+        return metrics, []
+    filters = config.get("filter_list")
+    named = [f["name"] for f in filters if "name" in f] if isinstance(filters, list) else ["none"]
+    return metrics, named
 
 
 def unusable(name: str, catalogue: Catalogue) -> str | None:
@@ -74,9 +109,9 @@ def _defined(member: str, group: dict[str, Any], catalogue: Catalogue) -> bool:
 def _load(manager: Any, spec: str | dict[str, Any]) -> Any:
     try:
         return manager.load([spec])
-    except Exception as error:
+    except Exception as e:
         name = spec if isinstance(spec, str) else spec["task"]
-        raise StepError(_explained(error, name)) from error
+        raise StepError(_explained(e, name)) from e
 
 
 def _explained(error: Exception, name: str) -> str:
@@ -91,13 +126,13 @@ def _explained(error: Exception, name: str) -> str:
         options = task.config.dataset_kwargs or {}
         where = f"task '{task.config.task}' cannot read its data"
         if task.DATASET_PATH is None or "data_files" in options:
-            return f"{where} {options.get('data_files', '')}: {gist(error)}"
+            return f"{where} {options.get('data_files', '')}: {summary(error)}"
         arguments = ", ".join(repr(a) for a in (task.DATASET_PATH, task.DATASET_NAME) if a)
         return (
-            f"{where}, {arguments}: {gist(error)} Fetch them once where there is a network: "
+            f"{where}, {arguments}: {summary(error)} Fetch them once where there is a network: "
             f'python -c "import datasets; datasets.load_dataset({arguments})"'
         )
-    return f"task '{name}' cannot be built: {gist(error)}"
+    return f"task '{name}' cannot be built: {summary(error)}"
 
 
 def _prepare(task: Any, num_fewshot: int | None) -> None:

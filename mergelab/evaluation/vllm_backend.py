@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from mergelab.core.errors import StepError
-from mergelab.evaluation import results
+from mergelab.core.errors import StepError, summary
 from mergelab.evaluation.isolation import silence_lm_eval
 from mergelab.schema import Hardware
 
@@ -26,7 +25,8 @@ def engine(
     vLLM takes nine tenths of their memory and wants all of it back before the next model: there is one
     engine at a time, and when the body ends it is gone. It makes up its batches itself.
 
-    Raises StepError where vLLM cannot load the model.
+    Raises:
+        StepError: where vLLM cannot load the model.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its processes write to the terminal
     from lm_eval.models.vllm_causallms import VLLM
@@ -49,11 +49,11 @@ def engine(
                 seed=seed,
                 trust_remote_code=trust_remote_code,
             )
-    except Exception as error:  # of vLLM, and of the processes that it starts
+    except Exception as e:  # of vLLM, and of the processes that it starts
         _free()
-        room = any(words in str(error).lower() for words in ("out of memory", "kv cache", "max_model_len"))
+        room = any(words in str(e).lower() for words in ("out of memory", "kv cache", "max_model_len"))
         remedy = "; lower eval.max_length, or raise hardware.devices" if room else ""
-        raise StepError(f"{path} cannot be loaded by vLLM: {results.gist(error)}{remedy}") from error
+        raise StepError(f"{path} cannot be loaded by vLLM: {summary(e)}{remedy}") from e
     try:
         yield lm
     finally:

@@ -13,7 +13,7 @@ from mergelab.generation.prompts import wrong
 from mergelab.generation.transcript import ENDINGS, NOTHING, Transcript
 
 COMMANDS = ("/reset", "/exit")
-HELP = "/reset begins anew, /exit ends, Ctrl-C stops an answer."
+HELP = "/reset starts over, /exit ends, Ctrl-C stops an answer."
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Screen:
     """Where a conversation is read from and shown.
 
     Args:
-        read: a line that is typed; raises EOFError at Ctrl-D.
-        label: shows whose answer begins.
-        write: shows a piece of it.
-        note: shows a line on what happens.
+        read: returns a line that was typed; raises EOFError at Ctrl-D.
+        label: shows which model answers next.
+        write: shows a piece of its answer.
+        note: shows a message of ours.
     """
 
     read: Callable[[], str]
@@ -33,13 +33,13 @@ class Screen:
     note: Callable[[str], None]
 
 
-def chat(speakers: Sequence[Generator], record: Transcript, screen: Screen) -> int:
+def chat(generators: Sequence[Generator], transcript: Transcript, screen: Screen) -> int:
     """Converse until /exit or Ctrl-D; returns the number of turns.
 
-    Every model has a conversation of its own, in which its own answers are. One without a chat template
-    is asked each line by itself.
+    Every model has a conversation of its own, with its own answers. A model without a chat template is asked
+    each line by itself.
     """
-    histories: dict[str, list[Message]] = {s.name: [] for s in speakers}
+    histories: dict[str, list[Message]] = {g.name: [] for g in generators}
     turns = 0
     while True:
         try:
@@ -51,33 +51,39 @@ def chat(speakers: Sequence[Generator], record: Transcript, screen: Screen) -> i
                     history.clear()
                 screen.note("A new conversation.")
             elif re.fullmatch(r"/\w+", line):
-                screen.note(f"There is no {line}.{did_you_mean(line, COMMANDS)} {HELP}")
+                screen.note(f"There is no command {line}.{did_you_mean(line, COMMANDS)} {HELP}")
             elif line and (problem := wrong(line)):
                 screen.note(problem)
             elif line:
                 turns += 1
-                for speaker in speakers:
-                    _turn(turns, line, speaker, histories[speaker.name], record, screen)
+                for generator in generators:
+                    _turn(turns, line, generator, histories[generator.name], transcript, screen)
         except EOFError:
             return turns
-        except KeyboardInterrupt:  # an answer catches its own
+        except KeyboardInterrupt:  # while an answer is made, `answer` catches it
             screen.note(HELP)
 
 
 def _turn(
-    number: int, line: str, speaker: Generator, history: list[Message], record: Transcript, screen: Screen
+    number: int,
+    line: str,
+    generator: Generator,
+    history: list[Message],
+    transcript: Transcript,
+    screen: Screen,
 ) -> None:
-    """One model's answer, added to its conversation; what it cannot take is told, and not added."""
+    """One model's answer, added to its conversation. A line that the model cannot take is reported, and not
+    added."""
     asked: Message = {"role": "user", "content": line}
     try:
-        request = speaker.reader.read([*history, asked])
+        request = generator.encoder.encode([*history, asked])
     except InputError as e:
-        screen.note(f"{speaker.name} was not asked: {e}. /reset begins anew.")
+        screen.note(f"{generator.name} was not asked: {e}. /reset starts over.")
         return
-    screen.label(speaker.name)
-    answer = speaker.answer(request, screen.write, stoppable=True)
+    screen.label(generator.name)
+    answer = generator.answer(request, screen.write, stoppable=True)
     screen.write("\n" if answer.text else f"{NOTHING}\n")
     if ENDINGS[answer.ended]:
         screen.note(ENDINGS[answer.ended])
     history += [asked, {"role": "assistant", "content": answer.text}]
-    record.add(number, answer)
+    transcript.add(number, answer)

@@ -1,4 +1,4 @@
-"""A model in memory that answers, one token after another."""
+"""A loaded model that answers prompts, token by token."""
 
 from __future__ import annotations
 
@@ -9,76 +9,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mergelab.core.errors import StepError
+from mergelab.core.errors import StepError, summary
 from mergelab.core.library_output import silence_libraries
 from mergelab.evaluation import load
-from mergelab.evaluation.isolation import seeded
-from mergelab.evaluation.results import gist
-from mergelab.evaluation.scoring import threads
+from mergelab.evaluation.isolation import seeded, threads
 from mergelab.generation.prompting import PromptEncoder, Request
 from mergelab.generation.streaming import Stream
 from mergelab.schema import Generate, Run
 
 Ended = Literal["end", "max_new_tokens", "context", "stopped"]
-"""Why an answer is over: the model ended it, it has `max_new_tokens`, the context is full, Ctrl-C."""
+"""Why an answer ended: the model ended it, it has `max_new_tokens`, the context is full, or Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of a request."""
+    """A model's answer to a request."""
 
     model: str
     request: Request
     text: str
-    """All that was streamed: without special tokens, and without a last character left unfinished."""
+    """All that was streamed, without special tokens and without an incomplete last character."""
     tokens: int
-    """Generated tokens, a mark of the end included."""
+    """Generated tokens, the end token included."""
     seconds: float
     """From the request to the last token."""
     ended: Ended
 
 
 class Generator:
-    """A loaded model with its way of reading.
+    """A loaded model with its prompt encoder.
 
     Args:
-        reader: its tokenizer and template.
-        model: for generation, on its device.
-        run: its `generate` settings, the seed and the threads.
+        encoder: its tokenizer and chat template.
+        model: on its device, in evaluation mode.
+        run: settings of `generate`, the seed, and `hardware.threads`.
     """
 
-    def __init__(self, reader: PromptEncoder, model: Any, run: Run):
+    def __init__(self, encoder: PromptEncoder, model: Any, run: Run):
         from transformers import GenerationConfig
 
-        self.reader, self._model, self._run = reader, model, run
-        own, tokenizer = model.generation_config, reader.tokenizer
-        self._ends = _ids(own.eos_token_id, tokenizer.eos_token_id, reader.end_of_turn)
+        self.encoder, self._model, self._run = encoder, model, run
+        own, tokenizer = model.generation_config, encoder.tokenizer
+        self._ends = _ids(own.eos_token_id, tokenizer.eos_token_id, encoder.end_of_turn)
         self._pad = next(iter([*_ids(own.pad_token_id), *_ids(tokenizer.pad_token_id), *self._ends]), None)
-        # What the model's own has besides, such as a temperature, would stand in for what ours leaves open.
+        # Other values of the model's own, such as a temperature, would fill in what ours leaves open.
         model.generation_config = GenerationConfig(eos_token_id=self._ends or None, pad_token_id=self._pad)
         self._threads = threads(model, run.hardware)
 
     @property
     def name(self) -> str:
         """As in `generate.models`."""
-        return self.reader.name
+        return self.encoder.name
 
     def answer(self, request: Request, write: Callable[[str], None], *, stoppable: bool = False) -> Answer:
-        """Answer. The random numbers follow from the run's seed and from what is asked, and from nothing
-        that came before.
+        """Answer a request. Random numbers depend on the run's seed and the prompt alone, not on earlier
+        answers.
 
         Args:
-            request: of this speaker's reader.
-            write: called with each piece of text as soon as it is there.
-            stoppable: whether Ctrl-C ends the answer, and not the run.
+            request: from this generator's encoder.
+            write: called with each piece of text as soon as it is known.
+            stoppable: whether Ctrl-C ends the answer instead of the run.
         Raises:
-            StepError: where the model fails, as for want of memory.
+            StepError: where the model fails, for example because there is too little memory.
         """
         import torch
 
-        room, wanted = self.reader.room(request), self._run.generate.max_new_tokens
+        room, wanted = self.encoder.room(request), self._run.generate.max_new_tokens
         limit = wanted if room is None else min(wanted, room)
-        stream = Stream(self.reader.tokenizer, write)
+        stream = Stream(self.encoder.tokenizer, write)
         ids = torch.tensor([request.ids], device=self._model.device)
         stopped, seed = False, zlib.crc32(request.text.encode(), self._run.seed)
         start = time.monotonic()
@@ -96,7 +94,7 @@ class Generator:
             stopped = True
             stream.end()
         except Exception as e:
-            raise StepError(f"{self.name} could not answer {request.prompt[:60]!r}: {gist(e)}") from e
+            raise StepError(f"{self.name} could not answer {request.prompt[:60]!r}: {summary(e)}") from e
         seconds = time.monotonic() - start
         ended: Ended = "max_new_tokens" if limit == wanted else "context"
         if stopped:
@@ -127,11 +125,11 @@ def _ids(*values: int | list[int] | None) -> list[int]:
     return list(dict.fromkeys(i for ids in lists for i in ids))
 
 
-def load_generator(reader: PromptEncoder, folder: Path, adapter: Path | None, run: Run) -> Generator:
+def load_generator(encoder: PromptEncoder, folder: Path, adapter: Path | None, run: Run) -> Generator:
     """Load a model, with a LoRA adapter where there is one.
 
     Raises:
         StepError: where it cannot be loaded, or the adapter does not fit it.
     """
     model, _ = load(folder, run.hardware, adapter=adapter, trust_remote_code=run.model.trust_remote_code)
-    return Generator(reader, model, run)
+    return Generator(encoder, model, run)

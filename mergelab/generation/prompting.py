@@ -1,6 +1,6 @@
-"""How a model reads what it is asked: its chat template, its tokenizer, the room in its context.
+"""From a prompt to a model's input: its chat template, its tokenizer, the length of its context.
 
-None of it needs a weight, so what is wrong shows before any is read.
+None of it needs the weights, so that errors show before any are read.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.errors import InputError
+from mergelab.core.errors import InputError, summary
 from mergelab.core.library_output import silence_libraries
-from mergelab.evaluation.results import gist
 from mergelab.schema import Generate
 
 Message = dict[str, str]
-"""`role` (system, user or assistant) and `content`, as chat templates know them."""
+"""`role` (system, user or assistant) and `content`, as chat templates take them."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a model is given."""
+    """The input of a model."""
 
     prompt: str
-    """What was asked last."""
+    """The last message of the user."""
     messages: list[Message] | None
-    """The conversation, where it went through a chat template."""
+    """The conversation, where a chat template was applied."""
     text: str
     """What was tokenised."""
     ids: list[int]
@@ -34,23 +33,23 @@ class Request:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """One model's way of reading."""
+    """Turns conversations into the input of one model."""
 
     name: str
     tokenizer: Any
     templated: bool
-    """Whether prompts go through its chat template."""
+    """Whether its chat template is applied."""
     system: str | None
     context: int | None
-    """Tokens that prompt and answer may have together; None: not known to be limited."""
+    """Tokens that prompt and answer may have together; None: no limit is known."""
     end_of_turn: int | None
     """The token that its chat template writes after an assistant's message."""
 
-    def read(self, conversation: Sequence[Message]) -> Request:
-        """The request that a conversation comes to; without a chat template only its last message.
+    def encode(self, conversation: Sequence[Message]) -> Request:
+        """The request for a conversation; without a chat template only its last message.
 
         Raises:
-            InputError: where the template refuses it, or the context has no room for an answer.
+            InputError: where the template rejects it, or the context has no room for an answer.
         """
         prompt = conversation[-1]["content"]
         if self.templated:
@@ -62,7 +61,7 @@ class PromptEncoder:
         else:
             request = Request(prompt, None, prompt, self.tokenizer(prompt, verbose=False)["input_ids"])
         if not request.ids:
-            raise InputError("the tokenizer makes nothing of it")
+            raise InputError("the tokenizer returns no tokens for it")
         if self.context is not None and len(request.ids) >= self.context:
             raise InputError(
                 f"{len(request.ids)} tokens leave no room for an answer in a context of {self.context}"
@@ -77,16 +76,16 @@ class PromptEncoder:
 def prompt_encoder(
     name: str, folder: Path, settings: Generate, context: int | None, *, trust_remote_code: bool = False
 ) -> PromptEncoder:
-    """How the model in a folder reads.
+    """The encoder of the model in a folder.
 
     Args:
         name: as in `generate.models`.
         folder: the model's.
-        settings: whether there shall be a chat template, and the system message.
+        settings: whether a chat template is to be applied, and the system message.
         context: tokens that prompt and answer may have together, where that is known.
         trust_remote_code: whether a tokenizer's own code may run.
     Raises:
-        InputError: where its tokenizer cannot be loaded, or its chat template is missing or of no use.
+        InputError: where its tokenizer cannot be loaded, or its chat template is missing or cannot be used.
     """
     from transformers import AutoTokenizer
 
@@ -95,8 +94,8 @@ def prompt_encoder(
             tokenizer = AutoTokenizer.from_pretrained(
                 folder.resolve(), local_files_only=True, trust_remote_code=trust_remote_code
             )
-    except Exception as e:  # tokenizers raise kinds of their own
-        raise InputError(f"{name}: the tokenizer in {folder} cannot be loaded: {gist(e)}") from e
+    except Exception as e:  # tokenizers raise exceptions of their own
+        raise InputError(f"{name}: the tokenizer in {folder} cannot be loaded: {summary(e)}") from e
     has = bool(getattr(tokenizer, "chat_template", None))
     if settings.chat_template and not has:
         raise InputError(f"generate.chat_template: {name} has none\nLeave it out, or ask other models.")
@@ -116,11 +115,11 @@ def prompt_encoder(
 def _end_of_turn(tokenizer: Any, system: str | None) -> int | None:
     """The special token that a template writes after an assistant's message, None where it writes none.
 
-    The merged model has the base's generation_config, which need not know it; without it an answer
-    would go on with the user's next turn.
+    The merged model has the base's generation_config, which may not contain it. Without it an answer would
+    continue with the user's next turn.
 
     Raises:
-        InputError: where the template refuses a conversation, or leaves the system message out.
+        InputError: where the template rejects a conversation, or leaves the system message out.
     """
     mark = "answer"
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
@@ -134,10 +133,10 @@ def _end_of_turn(tokenizer: Any, system: str | None) -> int | None:
 
 
 def _rendered(tokenizer: Any, messages: list[Message], *, answered: bool = False) -> str:
-    """What a chat template makes of messages.
+    """Messages as text, through the chat template.
 
     Raises:
-        InputError: where it refuses them.
+        InputError: where it rejects them.
     """
     from jinja2 import TemplateError
 
@@ -145,6 +144,6 @@ def _rendered(tokenizer: Any, messages: list[Message], *, answered: bool = False
         text: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=not answered
         )
-    except (TemplateError, ValueError, TypeError) as e:  # what templates raise by themselves
-        raise InputError(f"its chat template refuses it: {gist(e)}") from e
+    except (TemplateError, ValueError, TypeError) as e:  # what templates raise
+        raise InputError(f"its chat template rejects it: {summary(e)}") from e
     return text

@@ -1,4 +1,4 @@
-"""What is asked: prompts of the configuration, of a file, or of a pipe."""
+"""Prompts, from a file or from a pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergelab.core.errors import InputError
 def wrong(prompt: object) -> str | None:
     """What is wrong with a prompt by itself, or None."""
     if not isinstance(prompt, str):
-        return f"{prompt!r} is no text"
+        return f"{prompt!r} is not a text"
     if not prompt.strip():
         return "it is empty"
     try:
@@ -23,11 +23,11 @@ def wrong(prompt: object) -> str | None:
 
 
 def of_file(path: str) -> list[str]:
-    """The prompts in a file: of a name that ends in `.jsonl` the key `prompt` of each line, of any other
-    the lines themselves. Blank lines are passed over.
+    """The prompts in a file: the key `prompt` of each line where its name ends in `.jsonl`, else the lines
+    themselves. Blank lines are skipped.
 
     Raises:
-        InputError: where the file cannot be read, has no prompt, or a wrong one; with the line's number.
+        InputError: where the file cannot be read, has no prompt, or has a wrong one, with the line's number.
     """
     file = Path(path).expanduser()
     try:
@@ -41,13 +41,13 @@ def of_pipe(pipe: IO[bytes]) -> list[str]:
     """The lines that come through a pipe until it is closed.
 
     Raises:
-        InputError: where there is none but blank ones, or one that is not UTF-8.
+        InputError: where all lines are blank, or one is not UTF-8.
     """
     return _of_bytes(pipe.read(), "standard input", json_lines=False)
 
 
 def _of_bytes(content: bytes, source: str, *, json_lines: bool) -> list[str]:
-    """The prompts in a text. Only line feeds end a line, for a prompt may hold the rarer separators."""
+    """The prompts in a text. Only line feeds end a line because a prompt may contain other separators."""
     found = []
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
@@ -61,16 +61,16 @@ def _of_bytes(content: bytes, source: str, *, json_lines: bool) -> list[str]:
     return found
 
 
-def _of_json(line: str, place: str) -> str:
+def _of_json(line: str, source: str) -> str:
     """The prompt in a line of JSON."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as e:
-        raise InputError(f"{place} is not JSON: {e.msg} (column {e.colno})") from None
+        raise InputError(f"{source} is not JSON: {e.msg} (column {e.colno})") from None
     except RecursionError:
-        raise InputError(f"{place} is not JSON of any use: it is nested too deeply") from None
+        raise InputError(f"{source} is JSON that is nested too deeply") from None
     if not isinstance(value, dict) or "prompt" not in value:
-        raise InputError(f"{place} is no object with the key 'prompt'")
+        raise InputError(f"{source} is not an object with the key 'prompt'")
     if problem := wrong(value["prompt"]):
-        raise InputError(f"{place}, the key 'prompt': {problem}")
+        raise InputError(f"{source}, the key 'prompt': {problem}")
     return str(value["prompt"])

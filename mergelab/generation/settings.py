@@ -12,9 +12,9 @@ from mergelab.generation import prompts
 from mergelab.schema import Generate
 
 MERGED = "merged"
-"""The name by which `generate.path` is asked."""
+"""The name of the model in `generate.path`."""
 
-GREEDY = "it has no effect, for generate.temperature=0 always takes the likeliest token"
+GREEDY = "it has no effect because generate.temperature=0 always takes the likeliest token"
 
 
 def findings(g: Generate) -> Iterator[Finding]:
@@ -56,8 +56,11 @@ def _without_effect(g: Generate) -> Iterator[tuple[str, str]]:
     if g.temperature == 0 and g.top_k != 0:
         yield "top_k", GREEDY
     if g.system is not None and g.chat_template is False:
-        yield "system", "it has no effect, for generate.chat_template=false sends prompts as they are"
+        yield "system", "it has no effect because generate.chat_template=false sends prompts as they are"
     if g.path is not None and g.models and MERGED not in g.models:
-        yield "path", f"it has no effect, for generate.models does not name '{MERGED}'"
+        yield "path", f"it has no effect because generate.models does not name '{MERGED}'"
     if g.path is None and MERGED in g.models:
-        yield "path", f"null, but generate.models names '{MERGED}'; give its folder, or its run's"
+        yield (
+            "path",
+            f"is not set, but generate.models names '{MERGED}'; set it to the model's folder",
+        )

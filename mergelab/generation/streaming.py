@@ -1,4 +1,4 @@
-"""Text as it is generated: whole characters as soon as they are known."""
+"""Text while it is generated: whole characters as soon as they are known."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 BROKEN = "�"
-"""What a tokenizer makes of bytes that are no character, or not yet."""
+"""What a tokenizer returns for bytes that are not a character, or not yet."""
 
 CONTEXT = 8
 """Tokens of the prompt that the first pieces are decoded with."""
 
 
 class Stream:
-    """What `model.generate` hands its tokens to; passes text on piece by piece.
+    """A streamer for `model.generate`, which passes text on piece by piece.
 
-    transformers' own streamers hold a text back until a space or a kanji comes, so that kana would not
+    transformers' own streamers hold text back until a space or a kanji follows, so that kana would not
     appear before the answer ends. Here the last tokens are decoded with and without the newest one, and
     the difference is passed on once it ends in a whole character. Decoding begins a few tokens before
-    the end of the prompt, for some tokenizers take the space off the beginning of a text.
+    the end of the prompt because some tokenizers strip the space at the beginning of a text.
 
     Args:
         tokenizer: decodes the tokens; special ones are left out.
@@ -31,7 +31,7 @@ class Stream:
         self._start = self._read = 0
         self._prompt = True
         self.tokens: list[int] = []
-        """All that was generated, the mark of the end included."""
+        """All that was generated, the end token included."""
         self.pieces: list[str] = []
 
     @property
@@ -40,7 +40,7 @@ class Stream:
         return "".join(self.pieces)
 
     def put(self, value: Any) -> None:
-        """Take token ids, shape (tokens) or (1, tokens): the prompt's at first, then one at a time."""
+        """Take token ids, shape (tokens) or (1, tokens): first those of the prompt, then one at a time."""
         ids = value.flatten().tolist()
         if self._prompt:
             self._prompt, self._ids = False, ids[-CONTEXT:]
@@ -55,7 +55,7 @@ class Stream:
                 self._start, self._read = self._read, len(self._ids)
 
     def end(self) -> None:
-        """Pass on what is left, but for a character that was not finished."""
+        """Pass on what is left, except an incomplete character."""
         self._pass_on(self._new().rstrip(BROKEN))
         self._start = self._read = len(self._ids)
 

@@ -1,4 +1,4 @@
-"""The record of what was asked and answered: generations.jsonl and generations.md in a run's folder."""
+"""Prompts and answers on the disk: generations.jsonl and generations.md in a run's folder."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ ENDINGS = {
     "context": "cut where its context is full",
     "stopped": "stopped by Ctrl-C",
 }
-"""What is said of an answer that the model did not end by itself."""
+"""How an answer ended, where the model did not end it."""
 
 SEPARATORS = {c: f"\\u{c:04x}" for c in (0x85, 0x2028, 0x2029)}
-"""Characters at which some programs end a line and JSON does not; they are escaped."""
+"""Characters that end a line for some programs but not for JSON; they are escaped."""
 
 NOTHING = "(nothing)"
 """What is shown for an empty answer."""
 
 
 class Transcript:
-    """Both files, begun anew. Each answer is appended as soon as it is made, so that a run that is killed
-    keeps what it had.
+    """Both files, written from the start. Each answer is appended at once, so that a run that is killed keeps
+    those that it had.
 
     Args:
         folder: of the run.
         run: its settings.
-        labels: by the models' names, what people know them by.
+        labels: what models are called in public, by their names in the run: a hub id, or a path.
     """
 
     def __init__(self, folder: Path, run: Run, labels: Mapping[str, str]):
         self.lines, self.page = folder / LINES, folder / PAGE
         self._labels, self._settings = labels, _settings(run)
-        told = ", ".join(f"{k}={v:g}" for k, v in self._settings.items())
+        settings = ", ".join(f"{k}={v:g}" for k, v in self._settings.items())
         self._head = (
-            "# Generations\n\n" + "".join(f"- {n}: `{p}`\n" for n, p in labels.items()) + f"\n{told}\n"
+            "# Generations\n\n" + "".join(f"- {n}: `{p}`\n" for n, p in labels.items()) + f"\n{settings}\n"
         )
         self._answers: list[tuple[int, Answer]] = []
         write_text(self.lines, "")
@@ -57,11 +57,11 @@ class Transcript:
 
     @property
     def prompts(self) -> int:
-        """How many have an answer."""
+        """How many have been answered."""
         return len({number for number, _ in self._answers})
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """For result.json: of each model that was asked, how much it said."""
+        """For result.json: by model the number and speed of its answers."""
         said = {name: [a for a in self.answers if a.model == name] for name in self._labels}
         return {
             name: {
@@ -74,7 +74,7 @@ class Transcript:
         }
 
     def add(self, number: int, answer: Answer) -> None:
-        """Append an answer to the prompt of a number, which begins with 1."""
+        """Append an answer to prompt `number`, counted from 1."""
         before = self._answers[-1][0] if self._answers else None
         self._answers.append((number, answer))
         line = json.dumps(self._line(answer), ensure_ascii=False)
@@ -82,7 +82,7 @@ class Transcript:
         _append(self.page, _section(number, answer, begins=number != before))
 
     def close(self) -> None:
-        """Write the page anew, prompt by prompt, however the answers came."""
+        """Write the page again, sorted by prompt."""
         answers = sorted(self._answers, key=lambda pair: pair[0])
         previous = [None, *(number for number, _ in answers)]
         parts = [_section(n, a, begins=n != last) for (n, a), last in zip(answers, previous, strict=False)]
@@ -98,7 +98,7 @@ class Transcript:
 
 
 def rate(answers: list[Answer]) -> float:
-    """Tokens a second, of one or several answers, reading the prompts included."""
+    """Tokens per second of one or several answers, the time for reading the prompts included."""
     seconds = sum(a.seconds for a in answers)
     return round(sum(a.tokens for a in answers) / seconds, 1) if seconds else 0.0
 
@@ -112,14 +112,14 @@ def _settings(run: Run) -> dict[str, float]:
 
 
 def _section(number: int, a: Answer, *, begins: bool) -> str:
-    """An answer as Markdown, with its prompt where it is the first one to it."""
+    """An answer as Markdown, after its prompt where it `begins` a section."""
     prompt = f"\n## {number}\n\n{_fenced(a.request.prompt)}" if begins else ""
     facts = [f"{a.tokens} tokens", f"{rate([a])} tokens/s", *filter(None, [ENDINGS[a.ended]])]
     return f"{prompt}\n**{a.model}** ({', '.join(facts)})\n\n{_fenced(a.text)}"
 
 
 def _fenced(text: str) -> str:
-    """A text as it is, in a fence longer than any in it."""
+    """A text in a code fence longer than any inside it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}\n"

@@ -24,10 +24,13 @@ CONSTANTS = (
 
 def is_local(run: Run) -> bool:
     """Whether a run needs nothing but the built-in family and files of this machine."""
-    local = run.eval.kind in ("none", "perplexity") or (run.eval.kind == "skills" and run.model.tasks)
+    from mergelab import evaluation  # late: composing does not need it
+
+    kind = evaluation.known_kind(run.eval)
+    local = kind is not None and kind.is_local(run)
     names = [run.model.base, *(run.model.roles[e] for e in run.experts if e in run.model.roles)]
     zoo = all(str(c.path).startswith("zoo:") for c in names) and not any(e.path for e in run.experts.values())
-    return bool(local and zoo and run.method.path is None and not any(s.online for s in steps_of(run)))
+    return local and zoo and run.method.path is None and not any(s.online for s in steps_of(run))
 
 
 @contextmanager

@@ -138,7 +138,10 @@ def merges(run: Run) -> bool:
 
 def measures(run: Run) -> bool:
     """Whether the job, or the search that it is the job of, measures models."""
-    return run.eval.kind != "none" and (run.search.name != "none" or any(s.measures for s in steps_of(run)))
+    from mergelab import evaluation  # late: composing does not need it
+
+    asked = run.search.name != "none" or any(s.measures for s in steps_of(run))
+    return asked and evaluation.measures_anything(run.eval)
 
 
 def loads_models(run: Run) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.errors import first_line
 from mergelab.core.findings import some
 from mergelab.schema import Hardware
 
@@ -57,7 +58,7 @@ def run(
         )
     except Exception as e:  # transformers raises exceptions of every type for a model that it cannot load
         log.exception("it does not load")
-        trial.problems.append(f"transformers cannot {what}: {line(e)}")
+        trial.problems.append(f"transformers cannot {what}: {first_line(e)}")
         return trial
     trial.tied = _is_tied(model)
     trial.problems += [*_check_loaded(model, info, trial.tied), *_check_template(tokenizer)]
@@ -66,7 +67,7 @@ def run(
         _generate(model, tokenizer, trial, _device(hardware, nbytes), prompt)
     except Exception as e:
         log.exception("it does not generate")
-        trial.problems.append(f"it cannot generate: {line(e)}")
+        trial.problems.append(f"it cannot generate: {first_line(e)}")
     return trial
 
 
@@ -92,11 +93,6 @@ def is_finite(tensor: Any) -> bool:
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     return all(bool(t.isfinite()) for t in tensor.aminmax())
-
-
-def line(e: BaseException) -> str:
-    """The first line of a message, because those of transformers are pages long."""
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 
 def _is_tied(model: Any) -> bool:
@@ -126,7 +122,7 @@ def _check_template(tokenizer: Any) -> Iterator[str]:
         text = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}], tokenize=False)
     except Exception as e:  # jinja's errors, and those that a template raises itself
         log.exception("the chat template fails")
-        yield f"its chat template cannot be rendered: {line(e)}"
+        yield f"its chat template cannot be rendered: {first_line(e)}"
         return
     if PROMPT not in text:
         yield f"its chat template drops the user's message; it renders {text[:60]!r}"

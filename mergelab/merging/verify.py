@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.errors import first_line
 from mergelab.core.library_output import silence_libraries
 from mergelab.merging import smoke_test
 from mergelab.models import checkpoint, remote_code
@@ -149,7 +150,7 @@ def _check_shapes(facts: checkpoint.ModelMetadata, trusted: bool) -> Iterator[st
             model = smoke_test.empty(config, trust_remote_code=trusted)
     except Exception as e:  # transformers raises exceptions of every type for a config that it cannot use
         log.exception("no model of this config")
-        yield f"transformers cannot build a model from {facts.folder / 'config.json'}: {smoke_test.line(e)}"
+        yield f"transformers cannot build a model from {facts.folder / 'config.json'}: {first_line(e)}"
         return
     wanted = {n: tuple(p.shape) for n, p in model.state_dict().items()}
     for name, header in facts.tensors.items():

@@ -42,15 +42,21 @@ def search_measures(run: Run) -> list[Measure]:
     Raises:
         InputError: where there is nothing to measure, or nothing but what the result is reported on.
     """
+    kind = evaluation.kind_of(run.eval)
+    if kind.measures_nothing:
+        raise InputError("eval: a search needs an evaluation\nChoose one, such as eval=skills.")
+    if not kind.in_memory:
+        raise InputError(
+            f"eval: eval.kind={run.eval.kind} measures a model's folder, and a search measures candidates in "
+            "memory\nA sweep of Hydra's merges each to disk: -m hydra/sweeper=nevergrad"
+        )
     found = evaluation.measures(run, "search")
     if found:
         return found
     reported = evaluation.measures(run, "validation")
-    if not reported:
-        raise InputError("eval: a search needs an evaluation\nChoose an evaluation: eval=skills")
     if not run.eval.allow_test_split:
         names = ", ".join(m.task for m in reported)
-        remedy = evaluation.other_data(run)
+        remedy = f"{kind.other_data}, or accept it: eval.allow_test_split=true"
         raise InputError(
             f"eval: the search would optimize {names}, on which its result is reported\n"
             f"{remedy[0].upper()}{remedy[1:]}"

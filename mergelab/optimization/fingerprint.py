@@ -11,11 +11,8 @@ from typing import Any
 
 from mergelab import __version__, context, evaluation
 from mergelab.core import hashing
-from mergelab.evaluation.task_hash import definition
 from mergelab.optimization.request import Setup
 from mergelab.preflight import Plan
-from mergelab.provenance import SCORE_SETTINGS
-from mergelab.schema import Run
 
 VERSIONS = ("torch", "transformers", "lm_eval", "nevergrad", "cma", "numpy")
 """The packages on which fitness and genomes depend."""
@@ -24,7 +21,7 @@ VERSIONS = ("torch", "transformers", "lm_eval", "nevergrad", "cma", "numpy")
 def identify(setup: Setup, plan: Plan) -> dict[str, Any]:
     """Everything that decides the result of a search, except its budget, in JSON's own types."""
     run, s = setup.run, setup.run.search
-    catalogue = context.evaluator(run).catalogue
+    evaluator = context.evaluator(run)
     reported = evaluation.measures(run, "validation")
     identity: dict[str, Any] = {
         "search": {
@@ -38,21 +35,15 @@ def identify(setup: Setup, plan: Plan) -> dict[str, Any]:
         "hardware": {"dtype": run.hardware.dtype, "compute_dtype": run.hardware.compute_dtype,
                      "device": run.hardware.device.partition(":")[0]},
         "seed": run.seed,
-        "eval": {k: getattr(run.eval, k) for k in SCORE_SETTINGS},
+        "eval": evaluation.score_settings(run.eval),
         "measures": {m.name: [m.task, m.metric, m.share] for m in setup.measures},
         "validation": {m.name: [m.task, m.metric, m.share] for m in reported},
-        "tasks": {m.task: hashing.digest(_definition(run, catalogue, m.task))[:16]
+        "tasks": {m.task: hashing.digest(evaluator.content(m))[:16]
                   for m in [*setup.measures, *reported]},
         "versions": {"mergelab": __version__} | {p: version(p) for p in VERSIONS},
     }  # fmt: skip
     as_json: dict[str, Any] = json.loads(json.dumps(identity))  # as a journal gives it back
     return as_json
-
-
-def _definition(run: Run, catalogue: Any, task: str) -> Any:
-    if run.eval.kind == "perplexity":
-        return hashing.file_hash(Path(run.eval.text or "").expanduser())
-    return definition(catalogue, task)
 
 
 def _stamp(source: Any) -> str:

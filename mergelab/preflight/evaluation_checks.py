@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from mergelab import evaluation
 from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, Severity, error, note
 from mergelab.jobs.step import loads_models, steps_of
@@ -25,7 +26,7 @@ def check(run: Run) -> Iterator[Finding]:
         if value not in choices:
             yield error("setting", key, none_of(value, choices))
     yield from _check_quantize(run)
-    if run.eval.backend == "vllm" and run.eval.kind != "none":
+    if run.eval.backend == "vllm" and evaluation.measures_anything(run.eval):
         yield from _check_vllm(run)
 
 

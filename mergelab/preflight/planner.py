@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergelab import evaluation
 from mergelab.core import dtypes
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
 from mergelab.core.sizes import parse_size
@@ -184,7 +185,8 @@ def _check_models(
     if asked.file is not None:
         fitted = any(asked.file.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
         sliced = not asked.file.get("models") and not recipes.is_mixture(asked.file)
-    measured = run.eval.kind != "none" and run.eval.baselines and loads_models(run)
+    anything = evaluation.measures_anything(run.eval)
+    measured = anything and run.eval.baselines and loads_models(run)
     present = [s for s in asked.sources if s.name in facts]
     reference, possessive = _reference(asked, facts, assumed)
     if run.model.trust_remote_code and len(present) == len(asked.sources) and run.evaluate.path is None:
@@ -276,7 +278,7 @@ def _estimate(
         device=run.hardware.device,
         low_memory=run.hardware.low_memory,
         bound=memory if engine and engine.name == "fast" else None,
-        evaluates=run.eval.kind != "none",
+        evaluates=evaluation.measures_anything(run.eval),
         output=output,
         there=there,
         beside=sum(f.stat().st_size for f in files if f.is_file())

@@ -12,12 +12,12 @@ from mergelab.schema.experts import Expert, Method
 from mergelab.schema.hardware import Hardware, Slurm
 from mergelab.schema.jobs import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
 from mergelab.schema.models import Checkpoint, Model, Skill
-from mergelab.schema.run import Composition, Run, settings_of, with_overrides
+from mergelab.schema.run import Composition, Run, identity_of, settings_of, with_overrides
 from mergelab.schema.search import Fidelity, Search
 from mergelab.schema.tracking import Tracking
 
 __all__ = [
     "Analyze", "Check", "Checkpoint", "Composition", "Evaluate", "Evaluation", "Expert", "Extract", "Fetch",
     "Fidelity", "Generate", "Hardware", "Job", "Method", "Model", "Monitor", "Publish", "Run", "Search",
-    "Skill", "Slurm", "Tracking", "settings_of", "with_overrides",
+    "Skill", "Slurm", "Tracking", "identity_of", "settings_of", "with_overrides",
 ]  # fmt: skip

@@ -1,16 +1,18 @@
-"""How a model is judged."""
+"""How a model is evaluated."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 
 @dataclass
 class Evaluation:
-    """How a model is judged. Everything is measured by lm_eval, in process."""
+    """How a model is evaluated, in process: by lm_eval, or by a kind of evaluation of your own."""
 
     kind: str = "skills"
-    """`skills` (the family's own), `tasks` (named lm_eval tasks), `perplexity` (of a text file),
-    or `none`."""
+    """`skills` (the family's own), `tasks` (named lm_eval tasks), `perplexity` (of a text file), `none`, or
+    the name of a kind of your own."""
+    options: Dict[str, Any] = field(default_factory=dict)
+    """Settings of a kind of your own, which declares their names, types and defaults."""
     tasks: List[str] = field(default_factory=list)
     """kind=tasks: names of lm_eval tasks or groups."""
     search_tasks: List[str] = field(default_factory=list)

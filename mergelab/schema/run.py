@@ -64,6 +64,15 @@ class Run:
         return list(self.composition.overrides) if self.composition else []
 
 
+def identity_of(run: Run) -> Dict[str, Any]:
+    """The settings by which the same command is recognised. Settings that earlier versions did not have
+    count only where they are set, so that what was begun by those is still found."""
+    out = settings_of(run)
+    if not run.eval.options:
+        del out["eval"]["options"]
+    return out
+
+
 def settings_of(run: Run) -> Dict[str, Any]:
     """Every setting of a run, as nested mappings: all that decides what comes of it."""
     out = asdict(run)

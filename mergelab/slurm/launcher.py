@@ -23,7 +23,7 @@ from mergelab.composition import without_hydra
 from mergelab.core import hashing
 from mergelab.core.errors import InputError, MergelabError, StepError
 from mergelab.core.run_dir import hydra_value, short_path
-from mergelab.schema import Run, settings_of
+from mergelab.schema import Run, identity_of
 
 if TYPE_CHECKING:
     from mergelab.slurm.job_array import WorkItem, WorkResult
@@ -75,7 +75,7 @@ class SlurmArrayLauncher(SlurmLauncher):  # type: ignore[misc]  # the plugin has
         items = []
         for i, (overrides, config) in enumerate(zip(job_overrides, configs, strict=True)):
             number = first + i
-            about = hashing.digest(settings_of(replace(runs[i], hardware=replace(h, detach=False))))
+            about = hashing.digest(identity_of(replace(runs[i], hardware=replace(h, detach=False))))
             state = Singleton.get_state()
             there = [*overrides, f"hydra.sweep.dir={hydra_value(sweep)}"]
             folder = sweep / str(config.hydra.sweep.subdir)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mergelab.core import hashing
 from mergelab.core.cache_dir import home
 from mergelab.core.run_dir import read_memo, write_json
-from mergelab.schema import Run, settings_of
+from mergelab.schema import Run, identity_of
 from mergelab.slurm.submission_log import FOLDER, NAME
 
 
@@ -36,5 +36,5 @@ def collected(runs: Sequence[Run]) -> None:
 
 
 def _memo(runs: Sequence[Run]) -> Path:
-    same = [settings_of(replace(r, hardware=replace(r.hardware, detach=False))) for r in runs]
+    same = [identity_of(replace(r, hardware=replace(r.hardware, detach=False))) for r in runs]
     return home() / "clusters" / f"{hashing.digest([same, str(Path.cwd())])[:32]}.json"

@@ -14,8 +14,7 @@ from mergelab.context import evaluator
 from mergelab.core.errors import InputError, StepError, did_you_mean
 from mergelab.core.findings import Finding, error, some
 from mergelab.core.run_dir import RunDir, read_json, short_path
-from mergelab.evaluation import Evaluator, Measure
-from mergelab.evaluation.validation import KINDS
+from mergelab.evaluation import KINDS, Evaluator, Measure
 from mergelab.jobs import Step, register
 from mergelab.models import checkpoint
 from mergelab.models.checkpoint import ModelMetadata

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mergelab import evaluation, zoo
-from mergelab.context import SPLITS, evaluator, fingerprint
+from mergelab.context import evaluator, fingerprint
 from mergelab.core.findings import Finding, error
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json
+from mergelab.evaluation import SPLITS
 from mergelab.jobs import Step, register
 from mergelab.jobs.step import merges
 from mergelab.models import checkpoint, compatibility, remote_code
@@ -100,8 +101,10 @@ def models(run: Run, run_dir: RunDir) -> dict[str, tuple[Path, Path | None]]:
         out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None
     elif merges(run):
         out[MERGED] = run_dir.model, None
-    whole_only = run.eval.backend != "hf" or (
-        run.hardware.quantize != "none" and run.hardware.device == "cpu"
+    whole_only = (
+        run.eval.backend != "hf"
+        or not evaluation.kind_of(run.eval).in_memory
+        or (run.hardware.quantize != "none" and run.hardware.device == "cpu")
     )
     for m in parents(run, run_dir):
         if not (m["adapter"] and whole_only):

@@ -52,8 +52,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
     for f in findings:
         if f.severity != "error" or run.fetch.dry_run:
             terminal.finding("warning", f.text())
-    tasks = sorted({m.task for split in context.SPLITS for m in evaluation.measures(run, split)})
-    tasks = tasks if run.fetch.data and run.eval.kind != "perplexity" else []
+    tasks = evaluation.kind_of(run.eval).data(run) if run.fetch.data else []
     if run.fetch.dry_run:
         _tell_pins(run, plan.models)
         if tasks:
@@ -134,7 +133,7 @@ def _fetched(wanted: list[Wanted]) -> Iterator[dict[str, Any]]:
 
 
 def _read_data(run: Run) -> None:
-    """Have lm_eval read every data set, which downloads it.
+    """Have the evaluation read its data, which downloads them.
 
     Raises:
         StepError: naming the task and its data.

@@ -47,15 +47,15 @@ def execute(run: Run, run_dir: RunDir) -> str:
     check_settings(replace(run, eval=Evaluation(kind="none")), run_dir)  # nothing is measured here
     subjects = choose(run, run.overrides)
     asked = given(run)
-    readers, requests = read(run, subjects, asked)
+    encoders, requests = read(run, subjects, asked)
     record = Transcript(run_dir.folder, run, {s.name: s.label for s in subjects})
     try:
         if asked:
-            for subject, own, those in zip(subjects, readers, requests, strict=True):
+            for subject, own, those in zip(subjects, encoders, requests, strict=True):
                 ask(run, subject, own, those, record, alone=len(subjects) == 1)
                 run_dir.event("generated", model=subject.name, answers=len(those))
         else:
-            converse(run, subjects, readers, record)
+            converse(run, subjects, encoders, record)
     except KeyboardInterrupt:
         kept = f"interrupted; what was answered is in {short_path(record.lines)}"
         raise KeyboardInterrupt(kept if record.answers else "") from None
@@ -102,21 +102,23 @@ def read(
     Raises:
         InputErrors: with the models that cannot, and the prompts that they cannot take.
     """
-    readers: list[PromptEncoder] = []
+    encoders: list[PromptEncoder] = []
     requests: list[list[Request]] = []
     wrong: list[str] = []
     refused: dict[str, list[str]] = {}
     for s in subjects:
         try:
             trust = run.model.trust_remote_code
-            readers.append(prompt_encoder(s.name, s.folder, run.generate, s.context, trust_remote_code=trust))
+            encoders.append(
+                prompt_encoder(s.name, s.folder, run.generate, s.context, trust_remote_code=trust)
+            )
         except InputError as e:
             wrong.append(str(e))
             continue
         requests.append([])
         for number, prompt in enumerate(asked, start=1):
             try:
-                requests[-1].append(readers[-1].read([{"role": "user", "content": prompt}]))
+                requests[-1].append(encoders[-1].encode([{"role": "user", "content": prompt}]))
             except InputError as e:
                 refused.setdefault(f"prompt {number}: {e}", []).append(s.name)
     wrong += [f"{what}: {', '.join(names)}" for what, names in [*refused.items()][:TOLD]]
@@ -124,7 +126,7 @@ def read(
         wrong.append(f"and so on, {_count(len(refused) - TOLD, 'more refusal')}")
     if wrong:
         raise InputErrors(wrong)
-    return readers, requests
+    return encoders, requests
 
 
 # ---------------------------------------------------------------- asking
@@ -146,11 +148,11 @@ def ask(
     """
     with terminal.waiting() as wait:
         wait(f"loading {subject.name}")
-        voice = load_generator(own, subject.folder, subject.adapter, run)
+        generator = load_generator(own, subject.folder, subject.adapter, run)
     if alone:
         for number, request in enumerate(requests, start=1):
             _prompt(request.prompt)
-            answer = voice.answer(request, _write)
+            answer = generator.answer(request, _write)
             record.add(number, answer)
             _write("\n" if answer.text else f"{NOTHING}\n")
             _cut([answer])
@@ -159,21 +161,21 @@ def ask(
     with terminal.progress() as progress:
         for number, request in enumerate(requests, start=1):
             progress(subject.name, number - 1, len(requests))
-            record.add(number, voice.answer(request, lambda piece: None))
+            record.add(number, generator.answer(request, lambda piece: None))
 
 
 def converse(
-    run: Run, subjects: Sequence[Subject], readers: Sequence[PromptEncoder], record: Transcript
+    run: Run, subjects: Sequence[Subject], encoders: Sequence[PromptEncoder], record: Transcript
 ) -> None:
     """Load all models, and converse with them."""
-    voices: list[Generator] = []
+    generators: list[Generator] = []
     with terminal.waiting() as wait:
-        for subject, own in zip(subjects, readers, strict=True):
+        for subject, own in zip(subjects, encoders, strict=True):
             wait(f"loading {subject.name}")
-            voices.append(load_generator(own, subject.folder, subject.adapter, run))
-    alone = len(voices) == 1
-    terminal.aside(f"{', '.join(v.name for v in voices)}: {HELP}")
-    if plain := [v.name for v in voices if not v.reader.templated]:
+            generators.append(load_generator(own, subject.folder, subject.adapter, run))
+    alone = len(generators) == 1
+    terminal.aside(f"{', '.join(v.name for v in generators)}: {HELP}")
+    if plain := [v.name for v in generators if not v.encoder.templated]:
         terminal.aside(f"Without a chat template each line is asked by itself: {', '.join(plain)}.")
 
     def label(name: str) -> None:
@@ -182,7 +184,7 @@ def converse(
 
     with suppress(ImportError):  # with it the arrow keys work; not every Python has it
         import readline  # noqa: F401
-    chat(voices, record, Screen(_typed, label, _write, terminal.aside))
+    chat(generators, record, Screen(_typed, label, _write, terminal.aside))
 
 
 def _typed() -> str:

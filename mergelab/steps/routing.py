@@ -28,7 +28,7 @@ def applies(run: Run, run_dir: RunDir) -> bool:
     folder, _ = models(run, run_dir).get(MERGED, (None, None))
     if folder is None or routing.experts_in(read_memo(folder / "config.json")) < 2:
         return False
-    return _asks_tasks(run) or bool(_experts(run, run_dir, folder)[1])
+    return _has_prompts(run) or bool(_experts(run, run_dir, folder)[1])
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -50,7 +50,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
         model, tokenizer = evaluation.load(
             folder, run.hardware, trust_remote_code=run.model.trust_remote_code
         )
-        if _asks_tasks(run):
+        if _has_prompts(run):
             measures = evaluation.measures(run)
             prompts_of = "tasks"
             prompts = evaluator(run).prompts(model, tokenizer, measures, most=routing.MOST_PROMPTS)
@@ -66,8 +66,8 @@ def execute(run: Run, run_dir: RunDir) -> str:
     return report.line(told)
 
 
-def _asks_tasks(run: Run) -> bool:
-    return run.eval.kind in ("skills", "tasks")
+def _has_prompts(run: Run) -> bool:
+    return evaluation.kind_of(run.eval).has_prompts
 
 
 def _experts(run: Run, run_dir: RunDir, folder: Path) -> tuple[list[str], dict[str, list[str]], str]:

@@ -401,7 +401,7 @@ def test_nan_values_of_one_expert_are_the_name_of_a_file(
         ("analyze.models=[math,code] analyze.landscape=false", "no effect, for analyze.landscape=false"),
         ("analyze.models=[math,code] eval=none", "no effect, for nothing is measured"),
         ("analyze.point=9", "there is no key 'point'. Did you mean 'points'?"),
-        ("analyze.models=[math,code] eval.kind=skils", "'skils' is unknown"),
+        ("analyze.models=[math,code] eval.kind=skils", "'skils' is not a kind of evaluation"),
     ],
 )  # fmt: skip
 def test_wrong_settings(arguments: str, said: str, mergelab: Command) -> None:

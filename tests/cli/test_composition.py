@@ -128,7 +128,7 @@ LAYERS = {
     "config_errors": {"core"},
     "composition": {"config_errors", "core", "hydra", "schema"},
     "execution": {"composition", "core", "jobs", "merging", "report", "result", "schema"},
-    "jobs": {"core", "report", "schema", "tracking"},
+    "jobs": {"core", "evaluation", "report", "schema", "tracking"},
     "api": {
         "composition", "context", "core", "evaluation", "execution", "jobs", "optimization", "preflight",
         "recipes", "report", "result", "schema",
@@ -136,10 +136,10 @@ LAYERS = {
     "models": {"core"},
     "methods": {"core"},
     "recipes": {"core", "methods", "models", "schema"},
-    "preflight": {"core", "jobs", "methods", "models", "recipes", "schema"},
+    "preflight": {"core", "evaluation", "jobs", "methods", "models", "recipes", "schema"},
     "merging": {"core", "methods", "models", "preflight", "recipes", "schema"},
     "lora": {"core", "merging", "models", "schema"},
-    "evaluation": {"core", "result", "schema"},
+    "evaluation": {"config_errors", "core", "result", "schema"},
     "analysis": {
         "context", "core", "evaluation", "merging", "methods", "models", "preflight", "recipes", "report",
         "schema", "steps",

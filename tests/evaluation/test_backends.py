@@ -126,16 +126,16 @@ def test_what_vllm_cannot_load_is_told_and_leaves_the_gpu_free(
     folder = tmp_path / "tasks"
     measures = [Measure("echo", write_task(folder, "echo", [{"prompt": "a", "answer": "b"}]))]
     bench = evaluator(folder, "vllm")
-    bench.settings.max_length = 500
+    bench.conditions.settings.max_length = 500
     with pytest.raises(StepError, match=r"cannot be loaded by vLLM: .*max_model_len.*lower eval\.max_length"):
         bench.evaluate(model, measures)
     assert vllm.events[-1] == "cleanup"
-    bench.settings.max_length = None
-    bench.settings.chat_template = True
+    bench.conditions.settings.max_length = None
+    bench.conditions.settings.chat_template = True
     with pytest.raises(StepError, match="no chat template"):
         bench.evaluate(model, measures)
     assert vllm.events[-3:] == ["made", "shutdown", "cleanup"]
-    bench.settings.chat_template = False
+    bench.conditions.settings.chat_template = False
     assert bench.evaluate(model, measures)["echo"].samples == 1
 
 

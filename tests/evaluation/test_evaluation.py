@@ -20,9 +20,8 @@ from tiny_tasks import greedy, make_model, write_rows, write_task
 
 from mergelab.core import run_log
 from mergelab.core.errors import StepError
-from mergelab.evaluation import Evaluator, Measure, cache, load
+from mergelab.evaluation import Evaluator, Measure, load
 from mergelab.evaluation.perplexity import documents, stderr
-from mergelab.evaluation.task_index import Catalogue
 from mergelab.schema import Evaluation, Hardware
 
 PROMPTS = [f"{word} {n}=" for n in range(5) for word in ("one", "two", "three", "four")]
@@ -497,7 +496,9 @@ def test_scores_are_reused_for_as_long_as_nothing_that_decides_them_changes(
     both = evaluator(folder, home).evaluate(model_dir, [other, task], fingerprint="one")
     assert (list(both), both["echo"]) == (["other", "echo"], first["echo"])
     names = {
-        device: cache.key("one", task, Catalogue([folder]), Evaluation(), device=device, seed=0)
+        device: Evaluator(Evaluation(kind="tasks"), hardware=Hardware(device=device), tasks_path=folder).key(
+            "one", task
+        )
         for device in ("cpu", "cuda", "cuda:1")
     }
     assert names["cpu"] != names["cuda"] == names["cuda:1"]

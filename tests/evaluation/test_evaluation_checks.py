@@ -13,7 +13,7 @@ from tiny_tasks import write_rows, write_task
 
 from mergelab.core.errors import StepError
 from mergelab.core.hashing import digest
-from mergelab.evaluation import Measure, Score, check_tasks, fitness, measures
+from mergelab.evaluation import Measure, Score, check, fitness, measures
 from mergelab.evaluation.task_hash import definition
 from mergelab.evaluation.task_index import Catalogue, packaged, scan
 from mergelab.schema import Evaluation, Model, Run, Skill
@@ -200,9 +200,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problems(run: Run, folder: Path | None = None) -> dict[str, str]:
-    found = check_tasks(run, tasks_path=folder)
-    assert len(dict(found)) == len(found), "one key, two problems"
-    return dict(found)
+    found = check(run, tasks_path=folder)
+    assert all(f.severity == "error" for f in found)
+    out = {f.place: f.message for f in found}
+    assert len(out) == len(found), "one key, two problems"
+    return out
 
 
 def test_what_is_sound_has_no_problems(folder: Path, tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_limits_that_limit_nothing(folder: Path, limit: float) -> None:
 
 def test_kinds() -> None:
     found = problems(Run(eval=Evaluation(kind="skill")))
-    assert "choose skills, tasks, perplexity, none" in found["eval.kind"]
+    assert "There are skills, tasks, perplexity, none" in found["eval.kind"]
     assert "Did you mean 'skills'?" in found["eval.kind"]
     assert "names no skills" in problems(Run(model=Model(name="m")))["eval.kind"]
     assert "is empty" in problems(tasks_run())["eval.tasks"]

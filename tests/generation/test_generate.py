@@ -404,9 +404,9 @@ def test_the_space_before_the_first_word_is_kept() -> None:
 def test_an_answer_arrives_in_pieces(family: Any) -> None:
     run = Run(generate=Generate(), hardware=Hardware())
     folder = family.checkpoint("japanese")
-    voice = generator.load_generator(prompt_encoder("japanese", folder, run.generate, 64), folder, None, run)
+    loaded = generator.load_generator(prompt_encoder("japanese", folder, run.generate, 64), folder, None, run)
     found: list[str] = []
-    answer = voice.answer(voice.reader.read([{"role": "user", "content": "ぬつ>"}]), found.append)
+    answer = loaded.answer(loaded.encoder.encode([{"role": "user", "content": "ぬつ>"}]), found.append)
     assert found == list("nutsu") and answer.text == "nutsu"
 
 
@@ -432,15 +432,15 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "without effect": (
         ["generate.top_p=0.9", "generate.top_k=5", "generate.system=x", "generate.chat_template=false",
          "generate.path=/x", "generate.models=[base]", prompts("1")],
-        ["generate.top_p, generate.top_k: it has no effect, for generate.temperature=0 always takes the "
+        ["generate.top_p, generate.top_k: it has no effect because generate.temperature=0 always takes the "
          "likeliest token",
-         "generate.system: it has no effect, for generate.chat_template=false sends prompts as they are",
-         "generate.path: it has no effect, for generate.models does not name 'merged'"],
+         "generate.system: it has no effect because generate.chat_template=false sends prompts as they are",
+         "generate.path: it has no effect because generate.models does not name 'merged'"],
     ),
     "merged without a path": (
         ["generate.models=[base,merged]", "generate.temperature=nan", prompts("1")],
         ["generate.temperature: nan is out of range; 0 (the likeliest token) or above",
-         "generate.path: null, but generate.models names 'merged'; give its folder, or its run's"],
+         "generate.path: is not set, but generate.models names 'merged'; set it to the model's folder"],
     ),
     "unknown models": (
         ["experts=single_math", "experts.law.weight=1", "generate.models=[bass,law,nobody]", prompts("1")],
@@ -503,10 +503,10 @@ def test_refused(case: str, mergelab: Command, tmp_path: Path) -> None:
         ("latin.txt", b"ok\nh\xe9llo\n", "FILE, line 2 is not UTF-8"),
         ("bad.jsonl", b'{"prompt": "a"}\n{"prompt"\n',
          "FILE, line 2 is not JSON: Expecting ':' delimiter (column 10)"),
-        ("other.jsonl", b'{"promt": "a"}', "FILE, line 1 is no object with the key 'prompt'"),
-        ("list.jsonl", b'["a"]', "FILE, line 1 is no object with the key 'prompt'"),
-        ("deep.jsonl", b"[" * 100_000, "FILE, line 1 is not JSON of any use: it is nested too deeply"),
-        ("number.jsonl", b'{"prompt": 3}', "FILE, line 1, the key 'prompt': 3 is no text"),
+        ("other.jsonl", b'{"promt": "a"}', "FILE, line 1 is not an object with the key 'prompt'"),
+        ("list.jsonl", b'["a"]', "FILE, line 1 is not an object with the key 'prompt'"),
+        ("deep.jsonl", b"[" * 100_000, "FILE, line 1 is JSON that is nested too deeply"),
+        ("number.jsonl", b'{"prompt": 3}', "FILE, line 1, the key 'prompt': 3 is not a text"),
         ("blank.JSONL", b'{"prompt": " "}', "FILE, line 1, the key 'prompt': it is empty"),
     ],
 )  # fmt: skip
@@ -527,7 +527,7 @@ def test_files_that_hold_no_prompts(name: str, content: bytes | None, wanted: st
         (None, Generate(chat_template=True),
          "generate.chat_template: math has none\nLeave it out, or ask other models."),
         ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages }}",
-         Generate(system="x"), "math: its chat template refuses it: TemplateError: no system."),
+         Generate(system="x"), "math: its chat template rejects it: TemplateError: no system."),
         ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
          Generate(system="xyz"), "math: its chat template leaves generate.system out"),
     ],
@@ -637,7 +637,7 @@ def test_each_model_has_a_conversation_of_its_own(typing: Any) -> None:
         ("base", "507+3=11512"), ("math", "507+3=01512"),
     ]  # fmt: skip
     assert "> 507+3=\nbase  115\nmath  015\n" in out.out
-    assert "base, math: /reset begins anew, /exit ends, Ctrl-C stops an answer.\n" in out.out
+    assert "base, math: /reset starts over, /exit ends, Ctrl-C stops an answer.\n" in out.out
     page = (out.folder / "generations.md").read_text(encoding="utf-8")
     assert page.count("\n## ") == 2
 
@@ -653,7 +653,7 @@ def test_what_is_no_prompt_is_not_asked(typing: Any) -> None:
     out = typing(typed, "generate.models=[math]")
     assert [a["text"] for a in lines(out)] == ["015"]
     shown = " ".join(out.out.split())
-    assert "There is no /rest. Did you mean '/reset'?" in shown
+    assert "There is no command /rest. Did you mean '/reset'?" in shown
     assert "math was not asked: 64 tokens leave no room for an answer in a context of 64." in shown
     assert "is not UTF-8" in shown
     assert shown.count("Ctrl-C stops an answer.") == 3  # at first, after /rest, after Ctrl-C

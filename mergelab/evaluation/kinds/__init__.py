@@ -1,0 +1,1 @@
+"""The kinds of evaluation that come with mergelab; each module registers one."""
