@@ -1,9 +1,9 @@
-"""int8 on a processor: linear layers keep eight bits of each weight, and compute in float32.
+"""int8 on a CPU: linear layers keep eight bits of each weight, and compute in float32.
 
-Weights alone are rounded, each row to 255 steps of a size of its own. torch's own dynamic quantisation
-rounds what comes in as well, with one step for the whole batch: on normal numbers that is five times the
-error of this, with one input that is 40 times the others' size (large language models have such) a
-hundred times, and an answer then depends on which prompts share its batch. Import it late.
+Only weights are rounded, each row to 255 steps with a step size of its own. torch's dynamic quantisation
+rounds the inputs as well, with one step size for the whole batch. On normally distributed inputs its error
+is five times as large. With one input 40 times as large as the others, as large language models have them, it
+is a hundred times as large, and an answer depends on which prompts share its batch. Import this module late.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Int8Linear(nn.Module):
     """A linear layer whose weights have eight bits: y = (x q^T) s + b, with w = s q of each row.
 
     q (outputs, inputs) is int8, s (outputs) and the arithmetic are float32; y has the dtype of x.
-    It has no `weight`, so that what reaches for one fails and does not multiply by steps.
+    It has no `weight`, so that code which accesses one fails instead of multiplying by steps.
     """
 
     def __init__(self, layer: nn.Linear):
@@ -42,10 +42,10 @@ class Int8Linear(nn.Module):
 
 
 def quantize(model: Any) -> None:
-    """Put int8 layers in the place of a model's linear ones, one after another.
+    """Replace a model's linear layers by int8 ones, one after another.
 
-    Left as they are, like in bitsandbytes: the head, which may be the embedding as well; norms; the packed
-    experts of a mixture, which are no layers but one tensor for all of them; and the factors of a LoRA.
+    Not replaced, as in bitsandbytes: the head, which may be tied to the embedding; norms; the packed experts
+    of a mixture, which are one tensor and not layers; and the factors of a LoRA.
     """
     head = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""Keeping libraries silent, and leaving the process as it was found."""
+"""Keeping lm_eval silent, and the state of the process as it was."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def threads(model: Any, hardware: Hardware) -> int | None:
 
 @contextlib.contextmanager
 def silence_lm_eval(level: int = logging.WARNING) -> Iterator[None]:
-    """No bars, no prints and no log lines of lm_eval and what it uses, except what it logs itself
-    at `level` or above, which is passed on once.
+    """Hide progress bars, prints and log lines of lm_eval and the libraries that it uses. What lm_eval itself
+    logs at `level` or above is passed on once.
 
-    Acts on the whole process: bars of other threads are hidden too for as long as it lasts.
+    It affects the whole process: progress bars of other threads are hidden, too.
     """
     from unittest import mock
 
-    import lm_eval.evaluator  # and all it uses: a first import later on would set the loggers anew
+    import lm_eval.evaluator  # with all it uses: a later first import would set the loggers again
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(silence_libraries())
-        # Its bootstrap prints, and would fork a pool of processes for 100 000 resamples.
+        # Its bootstrap prints, and would fork a pool of processes.
         stack.enter_context(mock.patch.object(lm_eval.api.metrics, "print", lambda *_: None, create=True))
         stack.enter_context(mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}))
         stack.enter_context(relayed("lm_eval", level))
@@ -45,12 +45,12 @@ def silence_lm_eval(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, threads: int | None = None) -> Iterator[None]:
-    """The global random generators seeded and torch's thread count set, then both as before."""
+    """Seed the global random generators and set torch's thread count; restore both on exit."""
     import numpy as np
     import torch
 
     before = random.getstate(), np.random.get_state(), torch.get_num_threads()
-    # Asking for the state of a device that is not in use yet would start it.
+    # Reading the state of a device that is not in use yet would initialise it.
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if in_use else ()
     with torch.random.fork_rng(devices=devices):

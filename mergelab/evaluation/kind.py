@@ -296,7 +296,7 @@ def kind_of(settings: Evaluation) -> EvaluationKind:
 
 
 def known_kind(settings: Evaluation) -> EvaluationKind | None:
-    """The kind that `eval.kind` names, or None, for those who leave it to others to report that."""
+    """The kind that `eval.kind` names, or None where `check` has to report it."""
     return KINDS.get(settings.kind) if settings.kind in KINDS else None
 
 
@@ -324,7 +324,7 @@ def measures(run: Run, split: str = "validation") -> list[Measure]:
 
 
 def score_settings(settings: Evaluation) -> dict[str, Any]:
-    """All settings on which scores depend, for what identifies scores, runs and sweeps. A user's own kind
+    """All settings on which scores depend: a part of the keys of scores, runs and sweeps. A user's own kind
     adds its options, and a hash of its code.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Around lm_eval's model and evaluator: a count of answers, exactness, speed. Import it late."""
+"""lm_eval's models with progress, exact log-likelihoods, and faster templates. Import it late."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Report = Callable[[int, int], None]
 
 @contextlib.contextmanager
 def templates_compiled_once() -> Iterator[None]:
-    """For a while, lm_eval compiles each Jinja template of a task once, not once a prompt.
+    """Have lm_eval compile each Jinja template of a task once instead of once a prompt.
 
-    Where the model is small, that was two thirds of an evaluation's time.
+    For a small model that took two thirds of an evaluation's time.
     """
     once = functools.lru_cache(maxsize=1000)(utils.env.from_string)
     with mock.patch.object(utils.env, "from_string", once):
@@ -27,17 +27,17 @@ def templates_compiled_once() -> Iterator[None]:
 
 
 class Counting(TemplateLM):  # type: ignore[misc]
-    """Put before a language model of lm_eval, it says how many of its requests are answered.
+    """A mixin for language models of lm_eval that reports how many requests have been answered.
 
-    Documents read in windows count by their windows, for one of them may be a whole book.
+    Documents are counted by windows because a single one may be a whole book.
     """
 
     report: Report | None = None
     """Called with (done, total)."""
     instances: Callable[[], Iterable[Any]] = staticmethod(lambda: ())
-    """Gives all the requests of the evaluation, which exist once the first of them are asked."""
+    """Returns all requests of the evaluation, which exist as soon as the first of them are made."""
     unread = 0
-    """By how many tokens a window of a document is shorter than the context."""
+    """How many tokens a window of a document is shorter than the context."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -46,11 +46,11 @@ class Counting(TemplateLM):  # type: ignore[misc]
         self.set_cache_hook(self)
 
     def watch(self, instances: Callable[[], Iterable[Any]], report: Report | None) -> None:
-        """Begin a new count."""
+        """Start a new count."""
         self.instances, self.report, self._done, self._total = instances, report, 0, 0
 
     def add_partial(self, kind: str, *_: Any) -> None:
-        """Being its own cache hook, it is told of each answer here."""
+        """lm_eval calls this for each answer, because the model is its own cache hook."""
         if kind != "loglikelihood_rolling":
             self._answered(1)
 
@@ -82,11 +82,11 @@ class Counting(TemplateLM):  # type: ignore[misc]
 
 
 class CountingLM(Counting, HFLM):  # type: ignore[misc]
-    """An HFLM around a loaded model that says how far it is."""
+    """An HFLM around a loaded model that reports its progress."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> None:
-        # Log-softmax in float32: lm_eval would take the model's dtype, and a sum of
-        # log-likelihoods in bfloat16 is good to three digits only.
+        # Log-softmax in float32: lm_eval would use the model's dtype, and a sum of log-likelihoods in
+        # bfloat16 has only three correct digits.
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
@@ -97,8 +97,8 @@ class CountingLM(Counting, HFLM):  # type: ignore[misc]
         )
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
-        # Of requests with the same input lm_eval answers all by one pass, and reads the likelihood
-        # of the shorter continuations in the wrong place: then each gets a pass of its own.
+        # lm_eval answers requests with the same input by one forward pass, but reads the likelihoods of
+        # shorter continuations at the wrong position. In that case each request gets a pass of its own.
         lengths: dict[tuple[int, ...], int] = {}
         self.logits_cache = all(
             lengths.setdefault((*context, *answer[:-1]), len(answer)) == len(answer)

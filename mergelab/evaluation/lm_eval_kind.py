@@ -60,7 +60,7 @@ class LmEvalKind(EvaluationKind):
         return tasks.build(names, conditions.catalogue, conditions.settings.num_fewshot)
 
     def content(self, measure: Measure, conditions: Conditions) -> Any | None:
-        """What the task asks and how answers are judged."""
+        """What the task asks and how answers are scored."""
         return definition(conditions.catalogue, measure.task)
 
     def data(self, run: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""A model from its folder into memory, as it is or in fewer bits."""
+"""Loading a model from its folder, as it is or quantised."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ def load(
 ) -> tuple[Any, Any]:
     """The causal language model and the tokenizer in a folder, on `hardware.device`.
 
-    In the dtype of its files, or quantised as `hardware.quantize` says, with the LoRA in the folder
-    `adapter` in its modules where there is one. Code that comes with a model runs only where
-    `trust_remote_code` allows it.
+    It has the dtype of its files, or is quantised as `hardware.quantize` says. The LoRA in the folder
+    `adapter` is put into its modules. A model's own code runs only where `trust_remote_code` allows it.
 
     Raises:
         StepError: where transformers cannot load it, or where weights are missing, which transformers would
@@ -56,7 +55,7 @@ def load(
     try:
         return model.to(hardware.device).eval(), tokenizer
     except (RuntimeError, AssertionError) as e:
-        raise StepError(f"{path} does not go to hardware.device={hardware.device}: {summary(e)}") from e
+        raise StepError(f"{path} cannot be moved to hardware.device={hardware.device}: {summary(e)}") from e
 
 
 def _adapted(model: Any, adapter: Path) -> Any:
@@ -69,7 +68,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
             config.inference_mode = True
             wrapped = PeftModel(model, config)
             found = wrapped.load_adapter(str(adapter), "default")
-    except Exception as e:  # peft raises every kind
+    except Exception as e:  # peft raises exceptions of all kinds
         raise StepError(f"the adapter {adapter} does not fit its base: {summary(e)}") from e
     if odd := [*found.missing_keys, *found.unexpected_keys]:
         raise StepError(
@@ -79,8 +78,8 @@ def _adapted(model: Any, adapter: Path) -> Any:
 
 
 def _bitsandbytes(hardware: Hardware) -> dict[str, Any]:
-    """How transformers is asked for a model quantised by bitsandbytes: LLM.int8() of Dettmers et al. 2022
-    (arXiv:2208.07339), or four bits in the steps of QLoRA's NormalFloat (arXiv:2305.14314)."""
+    """Arguments of transformers for a model quantised by bitsandbytes: LLM.int8() of Dettmers et al. 2022
+    (arXiv:2208.07339), or QLoRA's four-bit NormalFloat (arXiv:2305.14314)."""
     import torch
     from transformers import BitsAndBytesConfig
 

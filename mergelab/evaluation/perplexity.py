@@ -35,10 +35,10 @@ def documents(path: Path) -> list[str]:
 
 
 def task(path: Path) -> dict[str, Any]:
-    """lm_eval's configuration of a task over the documents, held in memory.
+    """lm_eval's configuration of a task over the documents, which are held in memory.
 
-    A document longer than the model's context is read in windows: each token is judged once, and
-    each window but the last begins without a past (lm_eval's `loglikelihood_rolling`).
+    A document longer than the model's context is read in windows: each token is scored once, and each window
+    but the last begins without context (lm_eval's `loglikelihood_rolling`).
     """
     texts = documents(path)
 
@@ -68,8 +68,8 @@ def task(path: Path) -> dict[str, Any]:
 
 
 def perplexity(answers: Sequence[tuple[float, int]]) -> float:
-    """exp of minus the mean log-likelihood per byte or word; infinite where that is no longer a number, as
-    of a model that has become noise.
+    """exp of minus the mean log-likelihood per byte or word. Infinite where that overflows, as for a model
+    that has become noise.
 
     `answers` holds for each document its log-likelihood in nats and its size.
     """

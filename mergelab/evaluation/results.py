@@ -1,4 +1,4 @@
-"""From what lm_eval's evaluator returns to a Score."""
+"""From the results of lm_eval's evaluator to a Score."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def read(found: dict[str, Any], measure: Measure) -> Score:
 
 
 def _samples(found: dict[str, Any], name: str) -> int:
-    """Documents judged by a task, or by all tasks of a group."""
+    """Documents scored by a task, or by all tasks of a group."""
     parts = found["group_subtasks"].get(name)
     if parts is None:
         return int(found["n-samples"][name]["effective"])

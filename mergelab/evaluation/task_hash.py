@@ -1,4 +1,4 @@
-"""What a task is, by content: the part of a score's key that says what was asked."""
+"""The content of a task: the part of a score's key that identifies what was asked."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from mergelab.core.hashing import file_hash
 from mergelab.evaluation.task_index import Catalogue, Function
 
 _FILE_FORMATS = ("json", "csv", "text", "parquet", "arrow", "pandas", "xml")
-"""Values of dataset_path that are a format of the data_files, not a dataset."""
+"""Values of dataset_path that name the format of data_files instead of a dataset."""
 
 
 def definition(catalogue: Catalogue, name: str) -> dict[str, Any] | None:
-    """All that decides what a task or group asks and how answers are judged, by content.
+    """All that decides what a task or group asks and how answers are scored, by content.
 
-    Covers the YAML of the task and of everything a group contains, with includes; every Python file
+    It covers the YAML of the task and of everything a group contains, with includes; every Python file
     beside a YAML that names a function; local data files; and the commit of each hub dataset.
-    None where that cannot be known: a hub dataset that has never been fetched has no commit yet,
-    and a task that is a Python class, or whose data a function makes, may read anything, unless its
-    YAML says `metadata: {self_contained: true}`: then all files in its folder and below it count.
+
+    Returns:
+        None where the content is not known. A hub dataset that has never been fetched has no commit yet. A
+        task that is a Python class, or whose data a function makes, may read any file. If its YAML says
+        `metadata: {self_contained: true}`, all files in and below its folder stand for what it reads.
     """
     parts: dict[str, Any] = {}
     for item in catalogue.closure(name):
@@ -68,7 +70,7 @@ def _code(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _data(mapping: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """The data that one mapping names: where it is from, and its hash or commit (None: unknown).
+    """The data that a mapping names: their source, and a hash or commit (None: not known).
 
     Relative paths are relative to the working directory, as `datasets` has it.
     """

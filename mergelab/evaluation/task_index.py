@@ -1,8 +1,8 @@
-"""Which tasks there are and what their YAML files say, without importing lm_eval.
+"""An index of lm_eval's tasks and the content of their YAML files, without importing lm_eval.
 
-lm_eval's own index takes 7 to 18 seconds to build, for it parses every included file once for every
-file that includes it; parsing each of the 14 000 files once takes 2. It also leaves out files it
-cannot parse without a word: here they are problems.
+lm_eval's own index takes 7 to 18 seconds to build because it parses an included file again for every file
+that includes it. Parsing each of the 14 000 files once takes 2. lm_eval also skips files that it cannot
+parse without a message; here they are problems.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Function(str):
-    """The text behind a `!function` tag, `module.name`, and the folder that YAML file lies in."""
+    """The text of a `!function` tag, `module.name`, with the folder of its YAML file."""
 
     folder: Path
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a name stands for."""
+    """A task, group or tag."""
 
     name: str
     kind: Literal["task", "group", "tag"]
@@ -36,11 +36,11 @@ class Definition:
     config: dict[str, Any] = field(repr=False)
     """The file's content with its includes, and each `!function` as a `Function`."""
     members: tuple[str, ...] = ()
-    """The tasks, groups and tags by name that a group or tag stands for."""
+    """The names of the tasks, groups and tags in a group or tag."""
 
 
 class Catalogue:
-    """The tasks of your own folders, then those of lm_eval, whose index is made when first needed.
+    """The tasks in your own folders, then lm_eval's, whose index is built when it is first needed.
 
     A name in a later folder hides the same name in an earlier one, and both hide lm_eval's.
     """
@@ -56,7 +56,7 @@ class Catalogue:
             self.problems += problems
 
     def find(self, name: str) -> Definition | None:
-        """What `name` stands for, or None."""
+        """The definition of a name, or None."""
         return self._own.get(name) or packaged().get(name)
 
     def names(self) -> list[str]:
@@ -75,7 +75,7 @@ class Catalogue:
         return [found[name] for name in sorted(found)]
 
     def include_path(self, names: Iterable[str]) -> list[Path]:
-        """The fewest folders an lm_eval TaskManager must read to build these tasks."""
+        """The folders that an lm_eval TaskManager has to read to build these tasks, and no others."""
         own = {id(definition) for definition in self._own.values()}
         shipped = {
             definition.file.parent
@@ -98,8 +98,8 @@ def packaged() -> dict[str, Definition]:
 def scan(folder: Path) -> tuple[dict[str, Definition], list[str]]:
     """Definitions by name in all `*.yaml` files under `folder`, and what is wrong with the files.
 
-    Follows lm_eval's rules: files in the order of their paths, of two definitions of a name the
-    first one counts, and a file that defines nothing is one that others include.
+    Follows lm_eval's rules: files are read in the order of their paths, the first of two definitions of a
+    name counts, and a file that defines nothing is one that others include.
     """
     found: dict[str, Definition] = {}
     tagged: dict[str, list[str]] = {}
@@ -110,8 +110,8 @@ def scan(folder: Path) -> tuple[dict[str, Definition], list[str]]:
             continue
         try:
             config = _read(file.resolve(), parsed, ())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            problems.append(f"{file}: {' '.join(str(error).split())}")
+        except (OSError, ValueError, yaml.YAMLError) as e:
+            problems.append(f"{file}: {' '.join(str(e).split())}")
             continue
         if not {"task", "group", "class"} & set(config):
             continue
@@ -133,9 +133,9 @@ def scan(folder: Path) -> tuple[dict[str, Definition], list[str]]:
 
 
 def _read(file: Path, parsed: dict[Path, dict[str, Any]], above: tuple[Path, ...]) -> Any:
-    """A YAML file with its includes, whose keys it may replace; each file is parsed once."""
+    """A YAML file merged over its includes; each file is parsed once."""
     if file in above:
-        raise ValueError(f"includes itself by way of {' and '.join(p.name for p in above)}")
+        raise ValueError(f"includes itself through {' and '.join(p.name for p in above)}")
     if file not in parsed:
         own = yaml.load(file.read_bytes(), _loader(file.parent))
         if not isinstance(own, dict):
@@ -150,7 +150,7 @@ def _read(file: Path, parsed: dict[Path, dict[str, Any]], above: tuple[Path, ...
 
 @functools.cache
 def _loader(folder: Path) -> Any:
-    """A loader of plain YAML that keeps `!function` tags as text and never imports anything."""
+    """A loader of plain YAML that keeps `!function` tags as text and imports nothing."""
 
     def function(loader: Any, node: yaml.ScalarNode) -> Function:
         text = Function(loader.construct_scalar(node))

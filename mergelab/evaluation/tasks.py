@@ -1,4 +1,4 @@
-"""Building lm_eval's task objects, with errors a person can act on."""
+"""Building lm_eval's task objects, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -114,31 +114,31 @@ def _load(manager: Any, spec: str | dict[str, Any]) -> Any:
         raise StepError(_explained(e, name)) from e
 
 
-def _explained(error: Exception, name: str) -> str:
-    """What went wrong while a task was built, from where it did.
+def _explained(e: Exception, name: str) -> str:
+    """Why a task could not be built.
 
-    The failing task of a group, and whether it was its data, stand in the frames of the traceback.
+    The frames of the traceback tell which task of a group failed, and whether its data were the cause.
     """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
+    for frame, _ in traceback.walk_tb(e.__traceback__):
         task: Any = frame.f_locals.get("self")
         if frame.f_code.co_name != "download" or not hasattr(task, "DATASET_PATH"):
             continue
         options = task.config.dataset_kwargs or {}
         where = f"task '{task.config.task}' cannot read its data"
         if task.DATASET_PATH is None or "data_files" in options:
-            return f"{where} {options.get('data_files', '')}: {summary(error)}"
+            return f"{where} {options.get('data_files', '')}: {summary(e)}"
         arguments = ", ".join(repr(a) for a in (task.DATASET_PATH, task.DATASET_NAME) if a)
         return (
-            f"{where}, {arguments}: {summary(error)} Fetch them once where there is a network: "
+            f"{where}, {arguments}: {summary(e)} Fetch them once where there is a network: "
             f'python -c "import datasets; datasets.load_dataset({arguments})"'
         )
-    return f"task '{name}' cannot be built: {summary(error)}"
+    return f"task '{name}' cannot be built: {summary(e)}"
 
 
 def _prepare(task: Any, num_fewshot: int | None) -> None:
-    """Settle how many examples stand before each question, and that it is not among them.
+    """Set how many examples precede each question, and keep the question out of them.
 
-    As lm_eval's own command does, a task whose YAML says 0 keeps 0.
+    As in lm_eval's own command, a task whose YAML says 0 keeps 0.
     """
     own = task.get_config("num_fewshot")
     if num_fewshot is not None and own == 0 and num_fewshot > 0:
@@ -152,24 +152,24 @@ def _prepare(task: Any, num_fewshot: int | None) -> None:
     examples = getattr(task, "fewshot_cfg", None)
     if not task.get_config("num_fewshot") or examples is None:
         return
-    # lm_eval keeps a question out of its own examples only where it finds that the split of the
-    # examples is `test_split`, even if both are the same split by default or by another name.
+    # lm_eval keeps a question out of its own examples only where the split of the examples is literally
+    # `test_split`, although both may be the same split by default or under another name.
     config = task.config
-    judged = config.test_split or config.validation_split
+    tested = config.test_split or config.validation_split
     drawn = examples.split
     if drawn is None and not examples.samples:
         drawn = config.training_split or config.validation_split or config.test_split
-    if drawn == judged:
+    if drawn == tested:
         examples.split = config.test_split
 
 
 def prompts(
     built: dict[str, Any], limit: float | None, most: int, seed: int, template: Callable[..., str] | None
 ) -> list[str]:
-    """The prompts of the first documents of what `build` has built: `most` in all, a group's from all its
-    tasks alike, and no more than `limit` (as `eval.limit`) of each.
+    """The prompts of the first documents of what `build` returned: `most` in all, evenly from all tasks of a
+    group, and no more than `limit` (as `eval.limit`) of each.
 
-    Of a document with several requests, such as a choice of answers, the first one's.
+    Of a document with several requests, such as one for each answer to choose from, the first request counts.
     """
     from lm_eval.evaluator_utils import get_sample_size
 

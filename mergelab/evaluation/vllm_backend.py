@@ -1,4 +1,4 @@
-"""A model in vLLM, as lm_eval's own adapter asks it. Import it late."""
+"""A model in vLLM, through lm_eval's own adapter. Import it late."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def engine(
 ) -> Iterator[Any]:
     """The model in a folder as a language model of lm_eval, on `hardware.devices` GPUs at once.
 
-    vLLM takes nine tenths of their memory and wants all of it back before the next model: there is one
-    engine at a time, and when the body ends it is gone. It makes up its batches itself.
+    vLLM allocates nine tenths of their memory, and needs it free again for the next model. So there is one
+    engine at a time, which is shut down when the body ends. vLLM chooses its batches itself.
 
     Raises:
         StepError: where vLLM cannot load the model.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its processes write to the terminal
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its processes print to the terminal
     from lm_eval.models.vllm_causallms import VLLM
 
     from mergelab.evaluation.lm_eval_adapter import Counting
 
     class CountingVLLM(Counting, VLLM):  # type: ignore[misc]
-        unread = 2  # it has to write a token of its own, and a window begins with one
+        unread = 2  # it has to generate one token, and a window begins with one
 
     _free()
     try:
@@ -51,21 +51,21 @@ def engine(
             )
     except Exception as e:  # of vLLM, and of the processes that it starts
         _free()
-        room = any(words in str(e).lower() for words in ("out of memory", "kv cache", "max_model_len"))
-        remedy = "; lower eval.max_length, or raise hardware.devices" if room else ""
+        memory = any(words in str(e).lower() for words in ("out of memory", "kv cache", "max_model_len"))
+        remedy = "; lower eval.max_length, or raise hardware.devices" if memory else ""
         raise StepError(f"{path} cannot be loaded by vLLM: {summary(e)}{remedy}") from e
     try:
         yield lm
     finally:
         shutdown = getattr(getattr(lm.model.llm_engine, "engine_core", None), "shutdown", None)
-        if shutdown is not None:  # it works in a process of its own
+        if shutdown is not None:  # the engine is a process of its own
             shutdown()
         lm.model = shutdown = None
         _free()
 
 
 def _free() -> None:
-    """Give back the memory of GPUs that nothing uses any more, and vLLM's groups of processes."""
+    """Free unused GPU memory and vLLM's process groups."""
     from vllm.distributed import cleanup_dist_env_and_memory  # type: ignore[import-not-found, unused-ignore]
 
     cleanup_dist_env_and_memory()

@@ -1,4 +1,4 @@
-"""evaluate: measure the merged model and its parents, and settle the fitness."""
+"""evaluate: measure the merged model and its parents, and record the fitness."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mergelab.report import terminal
 from mergelab.schema import Run
 
 MERGED = "merged"
-"""The row of the model that the run made, or was pointed at."""
+"""The name of the model that the run made, or that `evaluate.path` names."""
 
 
 def findings(run: Run) -> Iterator[Finding]:
@@ -47,15 +47,15 @@ def findings(run: Run) -> Iterator[Finding]:
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
-    """Record the scores of every model, the merged one first, and the fitness.
+    """Record the scores of all models, the merged one first, and the fitness.
 
-    The parents are measured on the validation split only; the search split is for the fitness.
+    Parents are measured on the validation split only. The search split is for the fitness.
     """
     measured = {split: evaluation.measures(run, split) for split in SPLITS}
     if not measured["validation"]:
         return "nothing to measure (eval=none)"
     subjects = models(run, run_dir)
-    bench = evaluator(run)
+    measure = evaluator(run).evaluate
     metrics: dict[str, dict[str, dict[str, object]]] = {}
     with terminal.progress() as progress:
         for n, (name, (folder, adapter)) in enumerate(subjects.items(), start=1):
@@ -63,7 +63,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
             splits = SPLITS if name == MERGED else SPLITS[:1]
             # One list for all splits, so that the model is loaded once.
             wanted = [replace(m, name=f"{s} {m.name}") for s in splits for m in measured[s]]
-            found = bench.evaluate(
+            found = measure(
                 folder, wanted, adapter=adapter, fingerprint=content, progress=_bar(progress, name)
             )
             metrics[name] = {}
@@ -71,7 +71,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
                 scores = {m.name: found[f"{split} {m.name}"] for m in measured[split]}
                 metrics[name][split] = {k: asdict(score) for k, score in scores.items()}
                 if name == MERGED and scores:
-                    # The search split comes last, and wins where a family has one.
+                    # The search split comes last, and counts where the evaluation has one.
                     value = evaluation.fitness(scores, measured[split])
                     run_dir.record({"fitness": {"value": value, "split": split}})
             run_dir.event("evaluated", model=name, done=n, of=len(subjects))
@@ -89,13 +89,13 @@ def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:
 
 
 def parents(run: Run, run_dir: RunDir) -> list[dict[str, Any]]:
-    """The models of the plan that are here and shall be measured beside what was made of them."""
+    """The models of the plan that are on this machine and are to be measured, too."""
     return [m for m in read_json(run_dir.plan)["models"] if m["folder"]] if run.eval.baselines else []
 
 
 def models(run: Run, run_dir: RunDir) -> dict[str, tuple[Path, Path | None]]:
-    """What to measure, by the name of its row: the folder of a model, and that of the LoRA that goes into
-    it. Preflight has looked at evaluate.path. vLLM and int8 on a CPU take no LoRA."""
+    """What to measure, by name: the folder of a model, and that of its LoRA. Preflight has checked
+    evaluate.path. vLLM, int8 on a CPU, and kinds of evaluation that measure folders cannot use a LoRA."""
     out: dict[str, tuple[Path, Path | None]] = {}
     if run.evaluate.path:
         out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None

@@ -1,4 +1,4 @@
-"""routing: which expert of a mixture gets the tokens of which task."""
+"""routing: which experts of a mixture the tokens of each task are routed to."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mergelab.schema import Run
 from mergelab.steps.evaluate import MERGED, models
 
 OWN_RECIPE = "mergekit_moe_config.yml"
-"""Where mergekit-moe leaves the recipe of a mixture, in its folder."""
+"""The recipe that mergekit-moe writes into a mixture's folder."""
 
 
 def applies(run: Run, run_dir: RunDir) -> bool:
-    """Whether the run's model is a mixture of experts, and there are prompts to follow through it."""
+    """Whether the run's model is a mixture of experts, and there are prompts to route."""
     folder, _ = models(run, run_dir).get(MERGED, (None, None))
     if folder is None or routing.experts_in(read_memo(folder / "config.json")) < 2:
         return False
@@ -32,10 +32,10 @@ def applies(run: Run, run_dir: RunDir) -> bool:
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
-    """Record, show and draw where the routers send the tokens of each task's prompts.
+    """Record, show and plot where the routers send the tokens of each task's prompts.
 
-    The prompts are those of the validation tasks, or where there are none, those by which the recipe
-    describes its experts. Their answers are not looked at.
+    The prompts are those of the validation tasks or, where there are none, those by which the recipe
+    describes its experts. Answers are not evaluated.
 
     Raises:
         StepError: when the model cannot be loaded or run.
@@ -43,7 +43,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
     folder, _ = models(run, run_dir)[MERGED]
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in routing.MODEL_TYPES:
-        return f"not told of a {kind}, only of {', '.join(routing.MODEL_TYPES)}"
+        return f"not supported for {kind}, only for {', '.join(routing.MODEL_TYPES)}"
     names, prompts, prompts_of = _experts(run, run_dir, folder)
     with terminal.progress() as progress:
         progress("loading", 0, 0)
@@ -59,11 +59,11 @@ def execute(run: Run, run_dir: RunDir) -> str:
             hardware=run.hardware, batch_size=run.eval.batch_size, max_length=run.eval.max_length,
             progress=progress,
         )  # fmt: skip
-    told = {"prompts_of": prompts_of, **found.summary()}
-    report.write(run_dir.folder / "report", told, found.layers, found.shares, found.weights)
-    run_dir.record({"routing": told})
-    report.show(told)
-    return report.line(told)
+    summary = {"prompts_of": prompts_of, **found.summary()}
+    report.write(run_dir.folder / "report", summary, found.layers, found.shares, found.weights)
+    run_dir.record({"routing": summary})
+    report.show(summary)
+    return report.line(summary)
 
 
 def _has_prompts(run: Run) -> bool:
@@ -71,15 +71,16 @@ def _has_prompts(run: Run) -> bool:
 
 
 def _experts(run: Run, run_dir: RunDir, folder: Path) -> tuple[list[str], dict[str, list[str]], str]:
-    """The experts' names in the model's order, their own prompts by name, and whose those are.
+    """The experts' names in the model's order, their own prompts by name, and the origin of the prompts.
 
-    Known where the run that made the model, or mergekit-moe, has left its recipe; else numbers.
+    Names are known where the run that made the model, or mergekit-moe, left its recipe; else they are
+    numbers.
     """
     plan = _plan(run, run_dir, folder)
-    recipe = plan.get("recipe") or _left(folder / OWN_RECIPE)
+    recipe = plan.get("recipe") or _recipe_in(folder / OWN_RECIPE)
     n = routing.experts_in(read_json(folder / "config.json"))
     experts = recipe.get("experts") or []
-    if len(experts) != n:  # of another model, or of none
+    if len(experts) != n:  # the recipe of another model, or none
         return [f"expert {i}" for i in range(n)], {}, ""
     names = _names([str(e["source_model"]) for e in experts], plan.get("models", []))
     prompts = {
@@ -91,18 +92,18 @@ def _experts(run: Run, run_dir: RunDir, folder: Path) -> tuple[list[str], dict[s
 
 
 def _plan(run: Run, run_dir: RunDir, folder: Path) -> Mapping[str, Any]:
-    """plan.json of the run that made the model in `folder`; empty where it was no run, or is not there."""
+    """plan.json of the run that made the model in `folder`; empty where there is none."""
     if not run.evaluate.path:
         return dict(read_json(run_dir.plan))
-    for place in (Path(run.evaluate.path).expanduser().resolve(), folder.parent):
-        made = read_memo(place / "result.json").get("model")
+    for made_in in (Path(run.evaluate.path).expanduser().resolve(), folder.parent):
+        made = read_memo(made_in / "result.json").get("model")
         if made and Path(made).resolve() == folder.resolve():
-            return read_memo(place / "plan.json")
+            return read_memo(made_in / "plan.json")
     return {}
 
 
-def _left(file: Path) -> Mapping[str, Any]:
-    """The recipe in a file; empty where there is none, or none to be read, for it gives names only."""
+def _recipe_in(file: Path) -> Mapping[str, Any]:
+    """The recipe in a file. Empty where it cannot be read, because only names depend on it."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -111,8 +112,8 @@ def _left(file: Path) -> Mapping[str, Any]:
 
 
 def _names(sources: Sequence[str], models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of a recipe's experts: those of the models of that reference in plan.json, one after the
-    other, else the last part of the path; with a number where it occurs again."""
+    """The names of a recipe's experts: those of the models with the same reference in plan.json, in order,
+    else the last part of the path; with a number where a name occurs again."""
     known: dict[str, list[str]] = {}
     for m in models:
         known.setdefault(m["reference"], []).append(m["name"])

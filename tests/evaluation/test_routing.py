@@ -457,7 +457,7 @@ def test_a_mixture_of_another_kind_is_left_alone_in_words(
     folder = make_model(tmp_path / "m", "olmoe", num_experts=4, num_experts_per_tok=2)
     done = evaluate(mergelab, folder, "eval.limit=2")
     assert done.status == 0, done.err
-    assert "not told of a olmoe, only of mixtral, qwen2_moe, qwen3_moe" in done.out
+    assert "not supported for olmoe, only for mixtral, qwen2_moe, qwen3_moe" in done.out
     assert "routing" not in done.result
 
 
