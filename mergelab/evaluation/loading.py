@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.errors import StepError, summary
-from mergelab.evaluation.isolation import silence_lm_eval
+from mergelab.core.library_output import silence_libraries
 from mergelab.schema import Hardware
 
 
@@ -30,7 +30,7 @@ def load(
     only = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     by_library = hardware.quantize != "none" and hardware.device != "cpu"
     try:
-        with silence_lm_eval():
+        with silence_libraries():
             tokenizer = AutoTokenizer.from_pretrained(folder, **only)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -63,7 +63,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
     from peft import PeftConfig, PeftModel
 
     try:
-        with silence_lm_eval():
+        with silence_libraries():
             config = PeftConfig.from_pretrained(str(adapter))
             config.inference_mode = True
             wrapped = PeftModel(model, config)
