@@ -22,6 +22,11 @@ WINNER = "winner"
 Key = TypeVar("Key")
 
 
+def row_label(row: str) -> str:
+    """What a row of the metrics in result.json is called in tables and pictures."""
+    return "initial" if row == INITIAL else row
+
+
 @dataclass(frozen=True)
 class Generation:
     """What the candidates of one generation add up to; None where none of them has a fitness."""

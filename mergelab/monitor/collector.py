@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from mergelab import search_history
 from mergelab.core import heartbeat
 from mergelab.monitor.readers import (
     LEDGER,
@@ -25,6 +26,7 @@ from mergelab.monitor.readers import (
     part,
     text,
 )
+from mergelab.search_history import INITIAL
 from mergelab.slurm import client
 
 STALE = 15.0
@@ -83,7 +85,7 @@ class Sweep(Row):
     generation: int = 0
     generations: int = 0
     best: float | None = None
-    preset: float | None = None
+    initial: float | None = None
     failed: int = 0
     last_failure: str = ""
     """Its reason."""
@@ -148,8 +150,10 @@ def sweep_row(
     search = part(journal[0], "search") if journal else {}
     error, status = part(result, "error"), result.get("status")
     lines = [x for x in journal if x.get("event") == "candidate"]
-    fits = [f for x in lines if (f := number(x.get("fitness"))) is not None]
-    failed = [x for x in lines if x.get("status") == "failed"]
+    all_of_it = search_history.generation(
+        0, ((number(x.get("fitness")), text(x.get("status"))) for x in lines)
+    )
+    reasons = [text(x.get("reason")) for x in lines if x.get("status") == "failed"]
     turns = [x for x in events if x.get("event") == "generation"]
     size = int(number(search.get("population")) or 0)
     searching = bool(sign) and not status  # later its heartbeat counts other things
@@ -171,9 +175,8 @@ def sweep_row(
         reason=text(error.get("reason")), done=done, total=total, rate=rate,
         generation=min(done // size + 1, max(-(-total // size), 1)) if size else 0,
         generations=-(-total // size) if size else 0,
-        best=max(fits, default=None), failed=len(failed),
-        last_failure=text(failed[-1].get("reason")) if failed else "",
-        preset=next((number(x.get("fitness")) for x in journal if x.get("event") == "preset"), None),
+        best=all_of_it.best, failed=all_of_it.failed, last_failure=reasons[-1] if reasons else "",
+        initial=next((number(x.get("fitness")) for x in journal if x.get("event") == INITIAL), None),
     )  # fmt: skip
 
 

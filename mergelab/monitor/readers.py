@@ -20,6 +20,7 @@ from typing import Any
 from mergelab.core import heartbeat
 from mergelab.core.errors import MergelabError
 from mergelab.core.run_dir import read_memo
+from mergelab.search_history import row_label
 from mergelab.slurm import client
 
 ASK = 5.0
@@ -195,10 +196,10 @@ def items_of(ledger: Sequence[Json]) -> list[Item]:
 
 
 def item_name(name: str) -> str:
-    """`candidate17` as `17`, `screen17` as `screen 17`, `preset-1` as `preset`."""
+    """`candidate17` as `17`, `screen17` as `screen 17`, `preset-1` as `initial`."""
     found = re.fullmatch(r"([a-z]+)(\d+)", name)
     if found is None:
-        return name.partition("-")[0]
+        return row_label(name.partition("-")[0])
     return found[2] if found[1] == "candidate" else f"{found[1]} {found[2]}"
 
 

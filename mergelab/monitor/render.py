@@ -152,7 +152,7 @@ def sweep_lines(row: Sweep, head: Text, now: float, width: int) -> list[Text]:
     if row.total:
         bar = _bar(row.done / row.total, 24)
         lines[1] = Text.assemble("  ", bar, f"  {row.done} of {row.total}", _after(pace, "dim"))
-    found = [("best", row.fitness if row.fitness is not None else row.best), ("preset", row.preset)]
+    found = [("best", row.fitness if row.fitness is not None else row.best), ("initial", row.initial)]
     line = Text("  " + _joined(f"{name} {value:.3f}" for name, value in found if value is not None))
     if row.failed:
         reason = f", the last: {_first(row.last_failure)}" if row.last_failure else ""

@@ -15,7 +15,7 @@ from mergelab.optimization.request import Setup
 from mergelab.optimization.verdict import verdict
 from mergelab.optimization.winner import candidate_run
 from mergelab.report import progress_table, score_table, terminal
-from mergelab.search_history import INITIAL, WINNER, rank_correlation
+from mergelab.search_history import INITIAL, WINNER, rank_correlation, row_label
 from mergelab.steps.evaluate import MERGED
 
 Line = Mapping[str, Any]
@@ -156,7 +156,7 @@ def show(run_dir: RunDir, result: Mapping[str, Any]) -> None:
     heads, body = score_table.rows(result["metrics"], "validation", result["shares"])
     terminal.gap()
     if body:
-        body = [[r[0].replace("candidate ", "#"), *r[1:]] for r in body]  # for 80 columns
+        body = [[row_label(r[0]).replace("candidate ", "#"), *r[1:]] for r in body]  # for 80 columns
         terminal.table("validation", heads, body, first_bold=WINNER in result["metrics"], texts=1)
         terminal.gap()
     if result["winner"] is None:

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from mergelab import search_history
 from mergelab.core import hashing
 from mergelab.core.errors import INTERRUPTED
 from mergelab.core.run_dir import read_json, read_memo, write_json
@@ -112,13 +112,12 @@ class Sweep:
 
     def _generation(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """A point of the parent's curves."""
-        last = candidates[-self._population :]
-        fits = [c["fitness"] for c in last if c["fitness"] is not None]
-        so_far = [c["fitness"] for c in candidates if c["fitness"] is not None]
-        point = {"failed": sum(c["status"] == "failed" for c in last), "candidates": len(candidates)}
-        if fits:
-            point |= {"best": max(fits), "mean": fmean(fits), "best_so_far": max(so_far)}
-        self._parent.log(point, step=last[0]["generation"])
+        outcomes = ((c["generation"], c["fitness"], c["status"]) for c in candidates)
+        last = search_history.generations(outcomes)[-1]
+        point: dict[str, float] = {"failed": last.failed, "candidates": len(candidates)}
+        if last.best is not None and last.mean is not None and last.best_so_far is not None:
+            point |= {"best": last.best, "mean": last.mean, "best_so_far": last.best_so_far}
+        self._parent.log(point, step=last.number)
 
     def _outcome(self) -> None:
         """The population as a table, the pictures of the report, the result, the recipe."""

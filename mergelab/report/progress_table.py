@@ -1,4 +1,4 @@
-"""The live view of a sweep: a line a generation, and below them how far it is."""
+"""The live table of a search: a line a generation, and below them how far it is."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mergelab import search_history
 from mergelab.report import terminal
 
 ROWS = 12
-"""Generations that are shown at once; a terminal is not endless."""
+"""Generations that are shown at once, to fit a terminal."""
 
 
 class ProgressTable:
-    """What the view knows, and how it looks.
+    """The live table of a search.
 
     Args:
         budget: candidates in all.
@@ -33,7 +34,6 @@ class ProgressTable:
         self.rows: list[list[str]] = []
         self.done = 0
         self.best: Mapping[str, Any] | None = None
-        self.preset: float | None = None
         self._start = time.monotonic()
         self._now: list[Mapping[str, Any]] = []
         self.live: Live | None = None
@@ -47,9 +47,7 @@ class ProgressTable:
 
     def update(self, event: str, line: Mapping[str, Any]) -> None:
         """Take in a line of the journal, or the end of a generation."""
-        if event == "preset":
-            self.preset = line["fitness"]
-        elif event == "candidate":
+        if event == "candidate":
             self.done += 1
             self._now.append(line)
             if line["fitness"] is not None and (self.best is None or line["fitness"] > self.best["fitness"]):
@@ -61,9 +59,15 @@ class ProgressTable:
             self.live.update(self.view())
 
     def _generation(self, number: int, lines: Sequence[Mapping[str, Any]]) -> None:
-        self.rows.append(_row(number, lines, self.best))
+        self.rows.append(self._row(number, lines))
         if self.live is None:
             terminal.say("  ".join(t.rjust(w) for t, w in zip(self.rows[-1], WIDTHS, strict=True)))
+
+    def _row(self, number: int, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+        best = self.best["fitness"] if self.best else None
+        g = search_history.generation(number, ((x["fitness"], x["status"]) for x in lines), best)
+        values = ["–" if v is None else f"{v:.3f}" for v in (g.best, g.mean, g.best_so_far)]
+        return [str(number), *values, *(str(n) if n else "" for n in (g.failed, g.repeated))]
 
     @property
     def per_minute(self) -> float | None:
@@ -79,7 +83,7 @@ class ProgressTable:
         for row in self.rows[-ROWS:]:
             t.add_row(*row)
         if self._now:
-            t.add_row(*_row(len(self.rows), self._now, self.best), style="dim")
+            t.add_row(*self._row(len(self.rows), self._now), style="dim")
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar.add_row(
             ProgressBar(self.budget, self.done, width=30), f"{self.done} of {self.budget}", self._pace()
@@ -109,18 +113,6 @@ HEADS = ("generation", "best", "mean", "best so far", "failed", "repeated")
 WIDTHS = tuple(len(h) for h in HEADS)
 
 
-def _row(number: int, lines: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> list[str]:
-    values = [line["fitness"] for line in lines if line["fitness"] is not None]
-    counts = [sum(line["status"] == s for line in lines) for s in ("failed", "repeated")]
-    return [
-        str(number),
-        f"{max(values):.3f}" if values else "–",
-        f"{sum(values) / len(values):.3f}" if values else "–",
-        f"{best['fitness']:.3f}" if best else "–",
-        *(str(n) if n else "" for n in counts),
-    ]
-
-
 def genome_text(genome: Mapping[str, Any], most: int = 8) -> str:
     """A genome on one line; of a long one the first few genes."""
     parts = []
@@ -143,7 +135,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def table(budget: int, population: int, before: int) -> Iterator[ProgressTable]:
-    """The live view; where there is no terminal, a line a generation."""
+    """Show the live table until the body ends; without a terminal, a line a generation."""
     shown = ProgressTable(budget, population, before)
     if not terminal.console.is_terminal:
         terminal.say("  ".join(HEADS), "dim")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # matplotlib and numpy are not needed for the words
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from mergelab.report.evolution.plots import Say
+    from mergelab.report.pictures import Fit
 
 PROMPTS_OF = {
     "tasks": "prompts of each task",
@@ -128,7 +128,7 @@ def write(
         layers: the layers that have experts, from 0.
         shares: (tasks, layers, experts), and so are the weights.
     """
-    from mergelab.report.evolution import plots
+    from mergelab.report import pictures
 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -139,24 +139,24 @@ def write(
                 table.writerow([task, layer, expert, f"{shares[t, i, e]:.6g}", f"{weights[t, i, e]:.6g}"])
     write_text(folder / "routing.csv", text.getvalue())
     told = weights if _everywhere(found) else shares
-    say = partial(plots.say, stand_ins=plots.stand_ins(found["tasks"], found["experts"]))
-    write_bytes(folder / "routing.png", plots.picture(draw, found, layers, told, say))
+    fit = partial(pictures.fit, placeholders=pictures.placeholders(found["tasks"], found["experts"]))
+    write_bytes(folder / "routing.png", pictures.picture(draw, found, layers, told, fit))
 
 
-def draw(found: Mapping[str, Any], layers: Sequence[int], told: NDArray[np.float64], say: Say) -> Figure:
+def draw(found: Mapping[str, Any], layers: Sequence[int], told: NDArray[np.float64], fit: Fit) -> Figure:
     """A map for each task, layers across and experts down: pale is even, blue more, orange less.
 
     Args:
         found: `routing` of result.json.
         layers: the layers that have experts, from 0.
         told: (tasks, layers, experts), summing to 1 over the experts.
-        say: makes a name one that can be drawn.
+        fit: turns a name into a label.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
     from matplotlib.figure import Figure
 
-    from mergelab.report.evolution.plots import BLUE, INK, MUTED, ORANGE
+    from mergelab.report.pictures import BLUE, INK, MUTED, ORANGE
 
     tasks, experts, few = found["tasks"], found["experts"], len(layers) <= 6
     columns = min(len(tasks), 4 if few else 3 if len(layers) <= 20 else 2)
@@ -180,14 +180,14 @@ def draw(found: Mapping[str, Any], layers: Sequence[int], told: NDArray[np.float
         own = [e in of["own"] for e in experts]
         _map(axes, told[n].T, scale)
         _means(axes, told[n].mean(0), own, head=n < columns)
-        axes.set_title(say(name), fontweight="bold")
+        axes.set_title(fit(name), fontweight="bold")
         axes.tick_params(axis="y", labelcolor=INK)
         if n + columns >= len(tasks):
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("layer", fontsize=8, color=MUTED)
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_visible(False)
-    _ticks(grid[0, 0], [say(e, limit=18) for e in experts], layers)
+    _ticks(grid[0, 0], [fit(e, limit=18) for e in experts], layers)
     bar = figure.colorbar(
         scale,
         ax=list(grid.flat),
@@ -208,7 +208,7 @@ def draw(found: Mapping[str, Any], layers: Sequence[int], told: NDArray[np.float
 
 def _map(axes: Axes, shares: NDArray[np.float64], scale: Any) -> None:
     """Cells of (experts, layers), with their numbers where there is room."""
-    from mergelab.report.evolution.plots import INK
+    from mergelab.report.pictures import INK
 
     experts, layers = shares.shape
     gap = 0.0 if experts > TALL else 0.4 if layers > 20 else 1.2
@@ -229,7 +229,7 @@ def _means(axes: Axes, means: NDArray[np.float64], own: Sequence[bool], *, head:
     """The means over the layers at the right, and a frame around the task's own expert."""
     from matplotlib.patches import Rectangle
 
-    from mergelab.report.evolution.plots import INK, MUTED
+    from mergelab.report.pictures import INK, MUTED
 
     right = axes.get_xlim()[1]
     for e, (mean, mine) in enumerate(zip(means, own, strict=True)):

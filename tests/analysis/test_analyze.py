@@ -480,9 +480,9 @@ def test_pictures_of_few_and_many_experts(count: int, tmp_path: Path) -> None:
     made = invented(NAMES[:count], 3 if count == 2 else 40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as of a letter that no font has
-        stand_ins = files.similarity(tmp_path, made)
+        placeholders = files.similarity(tmp_path, made)
     found = style.letters(NAMES[:count])
-    assert stand_ins == found.stand_ins and (len(found.families) == 2) != bool(stand_ins)
+    assert placeholders == found.placeholders and (len(found.families) == 2) != bool(placeholders)
     for name in PICTURES:
         drawn(tmp_path / name)
 

@@ -151,7 +151,7 @@ LAYERS = {
     "search_history": set(),
     "report": {"core", "search_history"},
     "slurm": {"composition", "core", "hydra", "merging", "report", "schema", "tracking"},
-    "monitor": {"core", "report", "schema", "slurm"},
+    "monitor": {"core", "report", "schema", "search_history", "slurm"},
     "context": {
         "core", "evaluation", "jobs", "merging", "preflight", "recipes", "report", "schema", "tracking",
         "zoo",

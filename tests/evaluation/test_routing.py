@@ -465,7 +465,7 @@ def test_a_mixture_of_another_kind_is_left_alone_in_words(
 def test_in_the_picture_every_word_has_its_place(layers: int, experts: int) -> None:
     from matplotlib.text import Text
 
-    from mergelab.report.evolution import plots
+    from mergelab.report import pictures
 
     names = [f"expert {n}" for n in range(experts)]
     tasks = {f"a task's name {t}": {"own": names[t : t + 1]} for t in range(5)}
@@ -477,7 +477,7 @@ def test_in_the_picture_every_word_has_its_place(layers: int, experts: int) -> N
         return drawn[0]
 
     even = np.full((5, layers, experts), 1 / experts)
-    plots.picture(draw, found, range(layers), even, lambda text, limit=26: text)
+    pictures.picture(draw, found, range(layers), even, lambda text, limit=26: text)
     texts = [t for t in drawn[0].findobj(Text) if t.get_visible() and t.get_text()]
     boxes = [t.get_window_extent() for t in texts if t.axes is None or t.axes.get_visible()]
     assert len(boxes) > 5 + min(experts, 16)

@@ -226,7 +226,7 @@ def test_a_sweep_in_the_middle(look: Callable[..., str], tmp_path: Path) -> None
     assert "━" in bar
     assert "3.51 a minute, 3 min left" in bar  # 14 in 239 seconds: the first 8 are of an earlier process
     found = line_of(text, "best 0.421")
-    assert "preset 0.432" in found
+    assert "initial 0.432" in found
     assert "2 failed, the last: candidate 5 ran out of memory" in found
     assert "n13" in line_of(text, "2.1 GB")
 

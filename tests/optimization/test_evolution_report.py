@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mergelab.report import evolution
+from mergelab.report import evolution, pictures
 from mergelab.report.evolution import data, plots, write_report
+from mergelab.report.evolution.importance import importance
+from mergelab.report.evolution.validation import validation
 
 KEYS = [f"experts.{role}.{part}" for role in ("math", "code", "japanese") for part in ("weight", "density")]
 PICTURES = {"fitness.png", "parameters.png", "parallel.png", "importance.png", "validation.png"}
@@ -219,7 +221,7 @@ def test_importance(usual: Any) -> None:
 def test_importance_of_noise_is_called_so() -> None:
     chance = random.Random(1)
     events = [e | {"fitness": chance.random()} for e in done(journal())]
-    found = data.importance(data.read(events, {}))
+    found = importance(data.read(events, {}))
     assert found.out_of_bag is not None and found.out_of_bag < 0.1
 
 
@@ -236,7 +238,9 @@ def test_the_users_style_does_not_matter(usual: Any) -> None:
 
     events, result, files = usual
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
-        drawn = plots.picture(plots.fitness, data.read(events, result), partial(plots.say, stand_ins={}))
+        drawn = pictures.picture(
+            plots.fitness, data.read(events, result), partial(pictures.fit, placeholders={})
+        )
         assert drawn == files["fitness.png"]
         assert matplotlib.rcParams["font.size"] == 20
 
@@ -320,7 +324,7 @@ def test_names_that_the_font_cannot_draw(capfd: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_names_are_cut_to_fit_in_their_middle(text: str, limit: int, drawn: str) -> None:
-    assert plots.say(text, stand_ins={"日本": "#1"}, limit=limit) == drawn
+    assert pictures.fit(text, placeholders={"日本": "#1"}, limit=limit) == drawn
 
 
 def test_short_names_stay_apart() -> None:
@@ -332,7 +336,7 @@ def test_short_names_stay_apart() -> None:
 
 def test_a_score_that_is_no_number_is_left_out() -> None:
     found = {"winner": {"validation": {"a": score(0.5), "b": score(0.5) | {"value": "nan"}}}, "base": {}}
-    (model,) = data.validation(found, {})
+    (model,) = validation(found, {})
     assert (model.name, list(model.scores), model.mean) == ("winner", ["a"], 0.5)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mergelab.core.run_dir import write_bytes, write_text
 from mergelab.report.analysis import plots, style, surface
 from mergelab.report.analysis.data import Compared, Land, distance_rows, landscape_rows, similarity_rows
-from mergelab.report.evolution.data import csv_text
+from mergelab.report.csv_files import csv_text
 
 
 def similarity(folder: Path, compared: Compared) -> Mapping[str, str]:
@@ -31,7 +31,7 @@ def similarity(folder: Path, compared: Compared) -> Mapping[str, str]:
         write_text(folder / name, csv_text(rows))
     for name, picture in draw.items():
         write_bytes(folder / name, style.picture(letters, picture, compared))
-    return letters.stand_ins
+    return letters.placeholders
 
 
 def landscape(folder: Path, land: Land) -> Mapping[str, str]:
@@ -39,4 +39,4 @@ def landscape(folder: Path, land: Land) -> Mapping[str, str]:
     letters = style.letters([*land.models, *land.measures])
     write_text(folder / "landscape.csv", csv_text(landscape_rows(land)))
     write_bytes(folder / "landscape.png", style.picture(letters, surface.landscape, land))
-    return letters.stand_ins
+    return letters.placeholders

@@ -14,15 +14,15 @@ from mergelab.report.analysis import style
 from mergelab.report.analysis.data import Compared, Numbers, pairs
 from mergelab.report.analysis.style import AROUND, COLOURS, MANY, MARKERS
 from mergelab.report.analysis.tables import overlap_title
-from mergelab.report.evolution.plots import INK, Say
+from mergelab.report.pictures import INK, Fit
 
 LEAST = 0.2
 """The cosine at which colours are full, unless there are larger ones: 0.02 shall not look like much."""
 
 
-def similarity(compared: Compared, say: Say) -> Figure:
+def similarity(compared: Compared, fit: Fit) -> Figure:
     """The cosine of each pair of task vectors, over the whole model."""
-    names = _names(compared, say)
+    names = _names(compared, fit)
     figure = Figure(figsize=_square(len(names)), layout="constrained")
     axes = figure.add_subplot()
     values = _off_diagonal(compared.whole.cosine)
@@ -33,9 +33,9 @@ def similarity(compared: Compared, say: Say) -> Figure:
     return figure
 
 
-def agreement(compared: Compared, say: Say) -> Figure:
+def agreement(compared: Compared, fit: Fit) -> Figure:
     """The shares of equal signs, and of largest entries in common, of each pair."""
-    names = _names(compared, say)
+    names = _names(compared, fit)
     width, height = _square(len(names))
     figure = Figure(figsize=(2 * width, height), layout="constrained")
     signs, tops = (_off_diagonal(m) for m in (compared.whole.agreement, compared.whole.overlap))
@@ -53,18 +53,18 @@ def agreement(compared: Compared, say: Say) -> Figure:
     return figure
 
 
-def by_layer(compared: Compared, say: Say) -> Figure:
+def by_layer(compared: Compared, fit: Fit) -> Figure:
     """How long each task vector is in each layer, and how alike each pair."""
     layers, found = list(compared.layers), list(compared.layers.values())
     lengths = list(compared.matrices.layers.values())
     two = pairs(compared.experts)
-    names = _pair_names(compared, say)
+    names = _pair_names(compared, fit)
     tall = len(two) > MANY
     heights = [2.4, 0.8 + 0.2 * len(two) if tall else 2.6] if two else [2.4]
     figure = Figure(figsize=(8.5, sum(heights) + 0.9), layout="constrained")
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
-    for i, name in enumerate(_names(compared, say)):
+    for i, name in enumerate(_names(compared, fit)):
         axes.plot(layers, [p.relative[i] for p in lengths], **_look(i, len(layers)), label=name)
     axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
     axes.set_title("norm of the task vector, as a share of the base's (without norms and biases)")
@@ -92,21 +92,21 @@ def by_layer(compared: Compared, say: Say) -> Figure:
     return figure
 
 
-def by_kind(compared: Compared, say: Say) -> Figure:
+def by_kind(compared: Compared, fit: Fit) -> Figure:
     """How long each task vector is in each kind of tensor, and how alike each pair."""
     kinds, found = list(compared.kinds), list(compared.kinds.values())
     two = pairs(compared.experts)
-    names = _pair_names(compared, say)
+    names = _pair_names(compared, fit)
     written = len(two) <= 2 * MANY
     widths = [3.2, 0.6 + (0.52 if written else 0.3) * len(two)]
     figure = Figure(figsize=(sum(widths) + 1.8, 1.8 + 0.32 * len(kinds)), layout="constrained")
     grid = figure.add_gridspec(1, 2, width_ratios=widths)
     axes = figure.add_subplot(grid[0])
     at = range(len(kinds))
-    for i, name in enumerate(_names(compared, say)):
+    for i, name in enumerate(_names(compared, fit)):
         look = _look(i, 1) | {"ls": "none", "clip_on": False, "zorder": 3}
         axes.plot([p.relative[i] for p in found], at, **look, label=name)
-    axes.set_yticks(at, [say(k) for k in kinds], color=INK)
+    axes.set_yticks(at, [fit(k) for k in kinds], color=INK)
     axes.set_ylim(len(kinds) - 0.5, -0.5)
     axes.set_xlim(0, 1.08 * axes.dataLim.x1 or 1)
     axes.tick_params(axis="y", length=0, pad=9)  # room for markers at zero
@@ -125,12 +125,12 @@ def by_kind(compared: Compared, say: Say) -> Figure:
     return figure
 
 
-def _names(compared: Compared, say: Say) -> list[str]:
-    return [say(n, limit=14) for n in compared.experts]
+def _names(compared: Compared, fit: Fit) -> list[str]:
+    return [fit(n, limit=14) for n in compared.experts]
 
 
-def _pair_names(compared: Compared, say: Say) -> list[str]:
-    names = [say(n, limit=10) for n in compared.experts]
+def _pair_names(compared: Compared, fit: Fit) -> list[str]:
+    names = [fit(n, limit=10) for n in compared.experts]
     return [f"{names[i]} · {names[j]}" for i, j in pairs(names)]
 
 

@@ -15,10 +15,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
 
+from mergelab.report import pictures
 from mergelab.report.analysis.data import Numbers
 from mergelab.report.analysis.tables import number
-from mergelab.report.evolution import plots
-from mergelab.report.evolution.plots import BLUE, INK, MUTED, ORANGE, RED, Say
+from mergelab.report.pictures import BLUE, INK, MUTED, ORANGE, RED, Fit
 
 COLOURS = (BLUE, ORANGE, "#3a9b7a", "#b07aa1", "#e0a526", "#7ec0e0", RED, INK)
 """Of experts; told apart by their markers as well."""
@@ -43,12 +43,12 @@ class Letters:
     """How names are drawn: in which fonts, and what stands for words that none of them has."""
 
     families: list[str]
-    stand_ins: dict[str, str] = field(default_factory=dict)
+    placeholders: dict[str, str] = field(default_factory=dict)
 
     @property
-    def say(self) -> Say:
+    def fit(self) -> Fit:
         """Makes a name one that can be drawn, and that fits."""
-        return partial(plots.say, stand_ins=self.stand_ins)
+        return partial(pictures.fit, placeholders=self.placeholders)
 
 
 def letters(words: Sequence[str]) -> Letters:
@@ -59,7 +59,7 @@ def letters(words: Sequence[str]) -> Letters:
         return Letters([own])
     fonts = (f for f in fontManager.ttflist if f.weight == 400 and not f.name.startswith(LAST_RESORT))
     other = next((f.name for f in fonts if missing <= _has(f.fname)), None)
-    return Letters([own, other]) if other else Letters([own], plots.stand_ins(words))
+    return Letters([own, other]) if other else Letters([own], pictures.placeholders(words))
 
 
 def _has(path: str) -> set[int]:
@@ -70,13 +70,13 @@ def _has(path: str) -> set[int]:
 
 
 def picture(letters: Letters, draw: Callable[..., Figure], *arguments: Any) -> bytes:
-    """What `draw(*arguments, say)` draws, as PNG."""
+    """What `draw(*arguments, fit)` draws, as PNG."""
 
     def drawn() -> Figure:
         matplotlib.rcParams["font.family"] = letters.families
-        return draw(*arguments, letters.say)
+        return draw(*arguments, letters.fit)
 
-    return plots.picture(drawn)
+    return pictures.picture(drawn)
 
 
 def minus(text: str) -> str:

@@ -13,14 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from mergelab.report.analysis import style
 from mergelab.report.analysis.data import Land, Numbers
-from mergelab.report.evolution.plots import BLUE, INK, MERITS, MUTED, ORANGE, PLAIN, Say
+from mergelab.report.pictures import BLUE, INK, MERITS, MUTED, ORANGE, PLAIN, Fit
 
 COLUMNS = 3
 LEVELS = 12
 HALO, THIN = ([withStroke(linewidth=w, foreground="white")] for w in (2.5, 1.8))
 
 
-def landscape(land: Land, say: Say) -> Figure:
+def landscape(land: Land, fit: Fit) -> Figure:
     """A panel for the fitness and for each measure, the models and the best place marked."""
     line = len(land.models) == 2
     panels = land.shown
@@ -31,12 +31,12 @@ def landscape(land: Land, say: Say) -> Figure:
     figure = Figure(figsize=(width * columns + 0.4, height * lines + 0.9), layout="constrained")
     for i, (name, higher) in enumerate(panels.items()):
         axes = figure.add_subplot(lines, columns, i + 1)
-        (_line if line else _plane)(figure, axes, land, name, say)
-        axes.set_title(say(name, limit=23) + ("" if higher else " (lower is better)"))
-    star = Line2D([], [], ls="none", marker="*", ms=12, color=ORANGE, mec="white", label=_best(land, say))
+        (_line if line else _plane)(figure, axes, land, name, fit)
+        axes.set_title(fit(name, limit=23) + ("" if higher else " (lower is better)"))
+    star = Line2D([], [], ls="none", marker="*", ms=12, color=ORANGE, mec="white", label=_best(land, fit))
     figure.legend(handles=[star], loc="outside upper left", handletextpad=0.3)
     if line:
-        figure.supxlabel(f"from {say(land.models[0])} (0) to {say(land.models[1])} (1)", fontsize=9)
+        figure.supxlabel(f"from {fit(land.models[0])} (0) to {fit(land.models[1])} (1)", fontsize=9)
     else:
         figure.supxlabel("distances in weight space, as shares of the base's norm", fontsize=9)
     return figure
@@ -48,21 +48,21 @@ def _slope(land: Land) -> float:
     return float(np.ptp(y) / np.ptp(x))
 
 
-def _best(land: Land, say: Say) -> str:
+def _best(land: Land, fit: Fit) -> str:
     """What the star is."""
-    weights = ", ".join(f"{say(n)} {style.minus(f'{w:g}')}" for n, w in land.best.weights.items())
+    weights = ", ".join(f"{fit(n)} {style.minus(f'{w:g}')}" for n, w in land.best.weights.items())
     value, _ = land.value(land.best, next(iter(land.shown)))
     return f"best of {len(land.points)} models: {weights}: {style.minus(f'{value:.3f}')} ({land.split})"
 
 
-def _line(figure: Figure, axes: Axes, land: Land, name: str, say: Say) -> None:
+def _line(figure: Figure, axes: Axes, land: Land, name: str, fit: Fit) -> None:
     """The value along a line, with its standard errors."""
     at = [p.at[0] for p in land.points]
     values, errors = np.array([land.value(p, name) for p in land.points]).T
     for place, model in zip((0.0, 1.0), land.models, strict=True):
         axes.axvline(place, color=PLAIN, lw=1, ls=(0, (4, 3)))
         axes.annotate(
-            say(model, limit=12), (place, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -2),
+            fit(model, limit=12), (place, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -2),
             textcoords="offset points", va="top", fontsize=8, color=MUTED, path_effects=HALO,
         )  # fmt: skip
     if np.isfinite(errors).any():
@@ -78,7 +78,7 @@ def _spot(land: Land, name: str) -> tuple[list[float], list[float]]:
     return [land.best.at[0]], [land.value(land.best, name)[0]]
 
 
-def _plane(figure: Figure, axes: Axes, land: Land, name: str, say: Say) -> None:
+def _plane(figure: Figure, axes: Axes, land: Land, name: str, fit: Fit) -> None:
     """The value over a plane, drawn as it lies in weight space; dots are what was measured."""
     by_place = {p.at: p for p in land.points}
     ticks = land.ticks
@@ -105,7 +105,7 @@ def _plane(figure: Figure, axes: Axes, land: Land, name: str, say: Say) -> None:
         axes.plot(px, py, marker="o", ms=6, color="white", mec=INK, mew=1.2)
         right, up = px >= middle[0], py >= middle[1]
         axes.annotate(
-            say(model, limit=12), (px, py), xytext=(5 if right else -5, 5 if up else -5),
+            fit(model, limit=12), (px, py), xytext=(5 if right else -5, 5 if up else -5),
             textcoords="offset points", ha="left" if right else "right", va="bottom" if up else "top",
             fontsize=8, color=INK, path_effects=HALO,
         )  # fmt: skip

@@ -1,23 +1,29 @@
-"""The report of an evolutionary search: tables, pictures, and one page that shows them all."""
+"""The report of a search: tables, pictures, and one page that shows them all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mergelab.core.run_dir import write_bytes
-from mergelab.report.evolution import data, page, plots
+from mergelab.report import pictures
+from mergelab.report.csv_files import csv_text
+from mergelab.report.evolution import data, gene_plots, page, plots, tables
+from mergelab.report.evolution.data import Evolution
+from mergelab.report.evolution.importance import importance
+from mergelab.report.evolution.validation import ValidatedModel, measures, validation
+from mergelab.search_history import row_label
 
 
 def write_report(folder: Path, journal: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
-    """Write the report into `folder`/report, also of a search that still runs.
+    """Write the report into `folder`/report, also of a search that is still running.
 
     Args:
         folder: of the search.
-        journal: its events, in the order in which they happened.
-        result: what has come out; every key but `search` may be missing.
+        journal: its lines, in their order.
+        result: its result.json; every key but `search` may be missing.
     """
     for name, content in files(journal, result).items():
         write_bytes(folder / "report" / name, content)
@@ -26,26 +32,33 @@ def write_report(folder: Path, journal: Sequence[Mapping[str, Any]], result: Map
 def files(journal: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> dict[str, bytes]:
     """The report's files by name. The same journal and result give the same bytes."""
     evolution = data.read(journal, result)
-    importance = data.importance(evolution)
-    validation = data.validation(result.get("metrics") or {}, result.get("shares") or {})
-    tables = {
-        "candidates.csv": data.candidate_rows(evolution),
-        "generations.csv": data.generation_rows(evolution),
-        "importance.csv": data.importance_rows(importance),
-        "validation.csv": data.validation_rows(validation),
+    weights = importance(evolution)
+    models = validation(result.get("metrics") or {}, result.get("shares") or {})
+    placeholders = pictures.placeholders([g.label for g in evolution.genes], *_names(evolution, models))
+    fit = partial(pictures.fit, placeholders=placeholders)
+    drawn = {
+        "fitness.png": pictures.picture(plots.fitness, evolution, fit),
+        "validation.png": pictures.picture(plots.validation, models, fit),
+        "importance.png": pictures.picture(plots.importance, weights, fit),
+        "parameters.png": pictures.picture(gene_plots.parameters, evolution, fit),
+        "parallel.png": pictures.picture(gene_plots.parallel, evolution, fit),
     }
-    stand_ins = plots.stand_ins([g.label for g in evolution.genes], *data.spoken(evolution, validation))
-    say = partial(plots.say, stand_ins=stand_ins)
-    pictures = {
-        "fitness.png": plots.picture(plots.fitness, evolution, say),
-        "validation.png": plots.picture(plots.validation, validation, say),
-        "importance.png": plots.picture(plots.importance, importance, say),
-        "parameters.png": plots.picture(plots.parameters, evolution, say),
-        "parallel.png": plots.picture(plots.parallel, evolution, say),
+    rows = {
+        "candidates.csv": tables.candidate_rows(evolution),
+        "generations.csv": tables.generation_rows(evolution),
+        "importance.csv": tables.importance_rows(weights),
+        "validation.csv": tables.validation_rows(models),
     }
     if evolution.several:
-        tables["pareto.csv"] = data.pareto_rows(evolution)
-        pictures = {"pareto.png": plots.picture(plots.pareto, evolution, say), **pictures}
-    text = page.page(evolution, result, importance, pictures, stand_ins)
-    csvs = {name: data.csv_text(rows).encode() for name, rows in tables.items()}
-    return {**csvs, **pictures, "index.html": text.encode()}
+        rows["pareto.csv"] = tables.pareto_rows(evolution)
+        drawn = {"pareto.png": pictures.picture(plots.pareto, evolution, fit), **drawn}
+    text = page.page(evolution, result, weights, drawn, placeholders)
+    csvs = {name: csv_text(table).encode() for name, table in rows.items()}
+    return {**csvs, **drawn, "index.html": text.encode()}
+
+
+def _names(evolution: Evolution, models: Sequence[ValidatedModel]) -> Iterable[list[str]]:
+    """The names that pictures show, besides those of the genes."""
+    yield [c for g in evolution.genes for c in g.categories]
+    yield [row_label(m.name) for m in models]
+    yield [*evolution.objectives, *measures(models)]
