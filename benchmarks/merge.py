@@ -42,11 +42,6 @@ ALL = sorted(
 )
 HARDWARE = sorted(p.stem for p in (CONF / "hardware").glob("*.yaml"))
 
-EXPERTS = {"slerp": 2, "nuslerp": 2, "nearswap": 2, "arcee_fusion": 2, "passthrough": 1}
-"""How many a method takes; all that there are for any other."""
-FEWEST = EXPERTS | {"model_stock": 2}
-"""How many it needs; one for any other."""
-
 SETTINGS = {
     "della": ["method.parameters.epsilon=0.1"], "della_linear": ["method.parameters.epsilon=0.1"],
     "sce": ["method.parameters.select_topk=0.5"], "slerp": ["method.parameters.t=0.4"],
@@ -124,7 +119,7 @@ def _options() -> argparse.Namespace:
     options.methods = ALL if options.methods == "all" else list(dict.fromkeys(options.methods.split(",")))
     if unknown := set(options.methods) - set(ALL):
         parser.error(f"no such method: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
-    if few := [m for m in options.methods if FEWEST.get(m, 1) > options.experts]:
+    if few := [m for m in options.methods if _experts(m)[0] > options.experts]:
         parser.error(f"--experts {options.experts} is too few for {', '.join(few)}")
     if options.heads % options.kv_heads or options.hidden < options.heads:
         parser.error("--heads has to be a multiple of --kv-heads, and no more than --hidden")
@@ -133,6 +128,12 @@ def _options() -> argparse.Namespace:
     if options.json and (options.json.is_dir() or not options.json.parent.is_dir()):
         parser.error(f"--json: {options.json} cannot be written")
     return options
+
+
+def _experts(method: str) -> tuple[int, int | None]:
+    """The fewest and the most experts that a method takes."""
+    conf = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
+    return registry.get(method).inputs.experts(conf["base"])
 
 
 def _count(text: str) -> int:
@@ -242,8 +243,8 @@ class Bench:
         base, *experts = models
         # The first expert takes the place of the set's only one; the others are new ones.
         chosen = dict(zip(["math", *(f"e{i}" for i in range(1, len(experts)))], experts, strict=True))
-        names = list(chosen)[: EXPERTS.get(method, len(chosen))]
-        takes = registry.takes(registry.declarations()[method])
+        names = list(chosen)[: _experts(method)[1]]
+        takes = registry.get(method).used
         return [
             sys.executable, "-m", "mergelab", f"model.base.path={_quoted(base)}", "experts=single_math",
             *(f"experts.{n}.path={_quoted(chosen[n])}" for n in names),

@@ -12,6 +12,7 @@ from mergelab.core import cache_dir, hashing
 from mergelab.core.errors import InputError, StepError, one_line
 from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors
 from mergelab.core.machine import existing
+from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, write_json, write_text
 from mergelab.jobs.step import steps_of, wrong_steps
 from mergelab.merging import resume
@@ -54,8 +55,7 @@ def _log(plan: preflight.Plan) -> None:
 
 def plan_of(run: Run, output: Path, *, merges: bool, missing_severity: Severity = "error") -> preflight.Plan:
     """`preflight.examine` with a bar, together with what evaluation and tracking have to say."""
-    from mergelab.merging.kernels import KERNELS  # of torch, as are mergekit's declarations
-
+    use_extensions(run.composition)
     with terminal.progress() as progress:
         return preflight.examine(
             run,
@@ -65,7 +65,6 @@ def plan_of(run: Run, output: Path, *, merges: bool, missing_severity: Severity 
             merges=merges,
             missing_severity=missing_severity,
             more=other_findings(run, progress),
-            kernels=KERNELS,
             there=lambda recipe: resume.allocated(recipe, existing(output), cache_dir.home()),
         )
 

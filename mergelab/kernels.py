@@ -1,7 +1,7 @@
 """The merge methods on plain tensors: `merge_tensors("ties", experts, {"weight": 0.5}, base=base)`.
 
-`KERNELS` has them all by the names that mergekit gives them; `mergelab.merging.kernels` has what they are
-made of.
+`KERNELS` has those that work on chunks, by the names that mergekit gives them; `mergelab.merging.kernels`
+has what they are made of. Any other method goes through mergekit's function.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def merge_tensors(
     """One tensor from several of one shape.
 
     Args:
-        method: a name in KERNELS.
-        experts: the tensors to combine; of a method that knows no base, all inputs.
+        method: its name, one of your own (`mergelab.methods.register`) included.
+        experts: the tensors to combine; of a method without a base, all inputs.
         parameters: what the method takes, such as `weight`, `density` or `lambda`; what is left out has
             mergekit's default. Those that are set for each model are a list in the experts' order, or a
             number for all.
@@ -46,23 +46,25 @@ def merge_tensors(
         out_dtype: of the result; None: the first expert's.
         device: where it is computed.
     Raises:
-        InputError: for a method or a parameter that there is not, and one that has to be given.
+        InputError: for an unknown method or parameter, and for one that has to be given.
         ValueError: where the method has no answer for these tensors.
     """
     from mergelab.methods import registry
 
-    if method not in KERNELS:
-        raise InputError(none_of(method, sorted(KERNELS)))
-    declared = registry.declarations()[method].parameters
+    known = registry.methods()
+    if method not in known:
+        raise InputError(none_of(method, sorted(known)))
+    declared = known[method].parameters
     given: dict[str, Any] = dict(parameters or {})
     if unknown := [p for p in given if p not in declared]:
         raise InputError(f"{method}: {none_of(unknown[0], sorted(declared))}")
+    inputs = len(experts) + (base is not None)
     for p in declared.values():
         if p.name not in given and p.required:
             raise InputError(f"{method}: it needs {p.name}")
         value = given.get(p.name, p.default)
         one_for_all = p.per_model and not isinstance(value, (list, tuple))
-        given[p.name] = [value] * len(experts) if one_for_all else value
+        given[p.name] = [value] * (inputs if p.on_base else len(experts)) if one_for_all else value
     given["rescale_to"] = "l1"  # as mergekit does
     return kernels.merge_tensors(
         method, experts, given, base=base, name=name, keys=keys, seed=seed, dtype=dtype, out_dtype=out_dtype,

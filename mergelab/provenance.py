@@ -17,6 +17,7 @@ from mergelab.core.run_dir import RunDir, read_json
 from mergelab.evaluation import SPLITS
 from mergelab.evaluation.cache import packages
 from mergelab.jobs.step import merges as makes_model
+from mergelab.methods import registry
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
 
@@ -31,9 +32,10 @@ def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
     versions = {"mergelab": __version__, "python": platform.python_version()}
     versions |= {p: version(p) for p in (*PACKAGES, *_measuring(run))}
     engine = read_json(run_dir.plan)["engine"] if merges else None
+    code = registry.code_of([recipes.method_of(recipe)]) if recipe and not recipes.is_mixture(recipe) else {}
     settings = {
         "seed": run.seed,
-        "merge": {"engine": engine["name"], "rescale": run.method.rescale} if engine else None,
+        "merge": {"engine": engine["name"], "rescale": run.method.rescale, **code} if engine else None,
         "device": run.hardware.device.partition(":")[0],
         "measures": [
             (split, m.name, m.task, m.metric, m.share)
@@ -49,6 +51,7 @@ def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
             "inputs": inputs,
             "versions": versions,
             "merge_method": recipes.method_of(recipe) if recipe else None,
+            **({"method_code": code} if code else {}),
             "engine": engine["name"] if engine else None,
             "key": hashing.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
         }

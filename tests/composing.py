@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mergelab import compose as composed
 from mergelab import plan as planned
+from mergelab.composition import CONF
 from mergelab.merging import backends
+from mergelab.methods import registry
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
 
-__all__ = ["EXPERTS", "composed", "merged"]
+__all__ = ["METHODS", "composed", "experts_for", "merged"]
 
-EXPERTS = {"slerp": 2, "nuslerp": 2, "nearswap": 2, "arcee_fusion": 2, "passthrough": 1}
-"""How many a method takes; three for any other."""
+METHODS: dict[str, dict[str, Any]] = {
+    p.stem: yaml.safe_load(p.read_text(encoding="utf-8"))
+    for p in sorted((CONF / "method").glob("*.yaml"))
+    if p.stem not in ("mergekit", "mergekit_moe", "moe")
+}
+"""What the file of each method says."""
+
+
+def experts_for(name: str, few: int = 3) -> int:
+    """How many experts to merge by a method: so many, or the most that it takes."""
+    return min(few, registry.get(name).inputs.experts(METHODS[name]["base"])[1] or few)
 
 
 def merged(run: Run, folder: Path) -> Path:

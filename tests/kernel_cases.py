@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mergelab.merging import kernels
-from mergelab.merging.kernels.tensor_group import CHUNK, Buffers, Group
+from mergelab.merging.kernels.buffers import Buffers
+from mergelab.merging.kernels.tensor_group import CHUNK, Group
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 

@@ -35,7 +35,7 @@ def setup_of(*overrides: str, population: int = 4, **search: Any) -> Setup:
     """A search over the composed run."""
     run = _base(overrides)
     run = replace(run, search=replace(run.search, **{"budget": 12, **search}))
-    takes = registry.takes(registry.declarations()[run.method.name])
+    takes = registry.get(run.method.name).used
     genes = search_space.genes(run.search.space, run, takes)
     starts = {g.key: search_space.start(run, g) for g in genes}
     return Setup(run, genes, starts, population, MEASURES, lambda genome: search_space.apply(run, genome))

@@ -13,7 +13,6 @@ from mergelab.analysis.affine import BASE, At, Span
 from mergelab.core.errors import InputErrors
 from mergelab.evaluation import Evaluator, Measure, Score
 from mergelab.evaluation.isolation import SMALL
-from mergelab.merging.kernels import KERNELS
 from mergelab.methods import registry
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight import engine_selection, reads_file
@@ -70,10 +69,10 @@ class Landscape:
         names = (BASE, *(m for m in span.models if m != BASE))
         self._donor, self._references = folders[BASE], {n: str(folders[n]) for n in names}
         self._facts = {self._references[n]: facts[n] for n in names}
-        self._method = registry.declarations()[METHOD.name]
+        self._method = registry.get(METHOD.name)
         recipe = self._recipe(span.corners()[0])
         asked = replace(run, method=METHOD)
-        engine, findings = engine_selection.choose(asked, recipe, self._facts, self._method, KERNELS)
+        engine, findings = engine_selection.choose(asked, recipe, self._facts, self._method)
         if engine.name != "fast":
             raise Unmergeable(engine.why)
         if wrong := [f.text() for f in findings if f.severity == "error"]:
@@ -128,7 +127,7 @@ class Landscape:
             for n, w in weights.items()
         }
         run = replace(self._run, method=METHOD, experts=experts)
-        return recipes.build(run, self._references, registry.takes(self._method), self._base.dtype)
+        return recipes.build(run, self._references, self._method.used, self._base.dtype)
 
 
 def untold(run: Run) -> str | None:

@@ -2,7 +2,7 @@
 
 Of a tensor, a chunk of each model is in memory at a time, in float32; what is added up is added up in
 float64. The largest entries of a tensor are found without sorting or holding it: two ways over its
-chunks count the bits of magnitudes and give the exact smallest of them (`kernels.select`).
+chunks count the bits of magnitudes and give the exact smallest of them (`kernels.order_statistics`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mergelab.core.dtypes import is_mergeable
 from mergelab.core.errors import StepError
 from mergelab.merging import streaming_engine
 from mergelab.merging.torch_threads import threads
+from mergelab.methods import Traits
 from mergelab.models import architecture
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.recipes.tensor_plan import SourceTensor
@@ -68,7 +69,8 @@ def compare(
             raise StepError(f"{name} of {who} has entries that are NaN or infinite: {file} is damaged")
         return found
 
-    workers = len(streaming_engine.workers(replace(hardware, device="cpu"), len(models), "float32"))
+    each = streaming_engine.chunk_memory(len(models), "float32", Traits.buffers)
+    workers = len(streaming_engine.workers(replace(hardware, device="cpu"), each))
     out: dict[str, Statistics] = {}
     done, total = 0, sum(sizes.values())
     progress("compare", 0, total)

@@ -11,7 +11,8 @@ from torch import Tensor
 from mergelab.analysis.statistics import Array, Statistics
 from mergelab.merging import streaming_engine
 from mergelab.merging.kernels import order_statistics
-from mergelab.merging.kernels.tensor_group import Buffers, Chunk, Group
+from mergelab.merging.kernels.buffers import Buffers
+from mergelab.merging.kernels.tensor_group import Chunk, Group
 from mergelab.recipes.tensor_plan import SourceTensor
 
 BLOCK = 1 << 23

@@ -7,7 +7,7 @@ A registry has entries of our own, those of installed packages, and those of Pyt
     [project.entry-points."mergelab.methods"]  of an installed package: each names a module to import
 
 A file or module registers its entries while it is imported. A Run carries its `--config-dir` and the
-digests of the files there, so that every process that executes it (`use`) imports the same code.
+digests of the files there, so that every process that executes it (`use_extensions`) imports the same code.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _used: tuple[Path, Mapping[str, str]] | None = None
 _importing: list[Origin] = []
 
 
-def use(composed: Composed | None) -> None:
+def use_extensions(composed: Composed | None) -> None:
     """Look for entries in the folder that a run was composed with, in place of any folder before.
 
     Args:

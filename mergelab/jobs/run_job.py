@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 
 from mergelab.core import heartbeat
 from mergelab.core.errors import InputError, MergelabError, StepError
+from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, read_json
 from mergelab.jobs.step import Step, steps_of, wrong_steps
 from mergelab.report import score_table, terminal
@@ -21,6 +22,7 @@ def run_job(run: Run, run_dir: RunDir) -> None:
         InputError: for an unknown step, before any of them starts, or from preflight.
         StepError: when a step cannot be finished; result.json then says which and why.
     """
+    use_extensions(run.composition)
     if reason := wrong_steps(run.job.steps):
         run_dir.record({"status": "invalid", "error": {"step": None, "reason": reason}})
         raise InputError(f"job.steps: {reason}")

@@ -1,6 +1,6 @@
 """One engine, two ways: our own kernels straight to disk, or mergekit's planner and executor.
 
-Which of them runs is decided by preflight (`preflight.engines`) and stands in the plan.
+Which of them runs is decided by preflight (`preflight.engine_selection`) and stands in the plan.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prepare(
         models: name and folder of each model, by its reference in the recipe.
     """
     facts = {ref: checkpoint.weights(folder) for ref, (_, folder) in models.items()}
-    outputs = tensor_plan.assemble(recipe, facts, registry.declarations()[recipe["merge_method"]])
+    outputs = tensor_plan.assemble(recipe, facts, registry.get(recipe["merge_method"]))
     return streaming_engine.plan(
         recipe["merge_method"],
         outputs,
@@ -54,14 +54,14 @@ def merge(
     config_source: Path,
     progress: streaming_engine.Progress,
 ) -> int:
-    """Write a model folder with our own kernels; goes on where an interrupted merge stopped.
+    """Write a model folder with our own kernels; resumes an interrupted merge.
 
     Args:
         config_source: the folder of the model whose config and tokenizer the output gets.
     Returns:
         bytes that were there already.
     Raises:
-        StepError: when it fails, with the reason; Stopped where it could go on later.
+        StepError: when it fails, with the reason; MergeInterrupted where it can be resumed later.
     """
     try:
         there = streaming_engine.run(merge, out, hardware=run.hardware, progress=progress)

@@ -22,7 +22,8 @@ from mergelab.core import dtypes
 from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.merging import kernels, model_files, streaming_engine
-from mergelab.merging.kernels.tensor_group import Buffers, Group
+from mergelab.merging.kernels.buffers import Buffers
+from mergelab.merging.kernels.tensor_group import Group
 from mergelab.merging.torch_threads import threads
 from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
@@ -67,7 +68,8 @@ class Resident:
         alike = hardware.workers if hardware.device == "cpu" else 1
         self._budget = kernels.Budget(max(room, 0) // alike)
         self._shared: dict[str, kernels.Shared] = {}
-        self._compiled = sum(t.numel() for t in self._targets.values()) >= COMPILED_FROM
+        size = sum(t.numel() for t in self._targets.values())
+        self._compiled = _loops() if size >= COMPILED_FROM else None
 
     def merge(
         self, method: str, outputs: Sequence[OutputTensor], *, seed: int, rescale: str, dtype: str
@@ -78,14 +80,15 @@ class Resident:
             method: its name.
             outputs: every tensor, with what its parameters come to.
             seed: of random masks.
-            rescale: `l1` or `density`, see `kernels.sparsify`.
+            rescale: `l1` or `density`, see `kernels.sparsifiers.sparsifier`.
             dtype: of the arithmetic, as torch calls it.
         Raises:
             StepError: where the method has no answer for a tensor.
         """
         work = sorted((o for o in outputs if o.name in self._targets), key=lambda o: -o.nbytes)
         queue = _Queue(work)
-        workers = streaming_engine.workers(self.hardware, max(len(o.inputs) for o in work), dtype)
+        each = streaming_engine.worker_memory(method, work, dtype)
+        workers = streaming_engine.workers(self.hardware, each)
         if self.hardware.device != "cpu":
             workers = [self.hardware.device]
 
@@ -117,12 +120,13 @@ class Resident:
             buffers,
             shared=self._shared.setdefault(o.name, kernels.Shared(self._budget)),
             compiled=self._compiled,
+            base_at=o.base_at,
         )
         parameters = {**o.parameters, "rescale_to": rescale}
         try:
             kernels.merge_into(
                 self._targets[o.name],
-                kernels.KERNELS[method],
+                kernels.kernel_of(method),
                 group,
                 parameters,
                 # Rounded twice where the model's own dtype is another, as it is when loaded from disk.
@@ -147,6 +151,12 @@ class Resident:
         elif fit:
             held = {key: tensor.to(self.hardware.device) for key, tensor in held.items()}
         return held
+
+
+def _loops() -> Any:
+    from mergelab.merging.kernels import numba_kernels  # which imports a compiler
+
+    return numba_kernels
 
 
 def _room(hardware: Hardware) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import mmap
 import shutil
 import threading
@@ -28,21 +29,18 @@ from mergelab.core.hashing import digest
 from mergelab.core.machine import available_processors
 from mergelab.core.sizes import format_size, parse_size
 from mergelab.merging import kernels
-from mergelab.merging.kernels.tensor_group import CHUNK, Buffers, Group
+from mergelab.merging.kernels.buffers import Buffers
+from mergelab.merging.kernels.tensor_group import CHUNK, Group
 from mergelab.merging.resume import MergeInterrupted
 from mergelab.merging.shards import Layout, Writer, allocated, lay_out
 from mergelab.merging.torch_threads import threads
+from mergelab.methods import registry
+from mergelab.preflight.resources import PER_GPU, whole_tensor_bytes
 from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
 
 Progress = Callable[[str, int, int], None]
 """(what, bytes done, bytes in all)"""
-
-BUFFERS = 13
-"""Buffers of a chunk that the hungriest methods (della, sce) use besides three for each input."""
-
-PER_GPU = 2
-"""Workers of a GPU: while one computes, the other reads and writes."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -57,7 +55,7 @@ class Merge:
     """The name of each model, by its reference; random masks are keyed by it."""
     seed: int
     rescale: str
-    """`l1` or `density`, see `kernels.sparsify`."""
+    """`l1` or `density`, see `kernels.sparsifiers.sparsifier`."""
     dtype: str
     """Of the arithmetic, as torch calls it."""
     layout: Layout
@@ -79,6 +77,7 @@ class Merge:
                     for o in self.outputs
                 ],
                 "method": [self.method, self.seed, self.rescale, self.dtype],
+                **({"code": code} if (code := registry.get(self.method).code) else {}),
                 "files": [(f, _stamp(Path(f))) for f in files],
                 "headers": {f: h.decode("latin-1") for f, h in self.layout.headers.items()},
                 "kernels": [kernels.VERSION, torch.__version__, self.device.partition(":")[0]],
@@ -110,16 +109,16 @@ def plan(
 def run(
     merge: Merge, out: Path, *, hardware: Hardware, progress: Progress = lambda what, done, total: None
 ) -> int:
-    """Write the weight files into the folder `out`, going on from what is finished there.
+    """Write the weight files into the folder `out`, starting from what is finished there.
 
     Args:
-        out: a folder; what is in it after an exception is worth keeping if the merge can go on.
+        out: a folder; what is in it after an exception is worth keeping if the merge can be resumed.
         hardware: the device or devices, threads and memory.
         progress: called often, with bytes read and written.
     Returns:
         bytes that were there already from an earlier, interrupted merge.
     Raises:
-        Stopped: when the disk is full, with what is needed.
+        MergeInterrupted: when the disk is full, with what is needed.
         MergeError: when the method has no answer for a tensor.
     """
     try:
@@ -154,12 +153,12 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
     total = sum(o.traffic for o in merge.outputs)
     left = [o for o in merge.outputs if o.name not in writer.done]
     state = _State(_order(left, merge.layout), total, total - sum(o.traffic for o in left), progress)
-    inputs_each = max(len(o.inputs) for o in merge.outputs)
-    devices = workers(hardware, inputs_each, merge.dtype)
+    each = worker_memory(merge.method, merge.outputs, merge.dtype)
+    devices = workers(hardware, each)
     memory = parse_size(hardware.memory)
     spare = memory // len(devices)
     if hardware.device == "cpu":
-        spare -= worker_memory(inputs_each, merge.dtype)
+        spare -= each
     # One thread for each operation: parallel are the workers.
     with threads(1), Inputs() as inputs, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(devices) + 1))
@@ -175,23 +174,39 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
                 break
 
 
-def workers(hardware: Hardware, inputs: int, dtype: str) -> list[str]:
+def workers(hardware: Hardware, each: int) -> list[str]:
     """The device of each worker: as many as there are processors (or `threads`), fewer where the
-    memory would not do; on GPUs a few for each."""
+    memory does not suffice; on GPUs a few for each.
+
+    Args:
+        each: bytes of memory that a worker on a CPU needs.
+    """
     kind, _, number = hardware.device.partition(":")
     if kind == "cuda":
         first = int(number or 0)
         count = hardware.devices or torch.cuda.device_count() - first
         return [f"cuda:{i}" for i in range(first, first + count) for _ in range(PER_GPU)]
     count = hardware.threads or available_processors()
-    each = worker_memory(inputs, dtype)
     return ["cpu"] * max(1, min(count, parse_size(hardware.memory) // each))
 
 
-def worker_memory(inputs: int, dtype: str) -> int:
-    """Bytes of a CPU worker's buffers, at most."""
-    size = 8 if dtype == "float64" else 4
-    return CHUNK["cpu"] * size * (3 * inputs + BUFFERS)
+def worker_memory(method: str, outputs: Sequence[OutputTensor], dtype: str) -> int:
+    """Bytes that a worker on a CPU needs, at most: the buffers of a chunk, or whole tensors."""
+    info, inputs = registry.get(method), max(len(o.inputs) for o in outputs)
+    if info.whole_tensors:
+        return whole_tensor_bytes(
+            max(math.prod(o.shape) for o in outputs), inputs, dtypes.BY_NAME[dtype].nbytes
+        )
+    return chunk_memory(inputs, dtype, info.traits.buffers)
+
+
+def chunk_memory(inputs: int, dtype: str, buffers: int) -> int:
+    """Bytes of the buffers in which a worker on a CPU goes over chunks, at most.
+
+    Args:
+        buffers: besides three for each input.
+    """
+    return CHUNK["cpu"] * dtypes.BY_NAME[dtype].nbytes * (3 * inputs + buffers)
 
 
 def _order(outputs: Sequence[OutputTensor], layout: Layout) -> list[OutputTensor]:
@@ -306,14 +321,14 @@ def _merge_tensor(
         getattr(torch, merge.dtype),
         buffers,
         spare,
+        base_at=o.base_at,
     )
     dtype = getattr(torch, dtypes.BY_CODE[o.dtype].name)
     share = o.traffic / max(o.nbytes, 1)
     target = writer.tensor(o.name)
     try:
-        pieces = kernels.merge(
-            kernels.KERNELS[merge.method], group, {**o.parameters, "rescale_to": merge.rescale}
-        )
+        kernel = kernels.kernel_of(merge.method)
+        pieces = kernels.merge(kernel, group, {**o.parameters, "rescale_to": merge.rescale})
         for _, piece in pieces:
             if state.stop.is_set():
                 return

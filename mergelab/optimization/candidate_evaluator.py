@@ -14,6 +14,7 @@ from typing import Any
 from mergelab import context, evaluation
 from mergelab.core import heartbeat
 from mergelab.core.errors import InputError, InputErrors, MergelabError, StepError
+from mergelab.core.registry import use_extensions
 from mergelab.evaluation import Evaluator, Measure
 from mergelab.methods import registry
 from mergelab.models import checkpoint
@@ -72,6 +73,7 @@ class CandidateEvaluator:
     """
 
     def __init__(self, run: Run):
+        use_extensions(run.composition)
         self.run = run
         self._evaluators: dict[float, Evaluator] = {}
         self._resident: Any = None
@@ -124,9 +126,7 @@ class CandidateEvaluator:
         if wrong := [f.text() for f in findings if f.severity == "error"]:
             raise InputErrors(wrong)
         assert recipe is not None
-        outputs = tensor_plan.assemble(
-            recipe, self._by_reference, registry.declarations()[recipe["merge_method"]]
-        )
+        outputs = tensor_plan.assemble(recipe, self._by_reference, registry.get(recipe["merge_method"]))
         if self._resident is None:
             sources = self._asked.sources
             config_source = next(s.folder for s in sources if s.name == self._asked.config_source)

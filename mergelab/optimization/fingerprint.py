@@ -11,6 +11,7 @@ from typing import Any
 
 from mergelab import __version__, context, evaluation
 from mergelab.core import hashing
+from mergelab.methods import registry
 from mergelab.optimization.request import Setup
 from mergelab.preflight import Plan
 
@@ -30,6 +31,7 @@ def identify(setup: Setup, plan: Plan) -> dict[str, Any]:
             "space": {g.key: g.text for g in setup.genes}, "start": setup.starts,
         },
         "method": asdict(run.method),
+        **({"code": code} if (code := registry.code_of(_methods(setup))) else {}),
         "experts": {name: asdict(e) for name, e in run.experts.items()},
         "models": {source.name: _stamp(source) for source in plan.sources},
         "hardware": {"dtype": run.hardware.dtype, "compute_dtype": run.hardware.compute_dtype,
@@ -44,6 +46,12 @@ def identify(setup: Setup, plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
     as_json: dict[str, Any] = json.loads(json.dumps(identity))  # as a journal gives it back
     return as_json
+
+
+def _methods(setup: Setup) -> list[str]:
+    """The merge methods that a candidate may have."""
+    choices = [{g.key: c} for g in setup.genes if g.key == "method" for c in g.choices]
+    return [setup.run.method.name, *(setup.compose({**setup.starts, **c}).method.name for c in choices)]
 
 
 def _stamp(source: Any) -> str:

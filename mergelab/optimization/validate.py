@@ -8,6 +8,7 @@ from typing import Any
 from mergelab import context
 from mergelab.core.errors import InputError, InputErrors, did_you_mean
 from mergelab.core.findings import MAY_PASS, stop_on_errors
+from mergelab.core.registry import use_extensions
 from mergelab.core.sizes import format_size
 from mergelab.evaluation import Measure
 from mergelab.jobs.step import merges
@@ -33,6 +34,7 @@ def prepare(request: Request, dry_run: bool = False) -> tuple[Setup, Plan]:
     Raises:
         InputErrors: with everything that is wrong.
     """
+    use_extensions(request.run.composition)
     _check_settings(request.run, dry_run)
     optimizer.check(request.run.search)
     if options := _first_choices(request):
@@ -50,8 +52,8 @@ def prepare(request: Request, dry_run: bool = False) -> tuple[Setup, Plan]:
 
 def _parameters(run: Run) -> set[str]:
     """What the method takes; nothing where it is not known, which preflight reports."""
-    known = registry.declarations()
-    return registry.takes(known[run.method.name]) if run.method.name in known else set()
+    known = registry.methods()
+    return known[run.method.name].used if run.method.name in known else set()
 
 
 def _starts(genes: list[Gene], request: Request) -> Genome:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergelab.core import dtypes
 from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, error, note
-from mergelab.methods.registry import Declaration
+from mergelab.methods.registry import MethodInfo
 from mergelab.models import remote_code
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight.resolve_inputs import reads_file
@@ -18,10 +18,6 @@ from mergelab.schema import Run
 
 CHOICES = ("auto", "fast", "mergekit")
 RESCALES = ("l1", "density")
-
-EXACT = frozenset(("linear", "nearswap", "passthrough", "task_arithmetic"))
-"""Those whose bits are mergekit's whatever the size of a tensor. The others draw masks of our own, or add
-a large tensor up in another order, or let the earlier of two equal magnitudes come first."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,17 @@ def choose(
     run: Run,
     recipe: Mapping[str, Any],
     facts: Mapping[str, ModelMetadata],
-    d: Declaration,
-    kernels: Container[str],
+    d: MethodInfo,
 ) -> tuple[Engine, list[Finding]]:
     """The engine of a run, and what is wrong with the wish for one.
 
     Args:
         recipe: a sound one.
         facts: what is known of each model, by its reference.
-        d: what the method declares.
-        kernels: the methods that our engine has kernels for.
+        d: the method.
     """
     wanted = run.hardware.engine
-    reason = _reason(recipe, facts, d, kernels)
+    reason = _reason(recipe, facts, d)
     computed = tensor_plan.arithmetic(recipe, next(iter(facts.values())).dtype if facts else None)
     findings: list[Finding] = []
     if wanted == "mergekit":
@@ -70,7 +64,7 @@ def choose(
             findings.append(error("engine", "hardware.engine", message, "Leave it at auto."))
     elif wanted == "auto" and computed not in dtypes.COMPUTABLE:
         engine = Engine("mergekit", f"its arithmetic is in {computed}")
-    elif wanted == "auto" and reads_file(run) and d.name not in EXACT:
+    elif wanted == "auto" and reads_file(run) and not d.traits.exact:
         engine = Engine("mergekit", "a file gets mergekit's bits; hardware.engine=fast is faster")
     else:
         engine = Engine("fast")
@@ -93,12 +87,8 @@ def check(run: Run) -> Iterator[Finding]:
         yield error("setting", "hardware.devices", f"{run.hardware.devices} is out of range; 0 (all) or more")
 
 
-def _reason(
-    recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: Declaration, kernels: Container[str]
-) -> str | None:
-    """Why our kernels cannot do a recipe, or None."""
-    if d.name not in kernels:
-        return f"there is no kernel for {d.name}"
+def _reason(recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: MethodInfo) -> str | None:
+    """Why our engine cannot do a recipe, or None."""
     for f in facts.values():
         if f.pickled:
             return f"the weights of {f.folder} are pickled"
@@ -111,13 +101,13 @@ def _reason(
     return None
 
 
-def _check_rescale(run: Run, recipe: Mapping[str, Any], d: Declaration, engine: Engine) -> Iterator[Finding]:
+def _check_rescale(run: Run, recipe: Mapping[str, Any], d: MethodInfo, engine: Engine) -> Iterator[Finding]:
     if run.method.rescale != "density":
         return
     p = d.parameters.get("rescale")
     on = p is not None and (recipe.get("parameters") or {}).get("rescale", p.default)
-    if not on or d.name == "task_arithmetic":
-        message = f"it has no effect, for {d.name} rescales nothing here"
+    if not on or not d.rescales:
+        message = f"it has no effect because {d.name} rescales nothing here"
         remedy = "Leave it out, or set method.parameters.rescale=true." if p else "Leave it out."
         yield error("no-effect", "method.rescale", message, remedy)
     elif engine.name == "mergekit":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,6 @@ def examine(
     missing_severity: Severity = "error",
     more: Iterable[Finding] = (),
     there: Callable[[Mapping[str, Any]], int] = lambda recipe: 0,
-    kernels: Container[str] = (),
 ) -> Plan:
     """Plan a run without reading a weight.
 
@@ -104,7 +103,6 @@ def examine(
         missing_severity: the severity of what this machine lacks: a model of the hub, a
             device, room on the disk.
         more: findings of other parts, to be told together with these.
-        kernels: the methods that our own engine has kernels for.
         there: bytes of a recipe's output that an interrupted merge has left on the output's disk.
     """
     typed = list(overrides)
@@ -130,8 +128,7 @@ def examine(
                 run,
                 recipe,
                 {s.reference: facts.get(s.name, shape) for s in asked.sources},
-                registry.declarations()[recipe["merge_method"]],
-                kernels,
+                registry.get(recipe["merge_method"]),
             )
             findings += new
         wrong = list(value_checks.check_output(output, asked.sources))
@@ -268,6 +265,7 @@ def _estimate(
         (facts[s.name].folder for s in used if s.name == asked.config_source and s.name in facts), None
     )
     files = [config_source / name for name in checkpoint.TOKENIZER_FILES] if config_source else []
+    fast = engine is not None and engine.name == "fast"
     return resources.estimate(
         elements,
         together,
@@ -277,7 +275,8 @@ def _estimate(
         shard=shard,
         device=run.hardware.device,
         low_memory=run.hardware.low_memory,
-        bound=memory if engine and engine.name == "fast" else None,
+        bound=memory if fast else None,
+        by_chunks=fast and not registry.get(recipe["merge_method"]).whole_tensors,
         evaluates=evaluation.measures_anything(run.eval),
         output=output,
         there=there,

@@ -10,7 +10,7 @@ from mergelab.core.dtypes import plain_name
 from mergelab.core.errors import InputErrors
 from mergelab.core.findings import Finding, error, note, warning
 from mergelab.methods import registry
-from mergelab.methods.registry import Declaration
+from mergelab.methods.registry import MethodInfo
 from mergelab.models import architecture
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight.resolve_inputs import Inputs, reads_file
@@ -40,11 +40,11 @@ def recipe_of(
         return None, []
     if mixtures.wanted(run):
         return _mixture(run, inputs, facts, shape, list(overrides))
-    known = registry.declarations()
+    known = registry.methods()
     if inputs.file is not None:
-        recipe, findings = _read(inputs, known)
+        recipe, findings = _read(inputs)
     else:
-        recipe, findings = _composed(run, inputs, known, shape, list(overrides))
+        recipe, findings = _composed(run, inputs, shape, list(overrides))
     if recipe is None or recipe["merge_method"] not in known:
         return recipe, findings
     d = known[recipe["merge_method"]]
@@ -85,10 +85,10 @@ def _mixture(
     return recipe, findings
 
 
-def _read(inputs: Inputs, known: Mapping[str, Declaration]) -> Found:
+def _read(inputs: Inputs) -> Found:
     """The recipe of a file."""
     recipe, place = inputs.file or {}, inputs.place
-    findings = registry.check_name(recipe["merge_method"], known, place(("merge_method",)))
+    findings = registry.check_name(recipe["merge_method"], place(("merge_method",)))
     findings += check_template(recipe.get("chat_template"), place(("chat_template",)))
     if recipe.get("base_model") is None:
         message = "not set; config and tokenizer come from the first model"
@@ -99,37 +99,35 @@ def _read(inputs: Inputs, known: Mapping[str, Declaration]) -> Found:
 def _composed(
     run: Run,
     inputs: Inputs,
-    known: Mapping[str, Declaration],
     shape: ModelMetadata | None,
     overrides: list[str],
 ) -> Found:
     """The recipe of a model family, experts and a method."""
-    findings = registry.check_name(run.method.name, known, "method.name")
+    findings = registry.check_name(run.method.name, "method.name")
     if findings or not run.experts:
         return None, findings
-    d = known[run.method.name]
-    takes = registry.takes(d)
-    findings += _not_taken(d, takes, overrides)
-    if d.base == "ignored" and run.method.base == "model":
+    d = registry.get(run.method.name)
+    findings += _not_taken(d, overrides)
+    if d.inputs.base == "ignored" and run.method.base == "model":
         message = f"{d.name} has no base model; mergekit would merge it in as one more model"
         remedy = "Set method.base=first (it lends config and tokenizer), or none."
         return None, [*findings, error("base", "method.base", message, remedy)]
     # Where a role is missing, its name stands for it, so that the rest can be checked.
     references = {name: name for name in run.experts} | {s.name: s.reference for s in inputs.sources}
     try:
-        recipe = recipes.build(run, references, takes, shape.dtype if shape else None)
+        recipe = recipes.build(run, references, d.used, shape.dtype if shape else None)
     except InputErrors as e:
         split = [m.partition(": ") for m in e.messages]
         return None, [*findings, *(error("setting", key, message) for key, _, message in split)]
     return recipe, findings
 
 
-def _not_taken(d: Declaration, takes: set[str], overrides: list[str]) -> Iterator[Finding]:
+def _not_taken(d: MethodInfo, overrides: list[str]) -> Iterator[Finding]:
     """A weight or density that somebody typed, and that the method does not take."""
     for o in overrides:
         key = o.lstrip("+").partition("=")[0]
         parts = key.split(".")
-        if len(parts) == 3 and parts[0] == "experts" and parts[2] in {*recipes.PER_MODEL} - takes:
+        if len(parts) == 3 and parts[0] == "experts" and parts[2] in {*recipes.PER_MODEL} - d.used:
             message = f"method={d.name} takes no {parts[2]}"
             yield error("no-effect", o, message, "Leave it out, or choose another method.")
 
@@ -160,7 +158,7 @@ def _check_modules(
 
 
 def _check_float16(
-    recipe: Mapping[str, Any], d: Declaration, shape: ModelMetadata | None, key: str
+    recipe: Mapping[str, Any], d: MethodInfo, shape: ModelMetadata | None, key: str
 ) -> Iterator[Finding]:
     declared = d.parameters.get("rescale")
     rescale = (recipe.get("parameters") or {}).get("rescale", declared.default if declared else False)

@@ -18,6 +18,8 @@ START = 1.5e9
 GPU_BUFFERS = int(3e9)
 """Bytes of the buffers of a GPU's two workers, with a few experts: 16.8M entries of 4 bytes in each
 of about 20 of them."""
+PER_GPU = 2
+"""Workers of a GPU: while one computes, the other reads and writes."""
 MARGIN = 1.001
 """Headers, and blocks of the disk that are not full."""
 
@@ -56,6 +58,18 @@ def check_size(text: str, key: str) -> Iterator[Finding]:
         yield error("type", key, str(e), "Write it as 5GB or 500MB.")
 
 
+def whole_tensor_bytes(elements: int, inputs: int, size: int) -> int:
+    """Bytes that a method on whole tensors holds for one output tensor: about three copies of each input
+    (the tensor, its task vector, the masked one), and what comes of them.
+
+    Args:
+        elements: of the tensor.
+        inputs: how many models take part.
+        size: bytes of an element in the arithmetic.
+    """
+    return elements * size * (3 * inputs + 2)
+
+
 def estimate(
     tensors: Sequence[int],
     inputs: int,
@@ -67,6 +81,7 @@ def estimate(
     device: str,
     low_memory: bool,
     bound: int | None,
+    by_chunks: bool,
     evaluates: bool,
     output: Path,
     there: int,
@@ -89,6 +104,7 @@ def estimate(
         compute_bytes: bytes of an element in the arithmetic.
         shard: bytes of the largest weight file.
         bound: bytes that our own engine may hold, None where mergekit's merges.
+        by_chunks: whether our engine's kernel works on chunks; else each worker holds whole tensors.
         there: bytes of the output that an interrupted merge has written already.
         beside: bytes on the output's disk besides its weights.
         ram_free: bytes of memory where it will run, 0 if nobody knows; None: it is this machine.
@@ -96,7 +112,7 @@ def estimate(
     import psutil
 
     write = sum(tensors) * out_bytes
-    group = max(tensors, default=0) * compute_bytes * (3 * inputs + 2)
+    group = whole_tensor_bytes(max(tensors, default=0), inputs, compute_bytes)
     held = min(shard, write)
     on_device = device != "cpu"
     whole = math.ceil(write * 1.2) if evaluates else 0
@@ -104,8 +120,8 @@ def estimate(
         ram = int(START + held + (0 if on_device and low_memory else group))
         vram = int(group + (held if low_memory else 0))
     else:
-        ram = int(START + bound)
-        vram = bound + GPU_BUFFERS
+        ram = int(START + max(bound, 0 if by_chunks else group))
+        vram = bound + (GPU_BUFFERS if by_chunks else PER_GPU * group)
     vram = max(vram, whole) if on_device else 0
     return Estimate(
         read=read,

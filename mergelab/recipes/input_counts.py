@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergelab.core.findings import Finding, error, warning
-from mergelab.methods.registry import Declaration
+from mergelab.methods.registry import MethodInfo
 from mergelab.recipes.recipe_groups import Group
 
 FEWER = {
@@ -13,25 +13,24 @@ FEWER = {
 MORE = "Choose a larger set, such as experts=balanced."
 
 
-def check_inputs(d: Declaration, g: Group) -> list[Finding]:
+def check_inputs(d: MethodInfo, g: Group) -> list[Finding]:
     """How many models the method takes, and whether it wants one of them as base.
 
-    The rules are those of mergekit's InputContract.validate_ids, told of the models that were listed.
+    The rules are those of mergekit's InputContract.validate_ids; messages count the models that were listed.
     """
     out = []
-    base = None if d.base == "ignored" else g.base
+    policy = d.inputs.base
+    base = None if policy == "ignored" else g.base
     has_base = base is not None and base in g.inputs
     if base is not None and not has_base:
         out.append(error("no-base", g.place, f"{d.name} wants its base model, {base}, among the sources"))
-    elif d.base == "required" and not has_base:
+    elif policy == "required" and not has_base:
         remedy = "Set method.base=model, or base_model in a file."
         out.append(error("no-base", g.place, f"{d.name} needs a base model", remedy))
-    if d.base == "ignored" and g.added:
+    if policy == "ignored" and g.added:
         message = f"{d.name} has no base model, so mergekit merges {g.base} in as one more model"
         out.append(warning("base-merged", g.place, message))
-    low = max(d.min_inputs, d.min_non_base + has_base)
-    tops = [n for n in (d.max_inputs, None if d.max_non_base is None else d.max_non_base + has_base) if n]
-    high = min(tops) if tops else None
+    low, high = d.inputs.counts(has_base)
     n = len(g.inputs)
     if n < low or (high is not None and n > high):
         apart = int(has_base and g.added)

@@ -10,15 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergelab.core.errors import did_you_mean
+from mergelab.core.errors import did_you_mean, none_of
 from mergelab.core.findings import Finding, error
-from mergelab.methods.registry import FINITE, RANGES, Declaration, Parameter
+from mergelab.methods.declared import NUMBERS, Parameter
+from mergelab.methods.registry import MethodInfo
+from mergelab.methods.traits import ALWAYS
 from mergelab.recipes.recipe import filters, scalars, value_at
 from mergelab.recipes.recipe_groups import Assignment, Group, KeyOf
-
-NORMALIZERS = {"nuslerp": None, "multislerp": "normalize_weights"}
-"""Methods that divide by the sum of the weights, and the switch for it where it is not
-`normalize`; None: always."""
 
 CONDITION = 1e6
 """Largest sum of |weight| over |sum of weights| at which dividing by that sum is still arithmetic
@@ -28,7 +26,7 @@ Tensor = tuple[str, float]
 """The name of a tensor of the output, and its layer's place from 0 to 1."""
 
 
-def check_parameters(d: Declaration, g: Group, tensors: Sequence[Tensor], place: KeyOf) -> list[Finding]:
+def check_parameters(d: MethodInfo, g: Group, tensors: Sequence[Tensor], place: KeyOf) -> list[Finding]:
     """Names, types, ranges and filters of every setting; if these are right, what they come to.
 
     Args:
@@ -52,28 +50,49 @@ def check_parameters(d: Declaration, g: Group, tensors: Sequence[Tensor], place:
     return out or _check_together(Settings(d, g, place), tensors)
 
 
-def _unknown(d: Declaration, a: Assignment) -> Finding:
+def _unknown(d: MethodInfo, a: Assignment) -> Finding:
     names = sorted(d.parameters)
     takes = f"It takes {', '.join(names)}." if names else "It takes none."
     message = f"{d.name} has no parameter '{a.parameter}'.{did_you_mean(a.parameter, names)}"
     return error("unknown-parameter", a.key, message, takes)
 
 
-def _check_values(d: Declaration, p: Parameter, a: Assignment) -> Iterator[Finding]:
-    allowed = RANGES.get((d.name, p.name), RANGES.get((None, p.name), FINITE))
+def _check_values(d: MethodInfo, p: Parameter, a: Assignment) -> Iterator[Finding]:
     values = list(scalars(a.value))
-    for x in values:
-        if p.kind is bool:
-            if not isinstance(x, bool):
-                yield error("type", a.key, f"{x!r} is no boolean; give true or false")
-        elif isinstance(x, (bool, str)):
-            yield error("type", a.key, f"{x!r} is not a number")
-        elif x not in allowed:
-            yield error("range", a.key, f"{x:g} is out of range; {p.name} must be {allowed}")
-        elif p.kind is int and x != int(x):
-            yield error("type", a.key, f"{x:g} is not a whole number")
+    found = [f for x in values for f in _check_value(p, x, a.key)]
     if p.kind is int and len(set(values)) > 1:
-        yield error("type", a.key, f"{a.value} is not one whole number; {p.name} takes no gradient")
+        found.append(error("type", a.key, f"{a.value} is not one whole number; {p.name} takes no gradient"))
+    yield from found
+    if p.validate is None or found:
+        return
+    for x in values:
+        try:
+            p.validate(x)
+        except ValueError as e:
+            yield error("type", a.key, f"{x!r} is not a value of {p.name}: {_reason(e)}")
+
+
+def _check_value(p: Parameter, x: Any, key: str) -> Iterator[Finding]:
+    """What is wrong with one value as far as the type is one of YAML's."""
+    if p.choices:
+        if x not in p.choices:
+            yield error("type", key, none_of(x, [*map(str, p.choices)]))
+    elif p.kind is bool:
+        if not isinstance(x, bool):
+            yield error("type", key, f"{x!r} is not a boolean; give true or false")
+    elif p.kind in NUMBERS:
+        if isinstance(x, (bool, str)):
+            yield error("type", key, f"{x!r} is not a number")
+        elif x not in p.allowed:
+            yield error("range", key, f"{x:g} is out of range; {p.name} must be {p.allowed}")
+        elif p.kind is int and x != int(x):
+            yield error("type", key, f"{x:g} is not a whole number")
+
+
+def _reason(e: ValueError) -> str:
+    """pydantic's reason, without its own heading."""
+    errors = getattr(e, "errors", None)
+    return str(errors()[0]["msg"]) if errors else str(e)
 
 
 def _check_filters(a: Assignment, names: Sequence[str]) -> Iterator[Finding]:
@@ -92,7 +111,7 @@ def _check_filters(a: Assignment, names: Sequence[str]) -> Iterator[Finding]:
 class Settings:
     """What every parameter of a group of models comes to."""
 
-    d: Declaration
+    d: MethodInfo
     g: Group
     place: KeyOf
 
@@ -101,7 +120,7 @@ class Settings:
         p = self.d.parameters[name]
         if not p.per_model:
             return [None]
-        return [m for m in self.g.inputs if p.on_base or self.d.base == "ignored" or m != self.g.base]
+        return [m for m in self.g.inputs if p.on_base or self.d.inputs.base == "ignored" or m != self.g.base]
 
     def at(self, model: str | None, name: str, tensor: Tensor) -> tuple[Any, str]:
         """A parameter's value at a tensor, as mergekit resolves it, and the key that sets it."""
@@ -121,14 +140,14 @@ class Settings:
 
 
 def _check_together(s: Settings, tensors: Sequence[Tensor]) -> list[Finding]:
-    """What only shows once every setting is resolved for one tensor; each kind is told once."""
+    """What only shows once every setting is resolved for one tensor; each kind is reported once."""
     filtered = any(filters(a.value) for a in s.g.given)
     if filtered and not tensors:
         return []
     found: dict[tuple[str, str], Finding] = {}
     for tensor in tensors or [("", 0.0)]:
         wrong = list(_uncovered(s, tensor)) or [
-            *_zero_sum(s, tensor), *_too_much_removed(s, tensor), *_epsilon(s, tensor)
+            *_zero_sum(s, tensor), *_unsatisfied(s, tensor)
         ]  # fmt: skip
         for f in wrong:
             found.setdefault((f.code, f.place), f)
@@ -150,10 +169,8 @@ def _uncovered(s: Settings, tensor: Tensor) -> Iterator[Finding]:
 
 
 def _zero_sum(s: Settings, tensor: Tensor) -> Iterator[Finding]:
-    if "weight" not in s.d.parameters:
-        return
-    switch = NORMALIZERS.get(s.d.name, "normalize")
-    if switch is not None and not (switch in s.d.parameters and s.at(None, switch, tensor)[0]):
+    switch = s.d.traits.divides_by
+    if switch is None or (switch != ALWAYS and not s.at(None, switch, tensor)[0]):
         return
     weights = s.each("weight", tensor)
     total, size = sum(w for w, _ in weights), sum(abs(w) for w, _ in weights)
@@ -164,37 +181,16 @@ def _zero_sum(s: Settings, tensor: Tensor) -> Iterator[Finding]:
             ", ".join(dict.fromkeys(key for _, key in weights)),
             f"the weights {shown} sum to 0{f' at {tensor[0]}' if tensor[0] else ''}, and {s.d.name} divides "
             "by their sum",
-            "Change a weight" + (f", or set {s.place(('parameters', switch))}=false." if switch else "."),
+            "Change a weight"
+            + ("." if switch == ALWAYS else f", or set {s.place(('parameters', switch))}=false."),
         )
 
 
-def _too_much_removed(s: Settings, tensor: Tensor) -> Iterator[Finding]:
-    """Breadcrumbs: mergekit keeps `density` and removes `gamma` of the largest, which may not overlap."""
-    if not {"density", "gamma"} <= set(s.d.parameters):
-        return
-    for (density, key), (gamma, key2) in zip(s.each("density", tensor), s.each("gamma", tensor), strict=True):
-        if density < 1 and density + gamma > 1:
-            yield error(
-                "range",
-                key,
-                f"density {density:g} and gamma {gamma:g} ask for more than there is; together they must "
-                "be at most 1",
-                f"Lower one ({key2}).",
-            )
-
-
-def _epsilon(s: Settings, tensor: Tensor) -> Iterator[Finding]:
-    """DELLA: keep probabilities run from density - epsilon to density + epsilon, inside (0, 1)."""
-    if not {"density", "epsilon"} <= set(s.d.parameters):
-        return
-    for (density, key), (epsilon, key2) in zip(
-        s.each("density", tensor), s.each("epsilon", tensor), strict=True
-    ):
-        if density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
-            yield error(
-                "epsilon",
-                key,
-                f"{s.d.name} keeps entries with probabilities from density - epsilon to density + epsilon; "
-                f"{density:g} ± {epsilon:g} leaves (0, 1)",
-                f"Lower epsilon ({key2}) or move density away from 0 and 1.",
-            )
+def _unsatisfied(s: Settings, tensor: Tensor) -> Iterator[Finding]:
+    """The method's constraints on two parameters of one model."""
+    for c in s.d.traits.constraints:
+        one, other = (s.each(p, tensor) for p in c.parameters)
+        for (x, key), (y, key2) in zip(one, other, strict=True):
+            if not c.holds(x, y):
+                message = c.message.format(x, y, method=s.d.name)
+                yield error(c.code, key, message, c.remedy.format(key=key2))

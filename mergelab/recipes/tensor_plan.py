@@ -6,12 +6,13 @@ is not plain is told from the recipe and the headers, with the reason, and is le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mergelab.core import dtypes
-from mergelab.methods.registry import Declaration, Parameter
+from mergelab.methods.declared import Parameter
+from mergelab.methods.registry import MethodInfo
 from mergelab.models import architecture
 from mergelab.models.architecture import Weight
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
@@ -50,7 +51,10 @@ class OutputTensor:
     experts: tuple[SourceTensor, ...]
     """In the order of the recipe; all inputs of a method that knows no base."""
     parameters: Mapping[str, Any]
-    """What each parameter comes to; a list in the experts' order where it is set for each model."""
+    """What each parameter comes to; a list in the experts' order where it is set for each model, and in
+    that of all inputs of the recipe where the base has one as well."""
+    base_at: int = 0
+    """The place of the base among the inputs of the recipe."""
 
     @property
     def inputs(self) -> tuple[SourceTensor, ...]:
@@ -85,7 +89,7 @@ def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
 
 
 def assemble(
-    recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: Declaration
+    recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: MethodInfo
 ) -> list[OutputTensor]:
     """The tensors of the merged model, in the order of the architecture.
 
@@ -104,7 +108,7 @@ def assemble(
     listed = architecture.weights(config_source.config)
     if listed is None or kind in BY_CODE or any("${" in w.name for w in listed):
         raise UnsupportedByFastEngine(f"there is no plain list of the tensors of {kind}")
-    base = None if d.base == "ignored" else group.base
+    base = None if d.inputs.base == "ignored" else group.base
     settings = Settings(d, group, str)
     (placed,) = recipe_groups.output_tensors(config_source.config, [group])
     places = dict(placed)
@@ -116,6 +120,7 @@ def assemble(
             continue
         dtype = dtypes.BY_NAME[written].code if written else _widest(sources)
         experts = tuple(s for s in sources if s.model != base)
+        base_at = next((i for i, s in enumerate(sources) if s.model == base), 0)
         out.append(
             OutputTensor(
                 weight.name,
@@ -123,7 +128,8 @@ def assemble(
                 sources[0].header.shape,
                 next((s for s in sources if s.model == base), None),
                 experts,
-                _parameters(settings, weight.name, places[weight.name], [s.model for s in experts]),
+                _parameters(settings, weight.name, places[weight.name], sources, experts),
+                base_at,
             )
         )
     return out
@@ -157,14 +163,16 @@ def _widest(sources: list[SourceTensor]) -> str:
     return kinds.pop() if len(kinds) == 1 else "F32"
 
 
-def _parameters(settings: Settings, name: str, t: float, models: list[str]) -> dict[str, Any]:
+def _parameters(
+    settings: Settings, name: str, t: float, sources: Sequence[SourceTensor], experts: Sequence[SourceTensor]
+) -> dict[str, Any]:
     """Every declared parameter at one tensor."""
 
     def at(model: str | None, p: Parameter) -> Any:
         value, _ = settings.at(model, p.name, (name, t))
-        return value if value is None else p.kind(value)
+        return p.convert(value)
 
     return {
-        p.name: [at(m, p) for m in models] if p.per_model else at(None, p)
+        p.name: [at(s.model, p) for s in (sources if p.on_base else experts)] if p.per_model else at(None, p)
         for p in settings.d.parameters.values()
     }

@@ -100,7 +100,7 @@ METHODS = [
     ("for each model", "experts.math.parameters.lambda=2",
      ["experts.math.parameters.lambda", "once", "method.parameters.lambda"]),
     ("number for a switch", "method.parameters.normalize=3",
-     ["method.parameters.normalize", "3 is no boolean"]),
+     ["method.parameters.normalize", "3 is not a boolean"]),
     ("lambda nan", "method.parameters.lambda=nan", ["method.parameters.lambda", "nan", "finite"]),
     ("lambda text", "method.parameters.lambda=large",
      ["method.parameters.lambda", "'large' is not a number"]),

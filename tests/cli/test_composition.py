@@ -156,7 +156,7 @@ LAYERS = {
         "core", "evaluation", "jobs", "merging", "preflight", "recipes", "report", "schema", "tracking",
         "zoo",
     },
-    "provenance": {"context", "core", "evaluation", "jobs", "recipes", "schema", "zoo"},
+    "provenance": {"context", "core", "evaluation", "jobs", "methods", "recipes", "schema", "zoo"},
     "steps": {
         "analysis", "context", "core", "evaluation", "generation", "hub", "jobs", "lora", "merging", "models",
         "monitor", "preflight", "provenance", "recipes", "report", "schema", "tracking", "zoo",

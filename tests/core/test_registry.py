@@ -78,9 +78,9 @@ def test_another_folder_takes_the_place_of_the_one_before(numbers: Registry[int]
 def test_a_run_executes_the_code_that_it_was_composed_with(numbers: Registry[int], tmp_path: Path) -> None:
     file = tmp_path / "numbers" / "mine.py"
     file.write_text(HEAD + "KINDS['numbers'].add('two', 2)\n")
-    registry.use(Composition(config_dir=str(tmp_path), code=registry.digests(tmp_path)))
+    registry.use_extensions(Composition(config_dir=str(tmp_path), code=registry.digests(tmp_path)))
     assert numbers.get("two") == 2
-    registry.use(Composition())  # without a folder
+    registry.use_extensions(Composition())  # without a folder
     assert "two" in numbers
     file.write_text(HEAD + "KINDS['numbers'].add('two', 22)\n")
     with pytest.raises(InputError, match=r"mine\.py has changed since the run was composed"):

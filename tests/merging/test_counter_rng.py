@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mergelab.merging.kernels import counter_rng
-from mergelab.merging.kernels.tensor_group import Buffers
+from mergelab.merging.kernels.buffers import Buffers
 
 KEY = counter_rng.key(0, "model.layers.0.mlp.up_proj.weight", "math")
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from composing import METHODS, experts_for
 from conftest import Command, Outcome
 from forks import Forks
 from weights import same_bits, weights
@@ -36,15 +37,6 @@ def engine_of(outcome: Outcome) -> tuple[str, str]:
 
 
 # ---------------------------------------------------------------- which engine
-
-
-def test_a_method_without_a_kernel_goes_through_mergekit(
-    mergelab: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(kernels.KERNELS, "ties")
-    outcome = mergelab("job=plan", "method=ties", "eval=none")
-    assert outcome.status == 0, outcome.err
-    assert engine_of(outcome) == ("mergekit", "there is no kernel for ties")
 
 
 @pytest.mark.parametrize(
@@ -397,10 +389,11 @@ def test_buffers_stay_within_what_is_promised() -> None:
     from mergelab.methods import registry
 
     tensors = [torch.randn(600, 1000).bfloat16() for _ in range(4)]
-    for name, d in registry.declarations().items():
-        buffers = kernels.Buffers()
-        count = {"slerp": 1, "nearswap": 1, "arcee_fusion": 1, "passthrough": 1, "nuslerp": 2}.get(name, 3)
-        base = tensors[0] if d.base == "required" else None
+    for name in kernels.KERNELS:
+        buffers, d = kernels.Buffers(), registry.get(name)
+        based = d.inputs.base == "required"
+        count = experts_for(name) - (METHODS[name]["base"] == "first" and based)
+        base = tensors[0] if based else None
         values = {"weight": 0.5, "density": 0.5, "t": 0.5, "select_topk": 0.5, "epsilon": 0.1}
         parameters: dict[str, Any] = {"rescale_to": "l1"}
         for p in d.parameters.values():
@@ -410,7 +403,7 @@ def test_buffers_stay_within_what_is_promised() -> None:
         for _ in kernels.merge(kernels.KERNELS[name], group, parameters):
             pass
         held = sum(t.numel() * t.element_size() for t in buffers._held.values())
-        assert held <= streaming_engine.worker_memory(count + 1, "float32"), name
+        assert held <= streaming_engine.chunk_memory(count + 1, "float32", d.traits.buffers), name
 
 
 @pytest.mark.parametrize(
@@ -418,17 +411,17 @@ def test_buffers_stay_within_what_is_promised() -> None:
     [({"threads": 3}, 3), ({"threads": 8, "memory": "1MB"}, 1), ({"threads": 8, "memory": "60MB"}, 2)],
 )
 def test_workers_fit_threads_and_memory(settings: dict[str, Any], count: int) -> None:
-    assert streaming_engine.workers(Hardware(**settings), 4, "float32") == ["cpu"] * count
+    each = streaming_engine.chunk_memory(4, "float32", buffers=13)
+    assert streaming_engine.workers(Hardware(**settings), each) == ["cpu"] * count
 
 
 def test_every_gpu_gets_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert streaming_engine.workers(Hardware(device="cuda"), 4, "float32") == ["cuda:0"] * 2
+    assert streaming_engine.workers(Hardware(device="cuda"), 1) == ["cuda:0"] * 2
     assert (
-        streaming_engine.workers(Hardware(device="cuda:1", devices=2), 4, "float32")
-        == ["cuda:1"] * 2 + ["cuda:2"] * 2
+        streaming_engine.workers(Hardware(device="cuda:1", devices=2), 1) == ["cuda:1"] * 2 + ["cuda:2"] * 2
     )
-    assert streaming_engine.workers(Hardware(device="cuda", devices=0), 4, "float32") == [
+    assert streaming_engine.workers(Hardware(device="cuda", devices=0), 1) == [
         f"cuda:{i}" for i in range(4) for _ in range(2)
     ]
 

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from composing import EXPERTS, composed, merged
+from composing import composed, experts_for, merged
 from pairwise import pairwise
 from transformers import AutoModelForCausalLM
 
 from mergelab.core.errors import StepError
 from mergelab.merging import in_memory, kernels
 from mergelab.merging.kernels import counter_rng, numba_kernels
-from mergelab.merging.kernels.sparsifiers import ALL, _shrink
-from mergelab.merging.kernels.tensor_group import CHUNK, Buffers, Group
+from mergelab.merging.kernels.buffers import Buffers
+from mergelab.merging.kernels.drop import ALL
+from mergelab.merging.kernels.sparsifiers import _shrink
+from mergelab.merging.kernels.tensor_group import CHUNK, Group
 from mergelab.optimization.candidate_evaluator import CandidateEvaluator
 from mergelab.schema import Run
 
@@ -83,7 +85,7 @@ def _tune(folder: Path, seed: int) -> None:
 
 
 def overrides_for(method: str, folders: Mapping[str, Path], *more: str) -> list[str]:
-    names = ROLES[: EXPERTS.get(method, 3)]
+    names = ROLES[: experts_for(method)]
     return [
         f"model.base.path={folders['base']}", *(f"experts.{n}.path={folders[n]}" for n in names),
         *(f"~experts.{n}" for n in ("math", "physics", "code", "japanese") if n not in names),
@@ -231,7 +233,7 @@ def test_compiled_loops_give_the_bits_of_torch(
         kernels.merge_into(wanted, kernels.KERNELS[method], replace(made, buffers=Buffers()), dict(p))
         for memory in (None, shared, shared):
             out = torch.empty(n, dtype=DTYPES[dtype])
-            fast = replace(made, buffers=Buffers(), compiled=True, shared=memory)
+            fast = replace(made, buffers=Buffers(), compiled=numba_kernels, shared=memory)
             assert fast.loops is numba_kernels
             kernels.merge_into(out, kernels.KERNELS[method], fast, dict(p))
             view = torch.int16 if dtype == "bfloat16" else torch.int32
@@ -240,9 +242,9 @@ def test_compiled_loops_give_the_bits_of_torch(
 
 def test_what_the_loops_cannot_read_is_left_to_torch() -> None:
     for dtype in (torch.float16, torch.float64):
-        assert replace(group(10, 2, dtype), compiled=True).loops is None
-    assert replace(group(10, 2, torch.float32), compiled=True, dtype=torch.float64).loops is None
-    assert replace(group(10, 17, torch.float32), compiled=True).loops is None
+        assert replace(group(10, 2, dtype), compiled=numba_kernels).loops is None
+    assert replace(group(10, 2, torch.float32), compiled=numba_kernels, dtype=torch.float64).loops is None
+    assert replace(group(10, 17, torch.float32), compiled=numba_kernels).loops is None
     assert group(10, 2, torch.float32).loops is None
 
 
@@ -255,7 +257,7 @@ def test_not_a_number_stays_one() -> None:
         outs = []
         for fast in (False, True):
             out = torch.empty(5000, dtype=torch.bfloat16)
-            g = replace(made, buffers=Buffers(), compiled=fast)
+            g = replace(made, buffers=Buffers(), compiled=numba_kernels if fast else None)
             kernels.merge_into(out, kernels.KERNELS[method], g, dict(p))
             outs.append(out)
         assert torch.equal(outs[0].isnan(), outs[1].isnan())
@@ -269,7 +271,7 @@ def test_nothing_is_dropped_up_to_a_bound_that_is_none() -> None:
 
 
 def test_the_place_of_the_nth_entry_of_a_key() -> None:
-    made = replace(group(40_000, 2, torch.bfloat16), compiled=True)
+    made = replace(group(40_000, 2, torch.bfloat16), compiled=numba_kernels)
     size = (made.experts[1].float() - made.base.float()).abs()  # type: ignore[union-attr]
     key = int(size[100].view(torch.int32))
     places = (size.view(torch.int32) == key).nonzero().flatten().tolist()

@@ -25,7 +25,7 @@ from kernel_cases import one_thread as one_thread  # a fixture
 from pairwise import pairwise
 
 from mergelab.merging import kernels
-from mergelab.merging.kernels.tensor_group import Buffers
+from mergelab.merging.kernels.buffers import Buffers
 
 # ---------------------------------------------------------------- several chunks
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mergelab.merging.kernels.tensor_group import Buffers
+from mergelab.merging.kernels.buffers import Buffers
 
 
 class Elsewhere(Tensor):

@@ -12,12 +12,8 @@ from torch import Tensor
 from mergelab.merging import kernels
 
 
-def test_there_is_a_kernel_and_a_case_for_each_of_mergekits_methods() -> None:
-    from mergekit.merge_methods import registered_methods
-
-    methods = {m.spec.name for m in registered_methods()}
-    assert set(kernels.KERNELS) == methods
-    assert {c.method for c in CASES} == methods
+def test_every_kernel_has_a_case() -> None:
+    assert {c.method for c in CASES} == set(kernels.KERNELS)
 
 
 DTYPES = {

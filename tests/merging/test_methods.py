@@ -38,22 +38,20 @@ EXPERTS = {
 }
 """The set that fits a method; balanced for any other."""
 
-RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
-
 LAST_BITS = {"dare_linear", "dare_ties", "della", "della_linear", "karcher", "model_stock", "nuslerp"}
 """Methods that sum over whole tensors (a norm, an angle): above 32768 entries, torch splits such
 a sum among its threads, and its last bits differ with their number."""
 
 
 def test_there_is_a_file_for_each_of_mergekits_methods() -> None:
-    assert set(FILES) == set(registry.declarations())
+    assert set(FILES) == set(registry.methods())
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_says_what_mergekit_declares(name: str) -> None:
     text = FILES[name].read_text(encoding="utf-8")
     conf = yaml.safe_load(text)
-    declared = registry.declarations()[name]
+    declared = registry.get(name)
     assert conf["name"] == name
     own = {p for p in declared.parameters if p not in recipes.PER_MODEL}
     assert set(conf["parameters"]) == own
@@ -64,7 +62,9 @@ def test_file_says_what_mergekit_declares(name: str) -> None:
             assert conf["parameters"][p] is not None, f"{name} cannot do without {p}"
     assert (
         conf["base"]
-        in {"required": ("model", "first"), "optional": ("model",), "ignored": ("first",)}[declared.base]
+        in {"required": ("model", "first"), "optional": ("model",), "ignored": ("first",)}[
+            declared.inputs.base
+        ]
     )
     header = text[: text.index("\nname:")]
     assert all(line.startswith("#") for line in header.splitlines())
@@ -82,7 +82,7 @@ def test_merges_as_mergekit_does(name: str, family: Any, tmp_path: Path) -> None
     assert any(not torch.equal(ours[n], base[n]) for n in base), "nothing was merged"
     with threads(1):  # as a worker of ours has; see LAST_BITS
         theirs = mergekit_yaml(tmp_path / "recipe.yaml", tmp_path / "theirs")
-    assert same_bits(model, theirs) is (name not in RANDOM), "the masks are our own"
+    assert same_bits(model, theirs) is not registry.get(name).traits.random, "the masks are our own"
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def wide(make_model: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 @pytest.mark.parametrize("name", FILES)
 def test_threads_change_no_more_than_last_bits(name: str, wide: list[Path], tmp_path: Path) -> None:
     conf = yaml.safe_load(FILES[name].read_text(encoding="utf-8"))
-    takes = registry.takes(registry.declarations()[name])
+    takes = registry.get(name).used
     experts = wide[1 : 2 if name == "passthrough" else 3]
     own = {k: v for k, v in {"weight": 0.5, "density": 0.5}.items() if k in takes}
     recipe = {

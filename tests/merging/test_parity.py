@@ -10,22 +10,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from composing import EXPERTS
+from composing import METHODS, experts_for
 from pairwise import pairwise
 from weights import change, mergekit_yaml, same_bits
 
-from mergelab.cli.main import CONF
 from mergelab.merging import streaming_engine
 from mergelab.methods import registry
 from mergelab.models import checkpoint
 from mergelab.recipes import tensor_plan
 from mergelab.schema import Hardware
-
-METHODS = {
-    p.stem: yaml.safe_load(p.read_text(encoding="utf-8"))
-    for p in sorted((CONF / "method").glob("*.yaml"))
-    if p.stem not in ("mergekit", "mergekit_moe", "moe")
-}
 
 VARIED: dict[str, list[Any]] = {
     "weight": [0.4, [0.2, 0.9], [{"filter": "mlp", "value": [0.1, 0.7]}, {"value": 0.3}]],
@@ -71,10 +64,10 @@ def families(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 
 def recipe_of(name: str, folders: list[Path], dtype: str) -> dict[str, Any]:
     """A recipe that sets what the method takes, each in another way. What is random keeps all."""
-    conf, declared = METHODS[name], registry.declarations()[name]
-    experts = folders[1 : 1 + EXPERTS.get(name, 3)]
+    conf, declared = METHODS[name], registry.get(name)
+    experts = folders[1 : 1 + experts_for(name)]
     varied = {p: v for p, v in VARIED.items() if p in declared.parameters}
-    if name.startswith(("dare", "della")):
+    if declared.traits.random:
         varied["density"] = [1.0] * 3
     models = [
         {"model": str(e), "parameters": {p: v[i % len(v)] for p, v in varied.items()}}
@@ -94,7 +87,7 @@ def fast_merge(recipe: dict[str, Any], out: Path, **hardware: Any) -> Path:
     """Run our engine alone."""
     folders = {m["model"] for m in recipe["models"]} | {recipe["base_model"]}
     facts = {f: checkpoint.weights(Path(f)) for f in folders}
-    outputs = tensor_plan.assemble(recipe, facts, registry.declarations()[recipe["merge_method"]])
+    outputs = tensor_plan.assemble(recipe, facts, registry.get(recipe["merge_method"]))
     h = Hardware(**hardware)
     merge = streaming_engine.plan(
         recipe["merge_method"], outputs, {f: Path(f).name for f in folders}, seed=0, rescale="l1",
@@ -124,7 +117,7 @@ def test_same_bits_as_mergekit(
 @pytest.mark.parametrize("name", METHODS)
 def test_workers_change_no_byte(name: str, families: Any, tmp_path: Path) -> None:
     recipe = recipe_of(name, families("qwen2", False, "bfloat16"), "bfloat16")
-    for m in recipe["models"] if name.startswith(("dare", "della")) else []:
+    for m in recipe["models"] if registry.get(name).traits.random else []:
         m["parameters"]["density"] = 0.5
     one, four = (fast_merge(recipe, tmp_path / str(n), threads=n, shard_size="20KB") for n in (1, 4))
     files = sorted(f.name for f in one.glob("model*"))

@@ -20,7 +20,7 @@ from mergelab.optimization.verdict import verdict
 
 def keys(method: str, ranges: dict[str, Any], *overrides: str) -> list[str]:
     run = composed(f"method={method}", "experts=math_code", *overrides)
-    return [g.key for g in search_space.genes(ranges, run, registry.takes(registry.declarations()[method]))]
+    return [g.key for g in search_space.genes(ranges, run, registry.get(method).used)]
 
 
 def test_a_star_is_every_expert_and_leaves_out_what_the_method_does_not_take() -> None:

@@ -16,13 +16,13 @@ from mergelab.methods import registry
 from mergelab.recipes import recipe, recipe_groups
 from mergelab.recipes.parameters import Settings
 
-KNOWN = registry.declarations()
+KNOWN = registry.methods()
 
 
 def built(*overrides: str) -> dict[str, Any]:
     run = composed(*overrides)
     references = {name: f"/models/{name}" for name in ("base", *run.experts)}
-    return recipe.build(run, references, registry.takes(KNOWN[run.method.name]), "bfloat16")
+    return recipe.build(run, references, KNOWN[run.method.name].used, "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def names(group: str) -> list[str]:
 
 def a_set_for(method: str) -> str:
     d = KNOWN[method]
-    most = d.max_inputs or d.max_non_base
+    most = d.inputs.max_inputs or d.inputs.max_non_base
     return {None: "multi", 1: "single_math", 2: "math_physics"}[most]
 
 

@@ -1,21 +1,23 @@
 """The merge methods: pure functions from a group of tensors and parameters to one tensor.
 
 Torch alone, the same code for CPU and CUDA. What each does to the numbers is mergekit's definition,
-operation by operation, so that the results are the same bits; how they are computed is not.
+operation by operation, so that the results are the same bits; how they are computed is not. A method
+without a kernel of its own goes through mergekit's function, on whole tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergelab.merging.kernels import pointwise, spherical, task_vectors
+from mergelab.merging.kernels import whole_tensor
+from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.reuse_cache import Budget, Shared
 from mergelab.merging.kernels.tensor_group import (
-    Buffers,
     Chunk,
     Group,
     Kernel,
@@ -24,23 +26,15 @@ from mergelab.merging.kernels.tensor_group import (
     merge,
     merge_into,
 )
+from mergelab.methods import registry
+from mergelab.methods.traits import TRAITS
 
 KERNELS: dict[str, Kernel] = {
-    **{name: task_vectors.kernel(row) for name, row in task_vectors.ROWS.items()},
-    "linear": pointwise.linear,
-    "passthrough": pointwise.passthrough,
-    "nearswap": pointwise.nearswap,
-    "model_stock": pointwise.model_stock,
-    "sce": pointwise.sce,
-    "ram": pointwise.ram,
-    "ramplus_tl": pointwise.ramplus_tl,
-    "arcee_fusion": pointwise.arcee_fusion,
-    "slerp": spherical.slerp,
-    "nuslerp": spherical.nuslerp,
-    "multislerp": spherical.multislerp,
-    "karcher": spherical.karcher,
+    name: getattr(import_module(f"{__name__}.{traits.kernel}"), name)
+    for name, traits in TRAITS.items()
+    if traits.kernel
 }
-"""By the names that mergekit gives them."""
+"""Those that work on chunks, by the names that mergekit gives their methods."""
 
 VERSION = 2
 """Raised whenever a kernel's results change: a merge is not continued with other kernels."""
@@ -56,10 +50,27 @@ __all__ = [
     "Parameters",
     "SecondPass",
     "Shared",
+    "kernel_of",
     "merge",
     "merge_into",
     "merge_tensors",
 ]  # fmt: skip
+
+
+def kernel_of(method: str) -> Kernel:
+    """The kernel of a method: ours, the user's own, or mergekit's function on whole tensors.
+
+    Raises:
+        LookupError: for an unknown method.
+    """
+    if method in KERNELS:
+        return KERNELS[method]
+    traits = registry.get(method).traits
+    if traits.kernel is None:
+        return whole_tensor.kernel(registry.function(method), random=traits.random)
+    assert callable(traits.kernel)
+    kernel: Kernel = traits.kernel
+    return kernel
 
 
 def merge_tensors(
@@ -78,7 +89,7 @@ def merge_tensors(
     """One output tensor, whole.
 
     Args:
-        method: a name in KERNELS.
+        method: its name.
         experts: the tensors to combine, of one shape; of a method that knows no base, all inputs.
         parameters: all that the method takes; those set for each model as lists in the experts' order.
         base: the tensor from which task vectors are taken.
@@ -91,5 +102,5 @@ def merge_tensors(
     """
     group = Group(name, experts, base, keys, seed, dtype, Buffers(device))
     out = torch.empty(group.numel, dtype=out_dtype or group.inputs[0].dtype, device=device)
-    merge_into(out, KERNELS[method], group, dict(parameters))
+    merge_into(out, kernel_of(method), group, dict(parameters))
     return out.view(group.shape)

@@ -16,7 +16,8 @@ import json
 import torch
 from torch import Tensor
 
-from mergelab.merging.kernels.tensor_group import Buffers, Group
+from mergelab.merging.kernels.buffers import Buffers
+from mergelab.merging.kernels.tensor_group import Group
 
 WEYL = 0x9E3779B9
 """2**32 over the golden ratio, odd."""

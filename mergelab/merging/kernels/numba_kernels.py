@@ -16,21 +16,21 @@ from numba import float32, int32, int64, njit, uint16, uint32
 from torch import Tensor
 
 from mergelab.merging.kernels import counter_rng
-from mergelab.merging.kernels.sparsifiers import ALL, Drop
+from mergelab.merging.kernels.drop import ALL, Drop
 from mergelab.merging.kernels.tensor_group import Chunk, Group
 
 BLOCK = 1024
 """Entries that are merged at a time."""
 
 STEPS = np.arange(BLOCK, dtype=np.uint32) * np.uint32(counter_rng.WEYL)
-"""What the entries of a block add to a counter of `noise.bits`: a table is faster than the product."""
+"""What the entries of a block add to a counter of `counter_rng.bits`: a table is faster than the product."""
 
 PIECE = 1 << 20
 """Entries of a call: between two of them a merge can be stopped."""
 
 NEVER, WINDOW, RANDOM = range(3)
 KINDS = {"never": NEVER, "window": WINDOW, "random": RANDOM}
-"""By the names of `sparsify.Drop`."""
+"""By the names of `drop.Drop`."""
 
 ROWS = 16
 """So many rows torch adds one after another, more of them in another order."""
@@ -106,7 +106,7 @@ def finish(
 
 def place_of(group: Group, expert: int, start: int, stop: int, key: int, n: int) -> int:
     """Where the n-th entry from `start` on stands, n from 0, whose task vector has this key of
-    `select.magnitudes`; -1: nowhere before `stop`."""
+    `order_statistics.magnitudes`; -1: nowhere before `stop`."""
     return int(nth(words(group.inputs[-1]), words(group.inputs[expert]), start, stop, key, n))
 
 
@@ -161,7 +161,7 @@ def _drop_above(x: Any, bound: float) -> None:
 
 @njit(inline="always", **options)
 def _hashed(counter: Any, fold: Any) -> Any:
-    """`noise.bits` of a counter that has the first half of the key in it."""
+    """`counter_rng.bits` of a counter that has the first half of the key in it."""
     h = uint32(uint32(counter ^ uint32(counter >> uint32(16))) * uint32(counter_rng.FIRST))
     h = uint32(uint32(uint32(h ^ uint32(h >> uint32(15))) ^ fold) * uint32(counter_rng.SECOND))
     return int32(uint32(h ^ uint32(h >> uint32(15))))
@@ -169,7 +169,7 @@ def _hashed(counter: Any, fold: Any) -> Any:
 
 @njit(inline="always", **options)
 def _draw(x: Any, start: int, first: int, second: int, bound: int) -> None:
-    """Multiply by 1 where the random number of `noise.bits` is below the bound, by 0 elsewhere."""
+    """Multiply by 1 where the random number of `counter_rng.bits` is below the bound, by 0 elsewhere."""
     begin, fold, last = uint32(start * counter_rng.WEYL + first), uint32(second), int32(bound - 1)
     for j in range(x.shape[0]):
         x[j] = x[j] if _hashed(uint32(begin + STEPS[j]), fold) <= last else x[j] * float32(0)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mergelab.merging.kernels import counter_rng
+from mergelab.merging.kernels.drop import ALL, Drop, Prune, pruned
 from mergelab.merging.kernels.order_statistics import (
     Ranks,
     Scanned,
@@ -30,45 +29,9 @@ from mergelab.merging.kernels.order_statistics import (
     split,
     value,
 )
+from mergelab.merging.kernels.rescale import Masks, l1_scales
 from mergelab.merging.kernels.reuse_cache import Reserve
 from mergelab.merging.kernels.tensor_group import Chunk, Group, Parameters
-
-TINY = 1e-7
-"""A norm below this is none, and nothing is scaled to it; mergekit's bound."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """What a `Prune` does, as numbers for compiled loops; each list has an item an expert, and where it
-    is empty nothing is done of that kind."""
-
-    kind: str = "never"
-    """`never`, `window` of magnitudes or `random`."""
-    low: Sequence[tuple[float, float]] = ()
-    """The largest magnitude that is dropped for being small, up to the place `low_last` of the tensor
-    and behind it; -1: none is."""
-    low_last: Sequence[int] = ()
-    top: Sequence[tuple[float, float]] = ()
-    """The largest magnitude that is kept, up to the place `top_last` and behind it."""
-    top_last: Sequence[int] = ()
-    hashes: Sequence[counter_rng.Key] = ()
-    bounds: Sequence[int] = ()
-    """The number of `noise.bits` from which on an entry is dropped."""
-    scales: Sequence[float] = ()
-    """What makes up for what was dropped."""
-
-
-@dataclass(frozen=True)
-class Prune:
-    """How to drop entries."""
-
-    apply: Callable[[Chunk, Tensor], None]
-    """(chunk, its task vectors [experts, n]): set what is dropped to zero."""
-    width: int = 1
-    """Chunks have to be whole multiples of this many entries."""
-    drop: Drop | None = None
-    """The same for compiled loops, if they can."""
-
 
 Sparsifier = Callable[[Group, Parameters], Prune]
 
@@ -111,18 +74,13 @@ def _ranks(group: Group, columns: Sequence[int]) -> Ranks:
     return Sorted([found[q] for q in columns], find)
 
 
-def _pruned(density: Sequence[float]) -> list[int]:
-    """The experts of which anything is dropped."""
-    return [q for q, d in enumerate(density) if d < 1]
-
-
 def magnitude(group: Group, p: Parameters) -> Prune:
     """Keep the k entries of largest magnitude, k = density * n rounded down, at least 1; among equal
     ones the earliest.
 
     Yadav et al. 2023 (https://arxiv.org/abs/2306.01708), tensor by tensor as mergekit does.
     """
-    n, columns = group.numel, _pruned(p["density"])
+    n, columns = group.numel, pruned(p["density"])
     kept = [max(1, int(p["density"][q] * n)) for q in columns]
     cuts = dict(zip(columns, largest(_ranks(group, columns), kept, n), strict=True))
     low = [(ALL, ALL)] * group.count
@@ -144,7 +102,7 @@ def outliers(group: Group, p: Parameters) -> Prune:
 
     Davari and Belilovsky 2024 (https://arxiv.org/abs/2312.06795), with mergekit's rounding.
     """
-    n, columns = group.numel, _pruned(p["density"])
+    n, columns = group.numel, pruned(p["density"])
     windows = []
     for q in columns:
         kept = int(p["density"][q] * n)
@@ -188,10 +146,6 @@ def outliers(group: Group, p: Parameters) -> Prune:
     return Prune(apply, drop=Drop("window", dropped, last_low, kept_up_to, last_top))
 
 
-ALL = -1.0
-"""The bound below which there is nothing: all entries are kept."""
-
-
 def _shrink(x: Tensor, start: int, last: int, bounds: tuple[float, float]) -> None:
     """Set to zero, in place, what is no larger than a bound: one up to place `last`, one behind it."""
     for part, bound in zip(split(x, start, last), bounds, strict=True):
@@ -209,9 +163,9 @@ def _clip(group: Group, x: Tensor, bound: float) -> None:
 def random(group: Group, p: Parameters) -> Prune:
     """Keep each entry with probability `density`.
 
-    Yu et al. 2023 (https://arxiv.org/abs/2311.03099); random numbers from `noise`.
+    Yu et al. 2023 (https://arxiv.org/abs/2311.03099); random numbers from `counter_rng`.
     """
-    columns = _pruned(p["density"])
+    columns = pruned(p["density"])
     keys = counter_rng.keys(group)
     bounds = [counter_rng.below(d) if d < 1 else counter_rng.SPAN // 2 for d in p["density"]]
 
@@ -237,7 +191,7 @@ def ranked(group: Group, p: Parameters) -> Prune:
     the real numbers such that this has the wanted probability; and that the entry at place t of the
     sorted row is smaller says the same.
     """
-    columns = _pruned(p["density"])
+    columns = pruned(p["density"])
     keys = counter_rng.keys(group)
     last, by_share = group.row - 1, p.get("rescale_by_share")
 
@@ -286,15 +240,15 @@ def sparsifier(kind: str, group: Group, p: Parameters) -> Prune:
             mergekit does), `density` divides what is kept by the probability of being kept (as the
             papers do).
     """
-    if not p["rescale"] or not _pruned(p["density"]):
+    if not p["rescale"] or not pruned(p["density"]):
         return SPARSIFIERS[kind](group, p)
     by_share = p["rescale_to"] == "density"
     each = by_share and kind == "ranked"
     prune = SPARSIFIERS[kind](group, {**p, "rescale_by_share": each})
     if each:
         return prune
-    masks = _Masks(group)
-    scales = [1 / d for d in p["density"]] if by_share else _l1(group, kind, prune, masks, p["density"])
+    masks = Masks(group)
+    scales = [1 / d for d in p["density"]] if by_share else l1_scales(group, kind, prune, masks, p["density"])
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         if not masks.apply(chunk, deltas):
@@ -307,130 +261,3 @@ def sparsifier(kind: str, group: Group, p: Parameters) -> Prune:
         replace(prune.drop, scales=[1.0 if s is None else float(s) for s in scales]) if prune.drop else None
     )
     return Prune(apply, prune.width, drop)
-
-
-class _Masks:
-    """What was kept, a bit an entry, where the group has memory to spare for it: numpy packs bits, so
-    on the CPU only, where ranks and random numbers cost more than there."""
-
-    def __init__(self, group: Group):
-        self._group = group
-        self._fits = group.buffers.device.type == "cpu" and group.numel * group.count // 8 <= group.spare
-        self._bits: dict[int, np.ndarray[Any, Any]] = {}
-
-    def remember(self, chunk: Chunk, pruned: Tensor) -> None:
-        """Note which entries of the pruned task vectors are not zero."""
-        if self._fits:
-            self._bits[chunk.start] = np.packbits(pruned.ne(0).numpy(), axis=1)
-
-    def apply(self, chunk: Chunk, deltas: Tensor) -> bool:
-        """Prune as before, if it is remembered how."""
-        if chunk.start not in self._bits:
-            return False
-        kept = np.unpackbits(self._bits[chunk.start], axis=1, count=chunk.numel)
-        deltas.mul_(self._group.buffer("kept", *deltas.shape).copy_(torch.from_numpy(kept)))
-        return True
-
-
-def _l1(
-    group: Group, kind: str, prune: Prune, masks: _Masks, density: Sequence[float]
-) -> list[Tensor | None]:
-    """What gives each expert's task vector its L1 norm back; None where nothing does."""
-    found = _known_norms(group, density) if kind == "random" else None
-    before, after = found if found is not None else _norms(group, prune, masks, kind in RANDOM)
-    return [
-        b / a if d < 1 and float(b) >= TINY and float(a) >= TINY else None
-        for b, a, d in zip(before, after, density, strict=True)
-    ]
-
-
-RANDOM = ("random", "ranked")
-"""Whose norms after the drop are summed in float64: the order of the summands then hardly ever decides
-how the sum rounds, and it can be looked up (`_known_norms`). Those of the other kinds are mergekit's."""
-
-
-def _norms(group: Group, prune: Prune, masks: _Masks, wide: bool) -> Tensor:
-    """The L1 norms of the task vectors before the drop and after it: [2, experts].
-
-    Args:
-        wide: whether those after it are summed in float64.
-    """
-
-    def of(chunk: Chunk) -> Tensor:
-        deltas, size = chunk.deltas(), group.buffer("sizes", chunk.numel)
-        before = torch.stack([torch.abs(x, out=size).sum() for x in deltas])
-        prune.apply(chunk, deltas)
-        masks.remember(chunk, deltas)
-        sizes = group.buffer("wide sizes", chunk.numel, dtype=torch.float64) if wide else size
-        after = torch.stack([sizes.copy_(torch.abs(x, out=size)).sum() for x in deltas])
-        return torch.cat([before.to(after.dtype), after])
-
-    return group.sums(of, prune.width).view(2, -1)
-
-
-@dataclass(frozen=True)
-class _Norms:
-    """The L1 norms of the task vectors of a group, whatever share of them is dropped at random."""
-
-    whole: Tensor
-    """[experts]"""
-    up_to: Tensor
-    """[experts, 2**16], float64: of the entries whose random number is below -2**15 + 1, + 2, ..."""
-    error: float
-    """How far `up_to` and a sum in any other order may be apart, relative to it."""
-
-
-def _known_norms(group: Group, density: Sequence[float]) -> Tensor | None:
-    """What `_norms` gives for random masks, without a way over the tensor: [2, experts].
-
-    None where nothing may be kept, where the tensor is too small to gain by it, and where one of the
-    sums is so close to the middle of two float32 numbers that another order of summands could round
-    to the other one.
-    """
-    known = group.keep(("norms", *counter_rng.keys(group)), lambda take: _all_norms(group, take))
-    if known is None:
-        return None
-    after = known.whole.clone()
-    for q in _pruned(density):
-        steps = (counter_rng.below(density[q]) >> 16) + counter_rng.HALF // 2
-        sums = known.up_to[q, steps - 1] * torch.tensor([1 - known.error, 1.0, 1 + known.error])
-        low, after[q], high = sums.to(group.dtype)
-        if low != high:
-            return None
-    return torch.stack([known.whole, after])
-
-
-def _all_norms(group: Group, take: Reserve) -> _Norms | None:
-    """One way over the chunks: magnitudes are summed by their random numbers."""
-    if (
-        group.dtype != torch.float32
-        or group.numel < counter_rng.HALF
-        or not take(8 * counter_rng.HALF * group.count)
-    ):
-        return None
-    keys = counter_rng.keys(group)
-    sums = torch.zeros(group.count, counter_rng.HALF, dtype=torch.float64, device=group.buffers.device)
-
-    def by_draw(q: int, sizes: Tensor, start: int) -> Tensor:
-        n = sizes.numel()
-        if loops := group.loops:
-            found: Tensor = loops.sums_by_draw(group, q, keys[q], start, start + n)
-            return found
-        number = group.buffer("number", n, dtype=torch.int64)
-        number.copy_(counter_rng.high(counter_rng.bits(keys[q], start, n, group.buffers))).add_(
-            counter_rng.HALF // 2
-        )
-        wide = group.buffer("wide sizes", n, dtype=torch.float64)
-        return torch.bincount(number, wide.copy_(sizes), counter_rng.HALF)
-
-    def of(chunk: Chunk) -> Tensor:
-        sizes = chunk.deltas().abs_()
-        for q, size in enumerate(sizes):
-            sums[q] += by_draw(q, size, chunk.start)
-        return torch.stack([size.sum() for size in sizes])
-
-    whole = group.sums(of).cpu()
-    # A sum of m numbers that are not negative is off by less than m * 2**-53, whatever their order:
-    # here within a chunk and over chunks and numbers, there within a chunk and over chunks.
-    summands = 2 * (group.chunk_size + group.numel // group.chunk_size) + counter_rng.HALF + 16
-    return _Norms(whole, sums.cumsum_(1).cpu(), summands * 2.0**-52)

@@ -1,4 +1,4 @@
-"""Methods on task vectors: sparsify, let signs vote, combine. A method is a row of `ROWS`.
+"""Methods on task vectors: sparsify, let signs vote, combine. A method is a choice of the first two.
 
     tau_i  = sparsify(theta_i - theta_base)
     d_i    = w_i * tau_i
@@ -9,46 +9,30 @@ A holds all experts, or with `consensus` those whose sign is that of sum_i d_i, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from mergelab.merging.kernels.sparsifiers import Drop, sparsifier
+from mergelab.merging.kernels.drop import Drop
+from mergelab.merging.kernels.sparsifiers import sparsifier
 from mergelab.merging.kernels.tensor_group import Chunk, Group, Kernel, Parameters, SecondPass
 
 SMALL = 1e-8
 """A sum of weights below this is not divided by; mergekit's bound."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """How a method of this family is put together."""
+def kernel(sparsify: str | None, *, consensus: bool) -> Kernel:
+    """The kernel of a method.
 
-    sparsify: str | None
-    consensus: bool
-
-
-ROWS = {
-    "task_arithmetic": Row(None, consensus=False),
-    "ties": Row("magnitude", consensus=True),
-    "dare_linear": Row("random", consensus=False),
-    "dare_ties": Row("random", consensus=True),
-    "della_linear": Row("ranked", consensus=False),
-    "della": Row("ranked", consensus=True),
-    "breadcrumbs": Row("outliers", consensus=False),
-    "breadcrumbs_ties": Row("outliers", consensus=True),
-}
-
-
-def kernel(row: Row) -> Kernel:
-    """The kernel of a row."""
+    Args:
+        sparsify: a name in `SPARSIFIERS`; None: nothing is dropped.
+        consensus: whether signs vote.
+    """
 
     def prepare(group: Group, p: Parameters) -> SecondPass:
         if not group.count:
             return SecondPass(lambda chunk: chunk.base)
         weights = torch.tensor(p["weight"], dtype=group.dtype, device=group.buffers.device)
-        prune = sparsifier(row.sparsify, group, p) if row.sparsify else None
+        prune = sparsifier(sparsify, group, p) if sparsify else None
         total = weights.sum()
         total = torch.ones_like(total) if float(total.abs()) < SMALL else total
 
@@ -57,7 +41,7 @@ def kernel(row: Row) -> Kernel:
             if prune:
                 prune.apply(chunk, deltas)
             deltas.mul_(weights[:, None])
-            if row.consensus:
+            if consensus:
                 mixed = vote(group, deltas, weights if p["normalize"] else None)
             else:
                 mixed = torch.sum(deltas, 0, out=group.buffer("mixed", chunk.numel))
@@ -71,7 +55,7 @@ def kernel(row: Row) -> Kernel:
         if drop is None or group.loops is None:
             return SecondPass(combine, prune.width if prune else 1)
         into = group.loops.finish(
-            group, drop, weights, combine, consensus=row.consensus, normalize=p["normalize"],
+            group, drop, weights, combine, consensus=consensus, normalize=p["normalize"],
             total=float(total), scale=p["lambda"],
         )  # fmt: skip
         return SecondPass(combine, prune.width if prune else 1, into)
@@ -106,3 +90,13 @@ def elect(d: Tensor, scratch: Tensor, sign: Tensor) -> None:
     what agrees with it, 0 for the rest."""
     torch.ge(torch.sum(d, 0, out=scratch), 0, out=sign).mul_(2).sub_(1)
     d.mul_(sign).relu_()
+
+
+task_arithmetic = kernel(None, consensus=False)
+ties = kernel("magnitude", consensus=True)
+dare_linear = kernel("random", consensus=False)
+dare_ties = kernel("random", consensus=True)
+della_linear = kernel("ranked", consensus=False)
+della = kernel("ranked", consensus=True)
+breadcrumbs = kernel("outliers", consensus=False)
+breadcrumbs_ties = kernel("outliers", consensus=True)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.reuse_cache import Reserve, Shared
 
 T = TypeVar("T")
@@ -28,32 +29,6 @@ pieces. Sums over several chunks round differently with another value, so it is 
 
 ALIGNED = 16
 """Entries to whose multiples the rows of a chunk are padded, 64 bytes in float32."""
-
-
-class Buffers:
-    """Memory that the chunks of a worker share, by name. Not for two threads at once."""
-
-    def __init__(self, device: str | torch.device = "cpu"):
-        self.device = torch.device(device)
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def __call__(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor with arbitrary content, valid until the same name is asked for again."""
-        size = 1
-        for n in shape:
-            size *= n
-        held = self._held.get((name, dtype))
-        if held is None or held.numel() < size:
-            held = torch.empty(size, dtype=dtype, device=self.device)
-            self._held[name, dtype] = held
-        return held[:size].view(*shape)
-
-    def once(self, name: str, size: int, dtype: torch.dtype, make: Callable[[int], Tensor]) -> Tensor:
-        """The first `size` entries of a constant; `make(n)` gives n of them."""
-        held = self._held.get((name, dtype))
-        if held is None or held.numel() < size:
-            held = self._held[name, dtype] = make(size)
-        return held[:size]
 
 
 @dataclass(frozen=True)
@@ -94,7 +69,9 @@ class Group:
         dtype: of the arithmetic.
         spare: bytes that a kernel may keep from one way over the chunks to the next, to save work.
         shared: what is known from earlier merges of the same inputs.
-        compiled: whether loops compiled for the processor may do what they can; the bits are the same.
+        compiled: the module of loops compiled for the processor (`numba_kernels`), which then do what they
+            can; the bits are the same. None: torch does everything.
+        base_at: the place of the base among all inputs of the recipe, for methods that look at it.
     """
 
     name: str
@@ -106,7 +83,8 @@ class Group:
     buffers: Buffers = field(default_factory=Buffers)
     spare: int = 1 << 28
     shared: Shared | None = None
-    compiled: bool = False
+    compiled: Any = None
+    base_at: int = 0
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys) or tuple(str(i) for i in range(len(self.experts)))
@@ -134,12 +112,8 @@ class Group:
 
     @cached_property
     def loops(self) -> Any:
-        """The module `compiled` where it may and can merge this group, else None."""
-        if not self.compiled:
-            return None
-        from mergelab.merging.kernels import numba_kernels
-
-        return numba_kernels if numba_kernels.readable(self) else None
+        """The compiled loops where they can merge this group, else None."""
+        return self.compiled if self.compiled and self.compiled.readable(self) else None
 
     def keep(self, key: Hashable, make: Callable[[Reserve], T | None]) -> T | None:
         """What earlier merges know under this key (`Shared.get`); None where nothing may be kept."""
@@ -204,11 +178,12 @@ class SecondPass:
     width: int = 1
     """Chunks have to be whole multiples of this many entries."""
     into: Callable[[Tensor], None] | None = None
-    """The same in one go, compiled: writes the whole tensor, flat, where `compiled.writable`."""
+    """The same in one go, compiled: writes the whole tensor, flat, where `numba_kernels.writable`."""
 
 
-Kernel = Callable[[Group, Parameters], SecondPass]
-"""A merge method. Pure: all that it leaves behind is in the buffers."""
+Kernel = Callable[[Group, Parameters], SecondPass | Tensor]
+"""A merge method. Pure: all that it leaves behind is in the buffers. One that cannot work on chunks returns
+the whole merged tensor, of any shape with as many entries."""
 
 
 def merge(kernel: Kernel, group: Group, parameters: Parameters) -> Iterator[tuple[int, Tensor]]:
@@ -223,7 +198,12 @@ def merge(kernel: Kernel, group: Group, parameters: Parameters) -> Iterator[tupl
     yield from _pieces(kernel(group, parameters), group)
 
 
-def _pieces(finish: SecondPass, group: Group) -> Iterator[tuple[int, Tensor]]:
+def _pieces(finish: SecondPass | Tensor, group: Group) -> Iterator[tuple[int, Tensor]]:
+    if isinstance(finish, Tensor):
+        whole = finish.reshape(-1)
+        for start in range(0, whole.numel(), group.chunk_size):
+            yield start, whole[start : start + group.chunk_size]
+        return
     for chunk in group.chunks(finish.width):
         yield chunk.start, finish.combine(chunk).reshape(-1)
 
@@ -241,7 +221,12 @@ def merge_into(
     if group.numel == 0:
         return
     finish = kernel(group, parameters)
-    if finish.into and rounded in (None, out.dtype) and group.loops.writable(out):
+    if (
+        isinstance(finish, SecondPass)
+        and finish.into
+        and rounded in (None, out.dtype)
+        and group.loops.writable(out)
+    ):
         finish.into(out)
         return
     for start, piece in _pieces(finish, group):
