@@ -1,1 +1,1 @@
-"""Traffic with the hub: checkpoints to this machine, finished models from it."""
+"""Downloads from and uploads to the Hugging Face hub."""

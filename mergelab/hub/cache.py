@@ -1,5 +1,8 @@
-"""The hub's cache on this machine, laid out as its client lays it out: contents in blobs/, one folder of
-links to them for each commit in snapshots/, and in refs/ the commit that a branch or tag last came to."""
+"""The hub's cache on this machine, in the layout of its client.
+
+blobs/ has the contents, snapshots/ a folder of links to them for each commit, and refs/ the last known
+commit of each branch and tag.
+"""
 
 from __future__ import annotations
 
@@ -10,66 +13,66 @@ from mergelab.core.run_dir import write_text
 from mergelab.hub.repository import File, Repository
 
 BRANCH = "main"
-"""What a revision that is not named means."""
+"""The default revision."""
 
 
 def root() -> Path:
-    """The folder of the cache; HF_HOME or HF_HUB_CACHE place it."""
+    """The folder of the cache, which HF_HOME or HF_HUB_CACHE sets."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def folder(name: str) -> Path:
-    """The folder of one repository in it."""
+    """The folder of one repository in the cache."""
     return root() / f"models--{name.replace('/', '--')}"
 
 
 def lock(name: str) -> Path:
-    """A file that is locked by the command which fetches a repository."""
+    """The lock file of a command that fetches a repository."""
     return root() / ".locks" / folder(name).name / "mergelab.lock"
 
 
 def snapshot(of: Repository) -> Path:
-    """The folder in which a repository's files appear by their names."""
+    """The folder that has a commit's files by name."""
     return folder(of.name) / "snapshots" / of.commit
 
 
 def blob(of: Repository, file: File) -> Path:
-    """Where the content of a file lies."""
+    """The path of a file's content."""
     return folder(of.name) / "blobs" / file.digest
 
 
-def begun(of: Repository, file: File) -> Path:
-    """Where a download of a large file is begun, and found again by the next command."""
+def partial(of: Repository, file: File) -> Path:
+    """The path of a large file's partial download, which the next command resumes."""
     return folder(of.name) / "blobs" / f"{file.digest}.mergelab.incomplete"
 
 
 def missing(of: Repository, files: Iterable[File]) -> list[File]:
-    """The files that are not in the snapshot with the size that they should have."""
+    """The files that are not in the snapshot with the expected size."""
     return [f for f in files if _size(snapshot(of) / f.name) != f.size]
 
 
-def there(of: Repository, file: File) -> int:
-    """Bytes of a missing file that need not be downloaded any more."""
+def downloaded(of: Repository, file: File) -> int:
+    """The bytes of a missing file that are already downloaded."""
     if _size(blob(of, file)) == file.size:
         return file.size
-    have = _size(begun(of, file)) or 0
-    return have if have <= file.size else 0
+    size = _size(partial(of, file)) or 0
+    return size if size <= file.size else 0
 
 
 def discard(of: Repository, file: File) -> None:
-    """Take away what is there of a file where it has not the size that it should have."""
+    """Remove what is in the cache of a file if it does not have the expected size."""
     for path in (snapshot(of) / file.name, blob(of, file)):
         if _size(path) not in (None, file.size):
             path.unlink()
 
 
-def note(of: Repository, revision: str | None) -> None:
-    """Remember which commit a branch or tag has come to: by it the model is found offline."""
+def record_commit(of: Repository, revision: str | None) -> None:
+    """Record the commit of a branch or tag, by which the model is found offline."""
     path = folder(of.name) / "refs" / (revision or BRANCH)
     known = path.read_text(encoding="utf-8") if path.is_file() else None
-    if of.commit not in (known, revision):  # a shared cache may be there to be read only
+    if of.commit not in (known, revision):  # a shared cache may be read-only
         write_text(path, of.commit)
 
 

@@ -1,4 +1,4 @@
-"""The hub's own client: kept off the terminal, and what goes wrong with it in a line."""
+"""The hub's own client: its log lines and its errors."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 NETWORK = ("httpx", "httpcore", "requests", "hf_xet")
-"""Modules, by the start of their names, whose errors the client lets through; they share no base with
-ours."""
+"""Prefixes of the modules whose errors the client passes on; they have no common base class."""
 
 NO_ANSWER = ("ConnectError", "ConnectTimeout", "ReadTimeout")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Its log lines go to the run's log, and not to the terminal."""
+    """Send the client's log lines to the run's log instead of the terminal."""
     from huggingface_hub.utils import logging as own
 
-    own.get_logger()  # it sets its handler up when it is first asked for
+    own.get_logger()  # the first call installs the handler
     logger = logging.getLogger("huggingface_hub")
     before = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [], True
@@ -33,17 +32,17 @@ def quiet() -> Iterator[None]:
         logger.handlers, logger.propagate = before
 
 
-def within(seconds: float, ask: Callable[[], T]) -> T:
-    """What `ask` comes to, which not every call of the client can be given a time for.
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """Limit the time of a call that has no timeout of its own.
 
     Raises:
-        TimeoutError: when it has come to nothing by then; its thread does not keep the process.
+        TimeoutError: It has not returned in time. Its thread is a daemon and does not keep the process.
     """
     future: Future[T] = Future()
 
     def work() -> None:
         try:
-            future.set_result(ask())
+            future.set_result(call())
         except BaseException as e:
             future.set_exception(e)
 
@@ -52,23 +51,22 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 def is_network(e: Exception) -> bool:
-    """Whether an exception is one of the network's own."""
+    """Whether an exception is a network error."""
     return type(e).__module__.startswith(NETWORK)
 
 
-def is_traffic(e: Exception) -> bool:
-    """Whether an exception may come from the network, the hub or the disk, and not from a mistake of
-    ours."""
+def is_external(e: Exception) -> bool:
+    """Whether an exception may be caused by the network, the hub or the disk rather than by our code."""
     return isinstance(e, (OSError, ValueError, RuntimeError)) or is_network(e)
 
 
 def line(e: BaseException) -> str:
-    """What an exception of the client says, without addresses and request numbers."""
+    """The message of a client's exception as one line, without URLs and request ids."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     e = _cause(e)
     if isinstance(e, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids to reach the hub; unset it"
+        return "HF_HUB_OFFLINE forbids reaching the hub; unset it"
     if isinstance(e, TimeoutError) or type(e).__name__ in NO_ANSWER:
         return "the hub does not answer"
     if isinstance(e, HfHubHTTPError):
@@ -82,11 +80,11 @@ def line(e: BaseException) -> str:
 
 
 def status(e: BaseException) -> int | None:
-    """The HTTP status with which the hub has refused, None where it was something else."""
+    """The HTTP status of the hub's error, or None for any other error."""
     response: Any = getattr(_cause(e), "response", None)
     return None if response is None else int(response.status_code)
 
 
 def _cause(e: BaseException) -> BaseException:
-    """What is behind an exception that only says which file it was."""
+    """The cause of an exception that only names the file."""
     return e.__cause__ if isinstance(e, RuntimeError) and e.__cause__ is not None else e

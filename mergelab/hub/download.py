@@ -1,8 +1,8 @@
-"""Downloads into the hub's cache that go on where they were interrupted.
+"""Downloads into the hub's cache that resume where they were interrupted.
 
-The hub's own client goes on within a process only: a download that is killed starts again from nothing.
-Of shards of 5 GB, eight at a time, that is too much to lose. So large files are fetched here, by the
-client's `http_get`, into files with lasting names, and enter the cache once their sha256 is right.
+The hub's own client resumes within one process only, and starts from the beginning after a kill. With
+eight shards of 5 GB at a time, that loses too much. So large files are downloaded here, by the client's
+`http_get`, into files with permanent names, and enter the cache once their sha256 is verified.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mergelab.hub import cache, client
 from mergelab.hub.repository import File, Repository
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is done, bytes so far, and bytes in all."""
+"""Called with the activity, the bytes so far, and the total."""
 
 Job = tuple[Repository, File]
 
@@ -29,9 +29,9 @@ PAUSE = 1.0
 """Seconds before a broken connection is tried again."""
 
 BLOCK = 1 << 22
-AGAIN = "Run the same command again: it goes on from there."
+AGAIN = "Run the same command again: it resumes from there."
 LAST = ("config.json", "adapter_config.json")
-"""By these files a model is known, so they come last: what was interrupted does not pass for one."""
+"""A folder with one of these counts as a model. They come last, so that a partial download does not."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Wanted:
     of: Repository
     files: tuple[File, ...]
     revisions: tuple[str | None, ...]
-    """The branches, tags or commits by which it was asked for."""
+    """The branches, tags or commits by which it was requested."""
 
     @property
     def missing(self) -> list[File]:
@@ -50,33 +50,33 @@ class Wanted:
 
 
 class _Stopped(Exception):
-    """Ends a download whose command has ended."""
+    """Ends the download threads of a command that has failed."""
 
 
 class _Meter:
-    """Bytes of all files together, told as they come."""
+    """Reports the bytes of all files together as they arrive."""
 
     def __init__(self, jobs: Sequence[Job], progress: Progress) -> None:
         self.stopped = False
         self._progress = progress
         self._total = sum(f.size for _, f in jobs)
-        self._at = {self._key(*job): cache.there(*job) for job in jobs}
+        self._at = {self._key(*job): cache.downloaded(*job) for job in jobs}
         self._lock = threading.Lock()
 
     def set(self, job: Job, at: int) -> None:
-        """A file is at this byte."""
+        """Set the position of one file."""
         self.check()
         with self._lock:
             self._at[self._key(*job)] = at
             self._progress("download", sum(self._at.values()), self._total)
 
     def check(self) -> None:
-        """Raise where the command has ended."""
+        """Raise if the command has failed."""
         if self.stopped:
             raise _Stopped
 
     def bar(self, job: Job) -> type:
-        """As much of tqdm's class as `http_get` wants of a bar; it counts for one file."""
+        """The part of tqdm's interface that `http_get` needs, for one file."""
         meter = self
 
         class Bar:
@@ -101,18 +101,21 @@ class _Meter:
 
 
 def download(wanted: Sequence[Wanted], *, workers: int, progress: Progress) -> None:
-    """Bring what is missing into the cache, and remember what branches and tags have come to.
+    """Download missing files into the cache, and record the commits of branches and tags.
 
     Args:
-        workers: files that are downloaded at once.
+        wanted: The files to download.
+        workers: The number of parallel downloads.
+        progress: Called with the bytes downloaded.
+
     Raises:
-        StepError: when the network, the hub or the disk fails, or another command fetches the same;
-            what has come so far is kept.
+        StepError: The network, the hub or the disk failed, or another command is fetching the same
+            repository. What has been downloaded is kept.
     """
     with ExitStack() as stack:
         stack.enter_context(client.quiet())
         for name in sorted({w.of.name for w in wanted if w.missing}):
-            stack.enter_context(_alone(name))
+            stack.enter_context(_locked(name))
         jobs = [(w.of, f) for w in wanted for f in w.missing]
         meter = _Meter(jobs, progress)
         for job in jobs:
@@ -123,13 +126,15 @@ def download(wanted: Sequence[Wanted], *, workers: int, progress: Progress) -> N
         _each([(of, f) for of, f in jobs if f.name in LAST], _enter, meter, workers)
         for w in wanted:
             if lost := w.missing:
-                raise StepError(f"{w.of.name}: {', '.join(f.name for f in lost)} did not come whole\n{AGAIN}")
+                raise StepError(
+                    f"{w.of.name}: {', '.join(f.name for f in lost)} did not arrive completely\n{AGAIN}"
+                )
             for revision in w.revisions:
-                cache.note(w.of, revision)
+                cache.record_commit(w.of, revision)
 
 
-def _alone(name: str) -> Any:
-    """A lock on a repository in the cache, held by one command at a time."""
+def _locked(name: str) -> Any:
+    """Lock a repository in the cache, so that one command at a time fetches it."""
     from filelock import FileLock, Timeout
 
     path = cache.lock(name)
@@ -137,11 +142,11 @@ def _alone(name: str) -> Any:
     try:
         return FileLock(path).acquire(blocking=False)
     except Timeout:
-        raise StepError(f"{name}: another command is fetching it\nWait for that one.") from None
+        raise StepError(f"{name}: another command is fetching it\nWait until it has finished.") from None
 
 
 def _each(jobs: Iterable[Job], work: Callable[[Job, _Meter], None], meter: _Meter, workers: int) -> None:
-    """Do `work` for every file, some at once; the first failure ends it all."""
+    """Run `work` for every file in parallel. The first failure stops all of them."""
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(work, job, meter): job for job in jobs}
         try:
@@ -150,42 +155,42 @@ def _each(jobs: Iterable[Job], work: Callable[[Job, _Meter], None], meter: _Mete
                 try:
                     done.result()
                 except Exception as e:
-                    if not client.is_traffic(e):
+                    if not client.is_external(e):
                         raise
                     raise StepError(f"{of.name}: {file.name}: {client.line(e)}\n{AGAIN}") from e
         except BaseException as e:
             meter.stopped = True
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(e, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"interrupted; what has come so far is kept\n{AGAIN}") from None
+                raise KeyboardInterrupt(f"interrupted; what has been downloaded is kept\n{AGAIN}") from None
             raise
 
 
 def _transfer(job: Job, meter: _Meter) -> None:
-    """Bring the content of a large file into the cache."""
+    """Download the content of a large file into the cache."""
     from huggingface_hub import constants
 
     of, file = job
-    target, begun = cache.blob(of, file), cache.begun(of, file)
+    target, partial = cache.blob(of, file), cache.partial(of, file)
     if target.exists() or file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-        return  # beyond that size only the client's own way is open
+        return  # above that size only the client's own download works
     target.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(2):  # what was begun long ago may be damaged: then once more from nothing
+    for _ in range(2):  # an old partial download may be damaged: then once more from the beginning
         _fill(job, meter)
         sha = hashlib.sha256()
-        with begun.open("rb") as f:
+        with partial.open("rb") as f:
             while block := f.read(BLOCK):
                 meter.check()
                 sha.update(block)
         if sha.hexdigest() == file.digest:
-            begun.replace(target)
+            partial.replace(target)
             return
-        begun.unlink()
-    raise ValueError("its sha256 is not the one that the hub has for it")
+        partial.unlink()
+    raise ValueError("its sha256 differs from the one that the hub reports")
 
 
 def _fill(job: Job, meter: _Meter) -> None:
-    """Download what is not yet there of a file, and again for as long as each attempt gets further."""
+    """Download the rest of a file, and retry for as long as each attempt makes progress."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it is public
@@ -193,30 +198,30 @@ def _fill(job: Job, meter: _Meter) -> None:
     of, file = job
     url = hf_hub_url(of.name, file.name, revision=of.commit)
     while True:
-        with cache.begun(of, file).open("ab") as f:
+        with cache.partial(of, file).open("ab") as f:
             if f.tell() > file.size:
                 f.seek(0)
                 f.truncate()
-            have = f.tell()
+            start = f.tell()
             try:
                 http_get(
                     url,
                     f,
-                    resume_size=have,
-                    # Compressed, the rest of a file could not be asked for.
+                    resume_size=start,
+                    # The rest of a file cannot be requested from a compressed response.
                     headers=build_hf_headers() | {"Accept-Encoding": "identity"},
                     expected_size=file.size,
                     tqdm_class=meter.bar(job),
                 )
                 return
             except Exception as e:
-                if not client.is_network(e) or f.tell() <= have:
+                if not client.is_network(e) or f.tell() <= start:
                     raise
         time.sleep(PAUSE)
 
 
 def _enter(job: Job, meter: _Meter) -> None:
-    """Have a file appear in its snapshot; a small one is downloaded for it."""
+    """Link a file into its snapshot; a small one is downloaded first."""
     from huggingface_hub import hf_hub_download
 
     of, file = job

@@ -1,4 +1,4 @@
-"""What a run's models come to on the hub, and what of them is not on this machine yet."""
+"""The files of a run's models on the hub, and which of them are not on this machine yet."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from mergelab.models import checkpoint, hub_access
 from mergelab.models.resolver import Source
 
 REFUSED = {
-    "unreachable": "the hub does not answer, or HF_HUB_OFFLINE forbids to ask it",
+    "unreachable": "the hub does not answer, or HF_HUB_OFFLINE forbids asking it",
     "gated": "this login has no access",
-    "no-repository": "the hub has it no more, or keeps it private",
-    "no-revision": "the hub has this revision no more",
+    "no-repository": "the hub no longer has it, or it is private",
+    "no-revision": "the hub no longer has this revision",
 }
-"""Why the hub does not tell of what is in the cache."""
+"""Why the hub cannot confirm what is in the cache."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that a run names, or the adapter of one."""
+    """A model that a run names, or its adapter."""
 
     source: Source
     adapter: bool = False
     of: Repository | None = None
-    """What the hub has; None where it is no model of the hub, or where the hub did not say."""
+    """What the hub has; None if it is not a hub model, or if the hub did not answer."""
     wanted: Wanted | None = None
-    """What of it is needed; None where that is not there."""
+    """The files that are needed; None if they do not exist."""
     findings: tuple[Finding, ...] = ()
-    """What is wrong with what the hub has."""
+    """What is wrong with the repository."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do, and what is in the way."""
+    """What has to be downloaded, and what prevents it."""
 
     models: list[Model]
     findings: list[Finding]
     wanted: list[Wanted]
-    """What is needed of the hub, each commit of a repository once."""
+    """The files that are needed, each commit of a repository once."""
     free: int
-    """Bytes that the disk of the cache has room for."""
+    """Free bytes on the disk of the cache."""
 
     @property
     def left(self) -> int:
@@ -59,22 +59,23 @@ class Plan:
 
 def left(w: Wanted) -> int:
     """Bytes of a repository that have yet to be downloaded."""
-    return sum(f.size - cache.there(w.of, f) for f in w.missing)
+    return sum(f.size - cache.downloaded(w.of, f) for f in w.missing)
 
 
 def make(sources: Sequence[Source], need: Need, *, gated: bool) -> Plan:
-    """Ask the hub for every model at once.
+    """Ask the hub about all models at once.
 
     Args:
-        sources: the run's models.
-        need: what is asked of each.
-        gated: the family is known to ask for an accepted licence.
+        sources: The run's models.
+        need: What is needed of each.
+        gated: Whether the family is known to require an accepted licence.
+
     Raises:
-        StepError: when the hub stops answering half-way.
+        StepError: The hub stopped answering half-way.
     """
     models = [Model(part, i > 0) for s in sources for i, part in enumerate(s.parts)]
-    asked = [m for m in models if m.source.on_hub]
-    answered = list(zip(asked, hub_access.answers([m.source for m in asked]), strict=True))
+    on_hub = [m for m in models if m.source.on_hub]
+    answered = list(zip(on_hub, hub_access.answers([m.source for m in on_hub]), strict=True))
     refused = [(m.source, answer) for m, answer in answered if answer[0] != hub_access.READY]
     ready = [m for m, answer in answered if answer[0] == hub_access.READY]
     with ThreadPoolExecutor(8) as pool:
@@ -89,14 +90,14 @@ def make(sources: Sequence[Source], need: Need, *, gated: bool) -> Plan:
 
 
 def _listed(m: Model, need: Need) -> Model:
-    """A model with what the hub has of it, and what is wrong with that."""
+    """A model with its files on the hub and its findings."""
     need = replace(need, adapter=m.adapter)
     try:
         of = repository.ask(m.source.path, m.source.revision)
         index = repository.index(of, need)
         indexed = repository.shards(of, index) if index else set()
     except Exception as e:
-        if not client.is_traffic(e):
+        if not client.is_external(e):
             raise
         raise StepError(f"{m.source.path}: {client.line(e)}\nTry again.") from e
     wrong = repository.check(of, indexed, m.source.key, need)
@@ -118,16 +119,16 @@ def _once(models: Sequence[Model]) -> list[Wanted]:
 
 
 def _unasked(s: Source, reason: str, pickled: bool) -> Iterator[Finding]:
-    """For a model in the cache of which the hub does not tell: what can be seen by itself."""
+    """Check a model in the cache of which the hub gave no answer."""
     if s.folder is None:
         return
-    message = f"in the hub's cache; whether it is complete could not be asked: {REFUSED[reason]}"
+    message = f"in the hub's cache, but possibly incomplete, because {REFUSED[reason]}"
     yield warning("unasked", s.key, message)
-    if (s.folder / "config.json").exists():  # it is no adapter, at which `locate` has looked
+    if (s.folder / "config.json").exists():  # not an adapter, which `locate` has checked
         yield from checkpoint.read(s.folder, s.key, s.repair, pickled=pickled).findings
 
 
 def _disk(plan: Plan) -> Iterator[Finding]:
     if plan.left > plan.free:
-        message = f"{cache.root()} needs {format_size(plan.left)}, and {format_size(plan.free)} are free"
-        yield error("disk", "HF_HOME", message, "Free some, or have the cache on another disk: HF_HOME=DIR")
+        message = f"{cache.root()} needs {format_size(plan.left)}, but only {format_size(plan.free)} are free"
+        yield error("disk", "HF_HOME", message, "Free some, or move the cache to another disk: HF_HOME=DIR")

@@ -1,4 +1,4 @@
-"""What a repository of the hub holds, and what of it a merge reads."""
+"""The files of a repository on the hub, and which of them a merge reads."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mergelab.core.findings import Finding, error, some
 from mergelab.core.run_dir import read_json
 
 TIMEOUT = 30.0
-"""Seconds that the hub may take to answer one question."""
+"""Seconds that the hub may take to answer one request."""
 
 FORMS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-"""The one file of weights, or the index of several: in safetensors, and pickled."""
+"""The single file of weights, or the index of several: in safetensors, and pickled."""
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 COMPANIONS = (".json", ".txt", ".jinja", ".model", ".tiktoken")
-"""What the files beside the weights end in."""
+"""The suffixes of the files beside the weights."""
 TEMPLATES = "additional_chat_templates/"
-"""The only folder in which transformers looks for such files."""
+"""The only subfolder in which transformers looks for such files."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class File:
     size: int
     """Bytes."""
     digest: str
-    """By this name the hub's cache knows its content: the sha256 of a large file, else git's own hash."""
+    """The name of its content in the hub's cache: the sha256 of a large file, else git's own hash."""
     large: bool
 
 
@@ -48,18 +48,18 @@ class Repository:
 
 @dataclass(frozen=True)
 class Need:
-    """What is asked of a repository."""
+    """What is needed of a repository."""
 
     adapter: bool = False
-    """That it is a LoRA, and not a model."""
+    """It is a LoRA rather than a model."""
     code: bool = False
-    """The model's own Python code, too."""
+    """The model's own Python code is needed, too."""
     pickled: bool = False
-    """Weights even where they are pickled."""
+    """Pickled weights are accepted."""
 
 
 def ask(name: str, revision: str | None) -> Repository:
-    """All files of a repository, with their sizes. Raises what the hub's client raises."""
+    """All files of a repository with their sizes. Exceptions of the hub's client pass through."""
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
@@ -71,7 +71,7 @@ def ask(name: str, revision: str | None) -> Repository:
 
 
 def index(of: Repository, need: Need) -> str | None:
-    """The index of the weights that a merge would read; None where they are one file, or none."""
+    """The index of the weights that a merge reads; None if they are a single file, or missing."""
     names = {f.name for f in of.files}
     if need.adapter:
         return None
@@ -84,8 +84,10 @@ def index(of: Repository, need: Need) -> str | None:
 
 
 def shards(of: Repository, name: str) -> set[str]:
-    """The weight files that an index names. The index is read, and not kept. Raises what the hub's
-    client raises."""
+    """The weight files that an index names. Exceptions of the hub's client pass through.
+
+    The index is not kept in the cache.
+    """
     from huggingface_hub import hf_hub_download
 
     with TemporaryDirectory() as aside:
@@ -96,10 +98,12 @@ def shards(of: Repository, name: str) -> set[str]:
 
 
 def wanted(of: Repository, indexed: set[str], need: Need) -> list[File]:
-    """The files that a merge reads: the weights once, config, tokenizer, templates.
+    """The files that a merge reads: weights in one format, config, tokenizer, templates.
 
     Args:
-        indexed: the weight files that the index names; empty where there is none.
+        of: The repository.
+        indexed: The weight files that the index names; empty if there is no index.
+        need: What is needed.
     """
     used, weights = index(of, need), indexed or {_single(of, need)}
 
@@ -113,39 +117,41 @@ def wanted(of: Repository, indexed: set[str], need: Need) -> list[File]:
     return [f for f in of.files if f.name in weights or beside(f.name)]
 
 
-def check(of: Repository, indexed: set[str], place: str, need: Need) -> list[Finding]:
-    """Whether the repository has what a merge needs.
+def check(of: Repository, indexed: set[str], key: str, need: Need) -> list[Finding]:
+    """Check that the repository has what a merge needs.
 
     Args:
-        indexed: as for `wanted`.
-        place: the key that names it.
+        of: The repository.
+        indexed: The weight files that the index names; empty if there is no index.
+        key: The key that names it.
+        need: What is needed.
     """
     names = {f.name for f in of.files}
-    at = f"{of.name}@{of.commit[:12]}"
+    label = f"{of.name}@{of.commit[:12]}"
     config, kind = (ADAPTER[0], "LoRA") if need.adapter else ("config.json", "model")
     if config not in names:
         lora = not need.adapter and ADAPTER[0] in names
         remedy = f"It is a LoRA: name it after its model, as BASE+{of.name}" if lora else ""
-        return [error("no-config", place, f"{at} has no {config}, so it is no {kind}", remedy)]
+        return [error("no-config", key, f"{label} has no {config}, so it is not a {kind}", remedy)]
     if index(of, need):
         lost = sorted(indexed - names)
         if indexed and not lost:
             return []
         message = f"lacks {some(lost)}, which its index names" if lost else "has an index that names no file"
-        return [error("missing-file", place, f"{at} {message}", "Choose another revision.")]
+        return [error("missing-file", key, f"{label} {message}", "Choose another revision.")]
     if _single(of, need) in names:
         return []
     pickled = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth")) and "/" not in n)
     if pickled:
-        return [_pickled(at, place, pickled, need)]
+        return [_pickled(label, key, pickled, need)]
     other = sorted(n for n in names if n.endswith((".gguf", ".safetensors", ".msgpack", ".h5")))
-    there = f"; it has {some(other)}" if other else ""
-    message = f"{at} has no {_single(of, need)}{there}"
-    return [error("no-weights", place, message, "Use the unquantized checkpoint.")]
+    others = f"; it has {some(other)}" if other else ""
+    message = f"{label} has no {_single(of, need)}{others}"
+    return [error("no-weights", key, message, "Use the unquantized checkpoint.")]
 
 
 def _single(of: Repository, need: Need) -> str:
-    """The one file of weights that is looked for."""
+    """The single file of weights that is expected."""
     if need.adapter:
         return ADAPTER[1]
     names = {f.name for f in of.files}
@@ -153,13 +159,13 @@ def _single(of: Repository, need: Need) -> str:
     return forms[0] if forms and need.pickled else FORMS[0][0]
 
 
-def _pickled(at: str, place: str, files: list[str], need: Need) -> Finding:
-    message = f"{at} has only pickled weights ({some(files)}), which can run code"
+def _pickled(label: str, key: str, files: list[str], need: Need) -> Finding:
+    message = f"{label} has only pickled weights ({some(files)}), which can run code"
     remedy = (
         "Name a revision with safetensors, if its pages show one under Pull requests (revision=refs/pr/N), "
         "or convert them: load and save_pretrained."
     )
     if need.adapter or not any(f.startswith("pytorch_model") for f in files):
-        return error("no-weights", place, message, remedy)  # this cannot be let pass
-    more = "Or pass allow=[pickled]: they are then read without running any."
-    return error("pickled", place, message, f"{remedy}\n{more}")
+        return error("no-weights", key, message, remedy)  # allow=[pickled] does not apply
+    more = "Or pass allow=[pickled]: they are then read without running any code."
+    return error("pickled", key, message, f"{remedy}\n{more}")

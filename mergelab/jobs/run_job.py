@@ -12,7 +12,8 @@ from mergelab.core.run_dir import RunDir, read_json
 from mergelab.jobs.step import Step, steps_of, wrong_steps
 from mergelab.report import score_table, terminal
 from mergelab.schema import Run, settings_of
-from mergelab.tracking.tracker import Tracker, track
+from mergelab.tracking.base import Tracker
+from mergelab.tracking.tracker import track
 
 
 def run_job(run: Run, run_dir: RunDir) -> None:

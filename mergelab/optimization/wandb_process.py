@@ -30,7 +30,9 @@ from mergelab.optimization import journal
 from mergelab.optimization.wandb_client import STATE
 from mergelab.report import score_table
 from mergelab.schema import Tracking
-from mergelab.tracking.tracker import Tracker, decided, track
+from mergelab.tracking.base import Tracker
+from mergelab.tracking.tracker import track
+from mergelab.tracking.wandb_mode import decided
 
 INTERVAL = 0.2
 """Seconds between two looks at the journal."""

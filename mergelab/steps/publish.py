@@ -117,7 +117,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
             raise InputError(f"publish.repo: {unasked}")
         check_login(target)
     show(run, going, target, unasked, _card(folder / CARD))
-    if target.there and not target.private and settings.private:
+    if target.exists and not target.private and settings.private:
         terminal.finding(
             "warning", f"{target.repo} is there and public: whoever likes can read what goes there"
         )
@@ -147,7 +147,7 @@ def _target(run: Run) -> tuple[Target, str]:
     try:
         return look(repo, branch), ""
     except Exception as e:
-        if not client.is_traffic(e):
+        if not client.is_external(e):
             raise
         return Target(repo, branch, None), client.line(e)
 
@@ -174,13 +174,13 @@ def show(run: Run, going: list[Item], target: Target, unasked: str, card: dict[s
 
 
 def _state(run: Run, going: list[Item], target: Target, unasked: str) -> Iterator[list[str]]:
-    if target.there is None:
+    if target.exists is None:
         yield ["", f"whether it is there could not be asked: {unasked}"]
-    elif not target.there:
+    elif not target.exists:
         yield ["", f"not there, or not to be seen; it would be made {_visible(run.publish.private)}"]
     else:
         yield ["", f"is there, {_visible(target.private)}, at {str(target.head)[:12]}"]
-    if target.branch and not target.has_branch and target.there is not None:
+    if target.branch and not target.has_branch and target.exists is not None:
         yield ["branch", f"{target.branch}, which would be made"]
     if gone := stale(going, target):
         yield ["removed", f"{', '.join(gone)}: of another model"]

@@ -90,10 +90,7 @@ def test_what_is_fetched_is_merged_without_the_hub(
     hub.down = "/"
     silent = terminal.run(*FETCH, *chosen)
     assert silent.status == 0, silent.err
-    assert (
-        "model.base, experts.math: in the hub's cache; whether it is complete could not be asked"
-        in silent.out
-    )
+    assert "model.base, experts.math: in the hub's cache, but possibly incomplete, because" in silent.out
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(terminal.cache))
     merged = mergelab("eval=none", *chosen)  # in this process the hub's client is offline
     assert merged.status == 0, merged.err
@@ -170,7 +167,7 @@ def test_everything_that_is_refused_is_told_before_anything_comes(hub: Hub, term
         "page at the hub, then `hf auth login`",
         "experts.private, experts.missing: there is no such folder, and the hub has no org/private, "
         "org/missing, or it is private",
-        "experts.lora: org/lora@", "has no config.json, so it is no model It is a LoRA: name it after",
+        "experts.lora: org/lora@", "has no config.json, so it is not a model It is a LoRA: name it after",
         "experts.math: org/base has no revision 'v9'",
     ]  # fmt: skip
     done = terminal.run(*FETCH, *chosen)
@@ -198,7 +195,7 @@ def test_a_disk_that_is_too_small(hub: Hub, terminal: Terminal) -> None:
     small = "import shutil, types\nshutil.disk_usage = lambda _: types.SimpleNamespace(free=1999)"
     done = terminal.run(*FETCH, *ALONE, before=small)
     assert done.status == 2
-    assert "HF_HOME" in done.err and "needs 2.0 kB, and 2.0 kB are free" in done.err
+    assert "HF_HOME" in done.err and "needs 2.0 kB, but only 2.0 kB are free" in done.err
     assert hub.downloads() == []
     assert terminal.run(*FETCH, *ALONE, "allow=[disk]", before=small).status == 0
 
@@ -277,8 +274,8 @@ def test_an_ended_command_is_gone_on_with_by_the_next(
     _, err = process.communicate(timeout=60)
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted; what has come so far is kept" in err
-        assert "Run the same command again: it goes on from there." in err
+        assert "interrupted; what has been downloaded is kept" in err
+        assert "Run the same command again: it resumes from there." in err
     commit = hub.repos["org/base"].branches["main"]
     assert not snapshot(terminal, "org/base", commit).exists()  # it does not pass for a model
     hub.ranges.clear()
@@ -306,7 +303,7 @@ def test_two_commands_do_not_fetch_the_same(hub: Hub, terminal: Terminal) -> Non
     with FileLock(lock):
         done = terminal.run(*FETCH, *ALONE)
     assert done.status == 1
-    assert "org/base: another command is fetching it Wait for that one." in done.err
+    assert "org/base: another command is fetching it Wait until it has finished." in done.err
     assert hub.downloads() == []
 
 
@@ -337,7 +334,7 @@ def test_what_comes_wrong_does_not_enter_the_cache(hub: Hub, terminal: Terminal)
     hub.wrong = {"model.safetensors"}
     done = terminal.run(*FETCH, *ALONE)
     assert done.status == 1
-    assert "org/base: model.safetensors: its sha256 is not the one that the hub has for it" in done.err
+    assert "org/base: model.safetensors: its sha256 differs from the one that the hub reports" in done.err
     assert not list(terminal.cache.rglob("*.safetensors"))
     assert not [p for p in (terminal.cache / "models--org--base").rglob("*") if p.is_file()]
 
@@ -385,7 +382,7 @@ def test_pickled_weights_come_where_they_may_and_there_are_no_others() -> None:
 @pytest.mark.parametrize(
     ("names", "indexed", "need", "code", "says"),
     [
-        (["model.safetensors"], [], Need(), "no-config", "no config.json, so it is no model"),
+        (["model.safetensors"], [], Need(), "no-config", "no config.json, so it is not a model"),
         (["config.json", "x.gguf"], [], Need(), "no-weights", "it has x.gguf"),
         (["config.json", SAFE], ["a"], Need(), "missing-file", "lacks a, which its index names"),
         (["config.json", SAFE], [], Need(), "missing-file", "an index that names no file"),
@@ -398,7 +395,7 @@ def test_pickled_weights_come_where_they_may_and_there_are_no_others() -> None:
             "no-weights",
             "adapter_model.bin",
         ),
-        (["config.json"], [], Need(adapter=True), "no-config", "no adapter_config.json, so it is no LoRA"),
+        (["config.json"], [], Need(adapter=True), "no-config", "no adapter_config.json, so it is not a LoRA"),
     ],
 )
 def test_what_a_repository_lacks(

@@ -224,14 +224,14 @@ def test_a_run_that_has_not_finished(mergelab: Command, model: Path, tmp_path: P
         (
             "",
             "me/merged",
-            "there is no login to the hub Log in with a token that may write: hf auth login, or",
+            "you are not logged in to the hub Log in with a token that has write access: hf auth login, or",
         ),
-        ("hf_unknown", "me/merged", "the hub does not know this login"),
-        (READER, "me/merged", "the token of me may only read"),
+        ("hf_unknown", "me/merged", "the hub rejects this login"),
+        (READER, "me/merged", "the token of me is read-only"),
         (
             TOKEN,
             "other/merged",
-            "me cannot make other/merged, which is not there Owners that this login has: me, team",
+            "other/merged does not exist, and me cannot create it This login may create ",
         ),
     ],
 )
@@ -248,14 +248,14 @@ def test_no_hub_to_publish_to(terminal: Terminal, model: Path) -> None:
     away = terminal.run(*arguments, HF_TOKEN=TOKEN, HF_ENDPOINT="http://127.0.0.1:9")
     assert away.status == 2 and "publish.repo: the hub does not answer" in away.err
     told = terminal.run(*arguments, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
-    assert told.status == 2 and "HF_HUB_OFFLINE forbids to reach the hub; unset it" in told.err
+    assert told.status == 2 and "HF_HUB_OFFLINE forbids reaching the hub; unset it" in told.err
 
 
 def test_nobody_writes_where_only_others_may(hub: Hub, publish: Publish, model: Path) -> None:
     hub.add("team/merged", {"notes.txt": b"theirs"})
     done = publish(model, repo="team/merged")
     assert done.status == 1
-    assert "team/merged: this login may not write there: the hub answers with HTTP 403" in done.err
+    assert "team/merged: this login has no write access: the hub answers with HTTP 403" in done.err
     assert "You don't have the rights to write to team/merged" in done.err and "hf auth login" in done.err
     assert hub.repos["team/merged"].files() == {"notes.txt": b"theirs"}
 

@@ -24,8 +24,9 @@ from wandb_stub import KEY, Stub
 
 from mergelab.core.errors import InputError, StepError
 from mergelab.schema import Tracking
-from mergelab.tracking import tracker as tracker_module
-from mergelab.tracking.tracker import problems, scrub, track
+from mergelab.tracking import wandb_mode, wandb_run
+from mergelab.tracking.secrets import scrub
+from mergelab.tracking.tracker import problems, track
 
 WANDB = Tracking(name="wandb", project="merges", group="sweep-1", tags=["tiny"], timeout=2.0)
 CONFIG = {"seed": 7, "experts": {"math": {"weight": 0.4, "density": [0.3, 0.5]}}}
@@ -67,7 +68,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the project's log got to hear: LEVEL message. (W&B's own goes to W&B's own files.)"""
     caplog.set_level(logging.INFO, logger="mergelab.tracking")
     return lambda: [
-        f"{r.levelname} {r.getMessage()}" for r in caplog.records if r.name == "mergelab.tracking"
+        f"{r.levelname} {r.getMessage()}" for r in caplog.records if r.name.startswith("mergelab.tracking")
     ]
 
 
@@ -168,7 +169,7 @@ def test_two_runs_at_once_are_two_records(folder: Path, server: Stub) -> None:
 
 
 def test_large_things_are_recorded_by_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker_module, "UPLOAD_LIMIT", 3)
+    monkeypatch.setattr(wandb_run, "UPLOAD_LIMIT", 3)
     (folder / "model").mkdir()
     (folder / "model" / "w.safetensors").write_bytes(b"12")
     with track(Tracking(name="wandb", mode="offline"), {}, folder, name="x") as tracker:
@@ -220,7 +221,7 @@ def test_auto_takes_the_key_of_the_servers_host_from_netrc(
     host = server.url.removeprefix("http://")
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine elsewhere.org\n  login user\n  password {KEY}\n")
-    assert not tracker_module._has_key(server.url)
+    assert not wandb_mode.has_key(server.url)
     netrc.write_text(f"machine {host}\n  login user\n  password {KEY}\n")
     record(WANDB, folder)
     assert len(server.runs) == 1
@@ -279,8 +280,8 @@ def test_proxy_is_asked_instead_of_the_server(monkeypatch: pytest.MonkeyPatch) -
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         port = proxy.getsockname()[1]
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
-        assert tracker_module._answers("https://wandb.invalid", 2.0)
-    assert not tracker_module._answers("https://wandb.invalid", 2.0)
+        assert wandb_mode.accepts_connections("https://wandb.invalid", 2.0)
+    assert not wandb_mode.accepts_connections("https://wandb.invalid", 2.0)
 
 
 @pytest.mark.parametrize(("said_by_user", "runs"), [("offline", 1), ("disabled", 0)])
@@ -332,7 +333,7 @@ def test_server_dies_in_the_middle(folder: Path) -> None:
     run = only(folder, "wandb/run-*")
     warning, begun = done.stdout.splitlines()
     assert begun == f"begun {run.name.split('-')[-1]}"
-    assert warning.startswith("WARNING:mergelab.tracking:W&B failed (")
+    assert warning.startswith("WARNING:mergelab.tracking.wandb_run:W&B failed (")
     assert warning.endswith(f"try `wandb sync {run}` later")
     state, _ = read_back(run)
     assert (state["summary"]["loss"], state["summary"]["fitness"]) == (1.0, 0.5)
@@ -358,7 +359,7 @@ def test_client_dies_in_the_middle(folder: Path) -> None:
     done = run_python(code, str(folder))
     assert done.returncode == 0
     warning, result = done.stdout.splitlines()
-    assert warning.startswith("WARNING:mergelab.tracking:W&B failed (")
+    assert warning.startswith("WARNING:mergelab.tracking.wandb_run:W&B failed (")
     assert result == "result"
 
 
@@ -378,7 +379,7 @@ def test_calls_do_not_wait_for_wandb(folder: Path, said: Callable[[], list[str]]
             self.done.append(exit_code)
 
     run = Stuck()
-    tracker = tracker_module._Wandb(run, patience=0.05, mode="online")
+    tracker = wandb_run.WandbRun(run, patience=0.05, mode="online")
     tracker.log({"loss": 1.0})
     tracker.finish(0)
     assert run.done == []
