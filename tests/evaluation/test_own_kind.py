@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from blocks import blocks
+from blocks import blocks, commands, files
 
 import mergelab as lab
 from mergelab import context, evaluation
@@ -18,7 +17,7 @@ from mergelab.optimization.candidate_evaluator import search_measures
 from mergelab.schema import Evaluation, Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "add-an-evaluation.md"
-CODE, OPTION = blocks(PAGE, "python")[0], blocks(PAGE, "yaml")[0]
+CODE = files(PAGE)["my_conf/evaluations/length.py"]
 
 
 @pytest.fixture
@@ -26,16 +25,10 @@ def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The page's two files where it says."""
     monkeypatch.setattr(registry, "_used", None)
     monkeypatch.chdir(tmp_path)
-    for text in (CODE, OPTION):
-        file = Path(text.splitlines()[0].removeprefix("# "))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+    for name, text in files(PAGE).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path / "my_conf"
-
-
-def commands() -> list[list[str]]:
-    """The arguments of the page's commands."""
-    return [shlex.split(line)[3:] for text in blocks(PAGE, "bash") for line in text.splitlines()]
 
 
 def composed(*arguments: str, my_conf: Path) -> Run:
@@ -45,7 +38,7 @@ def composed(*arguments: str, my_conf: Path) -> Run:
 
 
 def test_the_commands_of_the_page(my_conf: Path, family: Any) -> None:
-    evaluate, shorter, search = ([a for a in c[2:] if a != "-m"] for c in commands())
+    evaluate, shorter, search = ([a for a in c[2:] if a != "-m"] for c in commands(PAGE))
     result = lab.run(composed(*evaluate, my_conf=my_conf), "first", console=False)
     assert set(result.scores) == {"base", "math", "code"}
     score = result.scores["math"]["validation"]["length"]

@@ -23,7 +23,7 @@ from refusals import refuse, told
 from mergelab.core.errors import InputError
 from mergelab.generation import generator
 from mergelab.generation.prompting import prompt_encoder
-from mergelab.generation.settings import problems
+from mergelab.generation.settings import findings
 from mergelab.generation.streaming import BROKEN, Stream
 from mergelab.schema import Generate, Hardware, Run
 from mergelab.steps.generate import shown
@@ -515,7 +515,7 @@ def test_files_that_hold_no_prompts(name: str, content: bytes | None, wanted: st
     if content is not None:
         file.write_bytes(content)
     said = [("generate.file", wanted.replace("FILE", str(file)))]
-    assert list(problems(Generate(file=str(file)))) == said
+    assert [(f.place, f.message) for f in findings(Generate(file=str(file)))] == said
 
 
 @pytest.mark.parametrize(
