@@ -33,7 +33,7 @@ def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def composed(*arguments: str, my_conf: Path) -> Run:
     run = lab.compose(*arguments, config_dir=my_conf)
-    registry.use(run.composition)
+    registry.use_extensions(run.composition)
     return run
 
 

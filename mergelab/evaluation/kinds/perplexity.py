@@ -19,7 +19,7 @@ from mergelab.schema import Evaluation, Run
 class Perplexity(LmEvalKind):
     """One measure, over the documents of `eval.text`."""
 
-    settings_read = LmEvalKind.settings_read | {"text"}
+    settings_read = frozenset({"metrics", "text", "num_fewshot"})
     uses_task_files = False
     has_prompts = False
     validation_is_benchmark = False  # the user has chosen the text
