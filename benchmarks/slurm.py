@@ -74,13 +74,16 @@ class Search:
         """All of it; `told` has the time at which each generation was over."""
         from slurm_driver import search
 
-        from mergelab.optimization.executors.slurm import SlurmExecutor
+        from mergelab.optimization.executors.cluster import ClusterExecutor
+        from mergelab.slurm.scheduler import SlurmScheduler
 
         def watch(event: str, line: Any) -> None:
             if event == "generation":
                 self.told.append(time.time())
 
-        executor = SlurmExecutor(self.setup.run, self.folder, measure=empty)
+        executor = ClusterExecutor(
+            self.setup.run, self.folder, SlurmScheduler(self.setup.run.hardware.slurm), measure=empty
+        )
         search(self.folder, self.setup, executor, watch)
 
     def batches(self) -> list[Path]:
@@ -105,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, a_cluster(Path(temporary) / "cluster"):
         top = Path(temporary)
         # What a task of ours loads before its first candidate.
-        loads = "import mergelab.slurm.worker, mergelab.optimization.executors.slurm, slurm_candidates"
+        loads = "import mergelab.slurm.worker, mergelab.optimization.executors.cluster, slurm_candidates"
         python = f"PYTHONPATH={ROOT}/tests {sys.executable} -c '{loads}'"
         arrays = [bare(top / f"empty{i}", "true") for i in range(rounds)]
         started = [bare(top / f"python{i}", python) for i in range(rounds)]

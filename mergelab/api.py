@@ -75,8 +75,8 @@ def run(run: Run, folder: AnyPath | None = None, *, console: Console | bool = Tr
     """
     if run.search.name != "none":
         raise InputError(f"search={run.search.name} is for many runs: mergelab.search(run)")
-    if run.hardware.slurm is not None:
-        raise InputError("hardware: a run in this process cannot be a Slurm task\n"
+    if run.hardware.on_cluster:
+        raise InputError("hardware: a run in this process cannot be a task on a cluster\n"
                          "Start it by the command, or choose hardware=cpu, gpu or gpus.")  # fmt: skip
     place = _folder(folder, "outputs")
     with terminal.shown_on(console):
@@ -221,7 +221,7 @@ def search(
         run = replace(run, search=replace(run.search, space=_space(run, space)))
     if budget is not None:
         run = replace(run, search=replace(run.search, budget=budget))
-    if run.hardware.slurm is not None and run.search.controller == "job":
+    if run.hardware.on_cluster and run.search.controller == "job":
         raise InputError("search.controller: a job is started by the command; set search.controller=here")
     told = composition.recomposed(run)
     c = told.composition

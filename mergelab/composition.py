@@ -32,6 +32,9 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The shipped groups: inside an installed package, beside it in the repository."""
 
+LAUNCHERS = ("mergelab_cluster", "mergelab_slurm")
+"""How a config file selects the launcher of clusters. The second name is that of version 0.1."""
+
 
 # ---------------------------------------------------------------- what Hydra knows of us
 
@@ -60,7 +63,7 @@ def register() -> None:
     store.store(name="run", node=_schema(), provider="mergelab", replace=True)
     for group, name, target in (
         ("hydra/sweeper", "evolution", "mergelab.optimization.sweeper.SearchSweeper"),
-        ("hydra/launcher", "mergelab_slurm", "mergelab.slurm.launcher.SlurmArrayLauncher"),
+        *(("hydra/launcher", name, "mergelab.scheduling.launcher.ArrayLauncher") for name in LAUNCHERS),
     ):
         node = {"_target_": target}
         store.store(group=group, name=name, node=node, provider="mergelab", replace=True)

@@ -72,7 +72,7 @@ def plan_of(run: Run, output: Path, *, merges: bool, missing_severity: Severity 
 def on_this_machine(run: Run) -> Run:
     """The run for work that is done where it is asked for: a cluster's `hardware.device` speaks of its
     nodes, and its login node may have none."""
-    if run.hardware.slurm is None:
+    if not run.hardware.on_cluster:
         return run
     return replace(run, hardware=replace(run.hardware, device="cpu"))
 

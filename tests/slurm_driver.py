@@ -23,13 +23,14 @@ import yaml
 
 from mergelab.optimization.controller import TooManyFailures, evolve
 from mergelab.optimization.executors.base import EvaluationRequest
-from mergelab.optimization.executors.slurm import SlurmExecutor
+from mergelab.optimization.executors.cluster import ClusterExecutor
 from mergelab.optimization.journal import Journal
 from mergelab.optimization.population_evaluator import Watch
 from mergelab.optimization.request import Setup
 from mergelab.report import terminal
 from mergelab.schema import Hardware, Slurm
 from mergelab.slurm import client
+from mergelab.slurm.scheduler import SlurmScheduler
 
 
 def stop_at(where: str) -> None:
@@ -80,7 +81,9 @@ def main(arguments: list[str]) -> None:
         stop_at(where)
     setup = replace(setup, run=replace(setup.run, hardware=hardware(arguments[2:])))
     copyreg.pickle(EvaluationRequest, light)
-    executor = SlurmExecutor(setup.run, folder, measure=partial(candidates.measure, str(folder)))
+    scheduler = SlurmScheduler(setup.run.hardware.slurm)
+    measure = partial(candidates.measure, str(folder))
+    executor = ClusterExecutor(setup.run, folder, scheduler, measure=measure)
     try:
         search(folder, setup, executor)
     except TooManyFailures as e:

@@ -22,7 +22,7 @@ from slurm_cluster import Cluster
 from slurm_driver import search
 
 from mergelab.optimization.journal import read
-from mergelab.slurm import submission_log
+from mergelab.scheduling import submission_log
 
 HERE = Path(__file__).parent
 Lines = list[dict[str, Any]]
@@ -92,14 +92,14 @@ class Search:
 
     def submitted(self) -> list[list[str]]:
         """The items of each batch that became a job."""
-        found = submission_log.read(self.folder)
+        found = submission_log.read(self.folder / "slurm")
         jobs = {x["batch"] for x in found if x["event"] == "submitted"}
         return [[name for task in x["tasks"] for name, _ in task] for x in found
                 if x["event"] == "submitting" and x["batch"] in jobs]  # fmt: skip
 
     def nothing_twice(self) -> None:
         """Slurm has seen each batch once, and nothing of it is left."""
-        found = submission_log.read(self.folder)
+        found = submission_log.read(self.folder / "slurm")
         jobs = [x["job"] for x in found if x["event"] == "submitted"]
         assert len(jobs) == len(set(jobs))
         tasks = self.cluster.tasks(self.name, set(jobs))

@@ -243,6 +243,7 @@ def config(root: Path = ROOT) -> str:
         "Checkpoint": "",
         "Skill": "model.skills.NAME",
         "Slurm": "hardware.slurm",
+        "SchedulerChoice": "hardware.scheduler",
     }
     key_of |= {"Fidelity": "search.fidelity"}
     own = Section("Run", run.doc, tuple(f for f in run.fields if f.name != "composition"))

@@ -28,10 +28,9 @@ from mergelab.core.errors import INTERRUPTED, InputError, MergelabError
 from mergelab.jobs import offline, steps_of
 from mergelab.jobs.step import merges, named
 from mergelab.optimization.sweeper import SearchSweeper
+from mergelab.scheduling import launcher, on_node
+from mergelab.scheduling.launcher import ENV_IN_TASK, ArrayLauncher, is_grid
 from mergelab.schema import Run
-from mergelab.slurm import on_node
-from mergelab.slurm.launcher import ENV_IN_TASK, SlurmArrayLauncher, folder_named, is_grid, same_cluster
-from mergelab.slurm.launcher import NAME as SLURM
 
 
 class _CommandFinished(SystemExit):
@@ -48,24 +47,24 @@ def _evolution_end(error: BaseException) -> BaseException:
 
 
 def _on_node(
-    launcher: SlurmArrayLauncher, overrides: list[str], number: int, state: Any, folder: Path, alone: bool
+    array: ArrayLauncher, overrides: list[str], number: int, state: Any, folder: Path, alone: bool
 ) -> dict[str, Any]:
-    """One run of a command, in a Slurm task; returns its fitness. What a task that was lost in its very
-    last moment has finished is not done again."""
+    """One run of a command, in a task on a cluster; returns its fitness. A run that a task finished just
+    before it was lost is not done again."""
     from mergelab.core.run_dir import read_memo
 
     before = read_memo(folder / "result.json")
     if before.get("status") == "done":
         return {"fitness": (before.get("fitness") or {}).get("value")}
-    os.environ |= {ENV_IN_TASK: "alone" if alone else "many", "SUBMITIT_EXECUTOR": "slurm"}
-    launcher.task_function = _task.__wrapped__
-    done = launcher(overrides, "hydra.sweep.dir", number, str(number), state)
+    os.environ[ENV_IN_TASK] = "alone" if alone else "many"
+    array.task_function = _task.__wrapped__
+    done = array.run_in_task(overrides, number, state)
     return {"fitness": done.return_value}  # raises what ended the run
 
 
-SearchSweeper.end = SlurmArrayLauncher.end = staticmethod(_evolution_end)
-SlurmArrayLauncher.on_node = staticmethod(_on_node)
-for plugin in (SearchSweeper, SlurmArrayLauncher):
+SearchSweeper.end = ArrayLauncher.end = staticmethod(_evolution_end)
+ArrayLauncher.on_node = staticmethod(_on_node)
+for plugin in (SearchSweeper, ArrayLauncher):
     Plugins.instance().register(plugin)
 composition.register()
 
@@ -82,9 +81,7 @@ class Hooks:
             refuse_finished(Path(config.hydra.run.dir))
             if config.search.name != "none":
                 raise InputError(f"search={config.search.name} is for many runs: add -m")
-            if config.hardware.slurm is not None and not all(
-                s.on_login_node for s in named(config.job.steps)
-            ):
+            if _on_cluster(config) and not all(s.on_login_node for s in named(config.job.steps)):
                 raise InputError(f"hardware={config.hydra.runtime.choices.hardware} is a cluster: add -m")
         except InputError as e:
             raise _CommandFinished(_tell(e)) from None
@@ -99,7 +96,7 @@ class Hooks:
             return
         from mergelab.report import terminal
 
-        slurm = config.hydra.runtime.choices.get("hydra/launcher") == SLURM
+        cluster = launcher.selected(config)
         runs: dict[int, tuple[list[str], Run]] = {}
         messages: list[str] = []
         for number, (arguments, cfg) in enumerate(_grid(config)):
@@ -108,15 +105,15 @@ class Hooks:
             except InputError as e:
                 messages.append(f"run {number} ({' '.join(arguments)}): {e}")
         try:
-            if slurm and not messages:
+            if cluster and not messages:
                 _check_cluster(config, [run for _, run in runs.values()])
-            elif not slurm and any(run.hardware.slurm for _, run in runs.values()):
+            elif not cluster and any(run.hardware.on_cluster for _, run in runs.values()):
                 raise InputError("hardware: a cluster cannot be one of several choices; name it alone")
         except InputError as e:
             messages.append(str(e))
         for number, (arguments, run) in runs.items():
             folder = Path(config.hydra.sweep.dir).resolve() / str(number)
-            if slurm and (folder / "result.json").exists():
+            if cluster and (folder / "result.json").exists():
                 continue  # it is gone on with, or was done
             for message in _problems(run, folder):
                 messages.append(f"run {number} ({' '.join(arguments)}): {message}")
@@ -129,7 +126,7 @@ class Hooks:
         """Compare all runs of the sweep's folder; an evolution has told its own story."""
         if str(config.hydra.sweeper._target_).endswith(SearchSweeper.__name__):
             return
-        if config.hydra.runtime.choices.get("hydra/launcher") == SLURM and (
+        if launcher.selected(config) and (
             config.hardware.detach or not (Path(config.hydra.sweep.dir) / "1").exists()
         ):
             return  # nothing has ended yet; or one run, which has shown its result
@@ -143,6 +140,10 @@ class Hooks:
         raise AttributeError(name)
 
 
+def _on_cluster(config: DictConfig) -> bool:
+    return config.hardware.slurm is not None or config.hardware.scheduler is not None
+
+
 def _run_without_folder(config: DictConfig) -> None:
     """Run a job that keeps no folder, such as monitor, before Hydra makes one."""
     steps = named(config.job.steps)
@@ -154,17 +155,11 @@ def _run_without_folder(config: DictConfig) -> None:
 def _check_cluster(config: DictConfig, runs: list[Run]) -> None:
     """What a cluster has to say before anything is submitted; and the folder in which these very runs
     were begun by an earlier command, if they were."""
-    from mergelab.slurm import dry_run, resume
-
     if all(s.on_login_node for r in runs for s in steps_of(r)):
         raise InputError(f"job={runs[0].job.name}: it is done on this machine: leave out -m")
-    same_cluster(runs)
-    hardware = runs[0].hardware
-    if hardware.slurm is None:
-        raise InputError("hydra/launcher: it submits to Slurm, and hardware names no cluster: hardware=slurm")
-    dry_run.check(hardware.slurm, 1, array=len(runs) > 1)
+    launcher.check_cluster(runs)
     with open_dict(config):
-        config.hydra.sweep.dir = str(resume.place(runs, Path(config.hydra.sweep.dir), folder_named(config)))
+        config.hydra.sweep.dir = str(launcher.folder_of(config, runs))
 
 
 def _grid(config: DictConfig) -> Iterator[tuple[list[str], DictConfig]]:

@@ -1,7 +1,7 @@
 """The heartbeat of a run: `heartbeat.json` in its folder, rewritten every two seconds.
 
-It says where the run is and how far, for whoever looks on (`job=monitor`); nothing depends on it. A run
-that ends removes the file; one that is killed leaves it, and its time then stands still.
+It records where the run works and its progress, for `job=monitor`; nothing depends on it. A run that ends
+removes the file. One that is killed leaves it, and the time in it no longer changes.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from typing import Any
 
 NAME = "heartbeat.json"
 INTERVAL = 2.0
-"""Seconds between two beats."""
+"""Seconds between two heartbeats."""
 
 _state: dict[str, Any] = {}
 _lock = threading.Lock()
 
 
 def report_progress(what: str, done: int, total: int, *, unit: str = "") -> None:
-    """Say what is being done, and how far it is.
+    """Set what is in progress, and how much of it is done.
 
     Args:
         what: in a word or two.
-        done, total: of bytes (`unit="bytes"`) or of things; a total of 0 is unknown.
+        done: bytes (`unit="bytes"`) or things that are done.
+        total: of the same; 0: unknown.
+        unit: `bytes`, or empty.
     """
     with _lock:
         if _state.get("what") != what:
@@ -40,18 +42,19 @@ def report_progress(what: str, done: int, total: int, *, unit: str = "") -> None
 
 
 def step(name: str) -> None:
-    """Say which step has begun."""
+    """Set the step that has begun."""
     with _lock:
         _state.update(step=name, what=None, done=0, total=0, unit="", since=round(time.time(), 3))
 
 
 @contextmanager
 def running(folder: Path, gpu: bool = False) -> Iterator[None]:
-    """Write `folder/heartbeat.json` until the body ends. Nested in another one it does nothing: a
+    """Write `folder/heartbeat.json` until the body ends. Nested in another one it does nothing, because a
     process has one heartbeat file.
 
     Args:
-        gpu: whether to tell the use of GPUs, too.
+        folder: the run's.
+        gpu: whether the use of GPUs is recorded as well.
     """
     with _lock:
         nested = bool(_state.get("started"))
@@ -82,27 +85,32 @@ def running(folder: Path, gpu: bool = False) -> Iterator[None]:
 
 
 def _write(folder: Path, gpu: bool) -> None:
-    """One beat. Whatever goes wrong with it must not end the run that it tells of."""
+    """Write the file once. No error here may end the run."""
     with suppress(Exception):
         import psutil
 
         with _lock:
-            told = dict(_state)
-        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        told |= {"time": round(time.time(), 3), "host": host, "pid": os.getpid(), "job": job()}
-        told["rss"] = psutil.Process().memory_info().rss
+            content = dict(_state)
+        content |= {"time": round(time.time(), 3), "host": node(), "pid": os.getpid(), "job": job()}
+        content["rss"] = psutil.Process().memory_info().rss
         if gpu:
-            told["gpus"] = _gpus()
-        aside = folder / f".{NAME}.{os.getpid()}"
-        aside.write_text(json.dumps(told), encoding="utf-8")
-        aside.replace(folder / NAME)
+            content["gpus"] = _gpus()
+        temporary = folder / f".{NAME}.{os.getpid()}"
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(folder / NAME)
 
 
 def job() -> str | None:
-    """The Slurm task that this is: `57`, `57_3`."""
+    """The id of the cluster task in which this process runs: `57`, `57_3`. None outside of one."""
     e = os.environ
     array, index = e.get("SLURM_ARRAY_JOB_ID"), e.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{index}" if array and index else e.get("SLURM_JOB_ID")
+    slurm = f"{array}_{index}" if array and index else e.get("SLURM_JOB_ID")
+    return e.get("MERGELAB_TASK_ID") or slurm
+
+
+def node() -> str:
+    """The name of the machine, as the cluster knows it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _gpus() -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""job=monitor: what runs, here and on Slurm, read from the runs' own files and from squeue."""
+"""job=monitor: what runs, here and on clusters, read from the runs' own files and the schedulers' queues."""

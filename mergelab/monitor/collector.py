@@ -1,4 +1,4 @@
-"""What runs below some folders: a row a run, and a row a sweep with those of its Slurm tasks."""
+"""What runs below some folders: a row for each run, and one for each sweep with those of its tasks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import psutil
 from mergelab import search_history
 from mergelab.core import heartbeat
 from mergelab.monitor.readers import (
-    LEDGER,
     Files,
     Item,
     Json,
     Queue,
+    Submissions,
     find,
     item_name,
-    items_of,
     number,
     part,
+    submissions_of,
     text,
 )
+from mergelab.scheduling import submission_log
+from mergelab.scheduling.scheduler import Task
 from mergelab.search_history import INITIAL
-from mergelab.slurm import client
 
 STALE = 15.0
-"""Seconds after which a heartbeat that has not been written anew is no sign of life."""
+"""Seconds after which a heartbeat that was not rewritten is not a sign of life."""
 WALK = 5.0
-"""Seconds between two searches for new folders; on a network disk they are what takes time."""
+"""Seconds between two searches for new folders. On a network disk these take the time."""
 OVER = {"done", "failed", "invalid", "interrupted", "lost", "stopped"}
 
 
@@ -44,18 +45,18 @@ class Row:
     state: str
     """running, pending, done, failed ... as in result.json; `lost` and `no sign` without a heartbeat."""
     when: float = 0.0
-    """When it began, if it lives; its last sign, if it does not."""
+    """When it began, if it lives; its last heartbeat, if it does not."""
     name: str = ""
-    """What it is: a run's model and method, a task's item."""
+    """A run's model and method; a task's work item."""
     step: str = ""
     share: float | None = None
-    """Of the step's work that is done."""
+    """The part of the step's work that is done."""
     left: float | None = None
-    """Seconds that the rest of the step takes at this pace."""
+    """Seconds that the rest of the step takes at this rate."""
     fitness: float | None = None
     job: str = ""
-    """The Slurm task."""
-    place: int = 0
+    """The id of its task on a cluster."""
+    position: int = 0
     """Among the user's pending tasks, from 1."""
     node: str = ""
     memory: int = 0
@@ -65,18 +66,18 @@ class Row:
 
     @property
     def rank(self) -> int:
-        """What runs comes first, then what waits, then what has ended."""
+        """0: running, 1: waiting, 2: ended. The order in which rows are shown."""
         return 2 if self.state in OVER else int(self.state in ("pending", "submitted"))
 
     @property
     def going(self) -> bool:
-        """Whether it has neither ended nor fallen silent."""
+        """Whether it has neither ended nor stopped writing its heartbeat."""
         return self.rank < 2 and self.state != "no sign"
 
 
 @dataclass(frozen=True)
 class Sweep(Row):
-    """An evolution."""
+    """A search."""
 
     done: int = 0
     total: int = 0
@@ -94,19 +95,19 @@ class Sweep(Row):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that was seen at one time."""
+    """Everything that was seen at one time."""
 
     time: float
     rows: list[Row] = field(default_factory=list)
     trouble: str = ""
-    """Why nothing is known from Slurm."""
+    """Why nothing is known from a scheduler."""
 
 
 # ---------------------------------------------------------------- from files to rows
 
 
 def living(row: Row, sign: Json, now: float) -> Row:
-    """A row with what its heartbeat says: alive, or how long not."""
+    """A row with what its heartbeat says: alive, or for how long it has not been."""
     at, began, since = (number(sign.get(k)) or 0.0 for k in ("time", "started", "since"))
     done, total = (max(number(sign.get(k)) or 0.0, 0.0) for k in ("done", "total"))
     gpus = sign.get("gpus")
@@ -122,8 +123,8 @@ def living(row: Row, sign: Json, now: float) -> Row:
         return row
     pid = min(int(number(sign.get("pid")) or 0), 2**31 - 1)
     if row.node == socket.gethostname() and not psutil.pid_exists(pid):
-        told = f"process {pid} is gone, and left no result"
-        return replace(row, state="lost", when=at, left=None, reason=told)
+        reason = f"process {pid} is gone, and left no result"
+        return replace(row, state="lost", when=at, left=None, reason=reason)
     return replace(row, state="no sign", when=at, left=None)
 
 
@@ -142,10 +143,15 @@ def run_row(folder: Path, result: Json, ended: float) -> Row:
 def sweep_row(
     folder: Path, journal: Sequence[Json], events: Sequence[Json], result: Json, sign: Json, changed: float
 ) -> Sweep:
-    """The row of an evolution, but for whether it lives.
+    """The row of a search, except for whether it lives.
 
     Args:
-        changed: when it last wrote anything.
+        folder: of the sweep.
+        journal: its lines.
+        events: the lines of events.jsonl.
+        result: result.json.
+        sign: the heartbeat.
+        changed: when any of its files was last written.
     """
     search = part(journal[0], "search") if journal else {}
     error, status = part(result, "error"), result.get("status")
@@ -184,22 +190,23 @@ def sweep_row(
 
 
 class Watcher:
-    """Looks at folders, again and again.
+    """Reads folders repeatedly.
 
     Args:
         roots: folders to look below.
-        hours: what ended longer ago is left out, unless it is one of the roots.
+        hours: what ended longer ago is omitted, unless it is one of the roots.
     """
 
     def __init__(self, roots: Sequence[Path], hours: float):
         self._roots, self._hours = roots, hours
-        self._files, self._queue = Files(), Queue()
+        self._files = Files()
+        self._queues: dict[str, Queue] = {}
         self._next = 0.0
         self._found: list[tuple[str, Path]] = []
         self._over: dict[Path, list[Row]] = {}
 
     def look(self) -> Snapshot:
-        """What there is now: the living first, of them the newest."""
+        """What there is now: running rows first, the newest of them before the others."""
         now = time.time()
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + WALK
@@ -214,32 +221,44 @@ class Watcher:
             named = folder in self._roots
             rows += [r for r in here if named or r.going or now - r.when <= self._hours * 3600]
         rows.sort(key=lambda r: (r.rank, -r.when))
-        return Snapshot(now, rows, self._queue.trouble)
+        return Snapshot(now, rows, "; ".join(q.trouble for q in self._queues.values() if q.trouble))
 
     def _read(self, kind: str, folder: Path, now: float) -> Iterator[Row]:
-        ledger = self._files.lines(folder / LEDGER)
-        items = items_of(ledger)
+        log = submissions_of(self._files, folder)
         if kind == "sweep":
-            yield self._sweep(folder, now, ledger, items)
+            yield self._sweep(folder, now, log)
         elif kind == "run":
             yield from self._run(folder, now)
         else:
-            mine = {x.folders.get(name, name): x for x in items for name, _ in x.keys}
-            numbers = set(mine) | set(self._files.listing(folder)[1])
+            items = {x.folders.get(name, name): x for x in log.items for name, _ in x.keys}
+            numbers = set(items) | set(self._files.listing(folder)[1])
             for n in sorted((n for n in numbers if n.isdecimal()), key=int):
-                yield from self._run(folder / n, now, mine.get(n))
+                yield from self._run(folder / n, now, items.get(n), log)
 
-    def _run(self, folder: Path, now: float, item: Item | None = None) -> Iterator[Row]:
-        """The row of a run, if there is anything to tell.
+    def _queue(self, log: Submissions | None) -> dict[str, tuple[Task, int]] | None:
+        """The tasks in the scheduler's queue, by id; None where that is not known."""
+        if log is None or not log.scheduler:
+            return None
+        if log.scheduler not in self._queues:
+            self._queues[log.scheduler] = Queue(log.scheduler, log.options)
+        return self._queues[log.scheduler].tasks()
+
+    def _run(
+        self, folder: Path, now: float, item: Item | None = None, log: Submissions | None = None
+    ) -> Iterator[Row]:
+        """The row of a run, if there is anything to show.
 
         Args:
-            item: the Slurm task that it is.
+            folder: of the run.
+            now: the time.
+            item: the task that it is.
+            log: in which the task is recorded.
         """
         result, sign = (self._files.mapping(folder / name) for name in ("result.json", heartbeat.NAME))
         row = run_row(folder, result, changed := self._files.changed(folder, "result.json"))
         if item and row.state != "done":
             row = replace(row, job=item.task)
-            if waits := self._waiting(row):
+            if waits := self._waiting(row, log):
                 yield waits
                 return
             if item.ended and (row.state == "running" or not result):
@@ -249,44 +268,45 @@ class Watcher:
         elif sign:
             yield living(row, sign, now)
         elif not result:
-            if item and self._queue.tasks() is None:
+            if item and self._queue(log) is None:
                 yield replace(row, state="submitted")
         else:
             steps = [x for x in self._files.lines(folder / "events.jsonl") if x.get("event") == "step"]
             last = steps[-1] if steps else {}
             row = replace(row, step=text(last.get("step")), when=max(changed, number(last.get("time")) or 0))
             if now - row.when > STALE:
-                # A run takes its heartbeat away when it ends, and not every job has a step that says `done`.
+                # A run removes its heartbeat when it ends, and not every job has a step that reports `done`.
                 row = replace(row, state="done" if last.get("state") == "done" else "no sign")
             yield row
 
-    def _waiting(self, row: Row) -> Row | None:
-        """The row of a task that Slurm has not started; None for others."""
-        task, place = (self._queue.tasks() or {}).get(row.job, (None, 0))
+    def _waiting(self, row: Row, log: Submissions | None) -> Row | None:
+        """The row of a task that the scheduler has not started; None for others."""
+        task, position = (self._queue(log) or {}).get(row.job, (None, 0))
         if task is None or task.state != "PENDING":
             return None
-        return replace(row, state="pending", reason=task.reason, place=place, step="")
+        return replace(row, state="pending", reason=task.reason, position=position, step="")
 
-    def _in_queue(self, job: str) -> client.Task | None:
-        return (self._queue.tasks() or {}).get(job, (None, 0))[0]
+    def _in_queue(self, job: str, log: Submissions) -> Task | None:
+        return (self._queue(log) or {}).get(job, (None, 0))[0]
 
-    def _sweep(self, folder: Path, now: float, ledger: Sequence[Json], items: Sequence[Item]) -> Row:
-        """The row of an evolution, with those of its tasks."""
+    def _sweep(self, folder: Path, now: float, log: Submissions) -> Row:
+        """The row of a search, with those of its tasks."""
         journal, events = (self._files.lines(folder / name) for name in ("journal.jsonl", "events.jsonl"))
         result, sign = (self._files.mapping(folder / name) for name in ("result.json", heartbeat.NAME))
-        changed = self._files.changed(folder, "journal.jsonl", "result.json", LEDGER)
+        changed = self._files.changed(folder, "journal.jsonl", "result.json")
+        changed = max(changed, self._files.changed(log.folder, submission_log.NAME))
         row = sweep_row(folder, journal, events, result, sign, changed)
         if row.state != "running":
             return row
         known = {f"candidate{x.get('number')}" for x in journal if x.get("event") == "candidate"}
-        row = replace(row, tasks=tuple(sorted(self._tasks(folder, now, items, known), key=lambda r: r.rank)))
+        row = replace(row, tasks=tuple(sorted(self._tasks(folder, now, log, known), key=lambda r: r.rank)))
         if sign:
             counting = () if result else ("what", "done", "total")  # candidates, which the row has
             return living(row, {k: v for k, v in sign.items() if k not in counting}, now)
-        if controllers := [str(x.get("job")) for x in ledger if x.get("event") == "controller"]:
+        if controllers := [str(x.get("job")) for x in log.lines if x.get("event") == "controller"]:
             row = replace(row, job=controllers[-1])
-            task = self._in_queue(row.job)
-            if waits := self._waiting(row):
+            task = self._in_queue(row.job, log)
+            if waits := self._waiting(row, log):
                 return waits
             if task and not task.over:
                 return replace(row, node=task.node)
@@ -294,14 +314,17 @@ class Watcher:
             return row
         return replace(row, state="detached" if row.tasks else "stopped")
 
-    def _tasks(self, folder: Path, now: float, items: Sequence[Item], known: set[str]) -> Iterator[Row]:
-        """The rows of a sweep's Slurm tasks that have not ended.
+    def _tasks(self, folder: Path, now: float, log: Submissions, known: set[str]) -> Iterator[Row]:
+        """The rows of a sweep's tasks that have not ended.
 
         Args:
-            known: items whose result the journal has.
+            folder: of the sweep.
+            now: the time.
+            log: of what was submitted.
+            known: work items whose result the journal has.
         """
-        for item in items:
-            have = self._files.listing(folder / "slurm" / item.batch / "results")[0]
+        for item in log.items:
+            have = self._files.listing(log.folder / item.batch / "results")[0]
             names = [n for n, attempt in item.keys if n not in known and f"{n}.{attempt}.json" not in have]
             if not names or item.ended:
                 continue
@@ -310,17 +333,17 @@ class Watcher:
             at, i, sign = max(signs, key=lambda x: x[0], default=(0.0, 0, {}))
             name = item_name(names[i]) + (f" +{len(names) - 1}" if len(names) > 1 else "")
             row = Row(folder, "submitted", now, name, job=item.task)
-            if waits := self._waiting(row):
+            if waits := self._waiting(row, log):
                 yield waits
                 continue
-            task = self._in_queue(item.task)
-            if now - at > STALE and (task.over if task else self._queue.tasks() is not None):
+            task = self._in_queue(item.task, log)
+            if now - at > STALE and (task.over if task else self._queue(log) is not None):
                 continue
             if task:
                 row = replace(row, node=task.node, state=task.state.lower())
             yield living(row, sign, now) if sign else row
 
     def _sign(self, folder: Path, name: str, item: Item) -> Json:
-        """The heartbeat of an item, which is that of its candidate; empty where it is another task's."""
+        """The heartbeat of a work item, that of its candidate; empty where it is another task's."""
         sign = self._files.mapping(folder / item.folders.get(name, name) / heartbeat.NAME)
         return sign if sign.get("job") in (None, item.task) else {}

@@ -1,7 +1,7 @@
-"""The files that runs leave, and Slurm's queue, for whoever only looks on.
+"""The files that runs leave, and the queues of schedulers, read by a process that only watches.
 
-Any file may be half-written, or gone the moment after it was seen: it then counts as it was before, or as
-not there. Nothing is written, and what has not changed is not read again.
+Any file may be half-written, or removed after it was seen. It then counts as it was before, or as absent.
+Nothing is written, and a file that has not changed is not read again.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mergelab.core import heartbeat
 from mergelab.core.errors import MergelabError
 from mergelab.core.run_dir import read_memo
+from mergelab.scheduling import submission_log
+from mergelab.scheduling.scheduler import ENDED, SCHEDULERS, Scheduler, Task
+from mergelab.schema import Slurm
 from mergelab.search_history import row_label
-from mergelab.slurm import client
 
-ASK = 5.0
-"""Seconds between two questions to Slurm."""
-ASK_AGAIN = 30.0
+POLL_QUEUE_S = 5.0
+"""Seconds between two queries of a scheduler's queue."""
+RETRY_S = 30.0
 """The same after it has not answered: each try may take a minute."""
 DEPTH = 6
-LEDGER = "slurm/jobs.jsonl"
-SKIPPED = {"model", "wandb", "report", "slurm", "early"}
+SKIPPED = {"model", "wandb", "report", "early"}
 LARGE = {"inputs", "metrics", "genome"}
 """Keys of result.json that are not shown and would fill the memory."""
 
@@ -137,9 +139,9 @@ def part(value: Json, key: str) -> Json:
 def find(files: Files, folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Path]]:
     """The `sweep`s, `grid`s on Slurm and `run`s in a folder; nothing is looked for inside of them."""
     names, below = files.listing(folder)
-    ledger = files.lines(folder / LEDGER) if "slurm" in below else []
-    items = {name for item in items_of(ledger) for name, _ in item.keys}
-    if "journal.jsonl" in names or (ledger and not items and "result.json" not in names):
+    log = submissions_of(files, folder)
+    items = {name for item in log.items for name, _ in item.keys}
+    if "journal.jsonl" in names or (log.lines and not items and "result.json" not in names):
         yield "sweep", folder
     elif items:
         yield "grid" if any(n.startswith("run") for n in items) else "sweep", folder
@@ -147,13 +149,13 @@ def find(files: Files, folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, 
         yield "run", folder
     elif depth:
         for name in below:
-            if name not in SKIPPED and not name.startswith("."):
+            if name not in SKIPPED and name not in scheduler_names() and not name.startswith("."):
                 yield from find(files, folder / name, depth - 1)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A Slurm task of ours, as the sweep's ledger has it, and what it works on."""
+    """A task on a cluster, as the submission log records it, and its work items."""
 
     batch: str
     job: str
@@ -162,20 +164,51 @@ class Item:
     keys: tuple[tuple[str, int], ...]
     """Names and attempts."""
     folders: Mapping[str, str] = field(default_factory=dict)
-    """By name, where in the sweep's folder each leaves its signs."""
+    """By name, where in the sweep's folder each writes its heartbeat."""
     ended: str = ""
-    """How it ended, if it did so without having done its work."""
+    """How it ended, if it did so before its work was done."""
 
     @property
     def task(self) -> str:
-        """As Slurm writes it."""
+        """Its id, as the scheduler writes it."""
         return f"{self.job}_{self.index}" if self.array and self.job else self.job
 
 
-def items_of(ledger: Sequence[Json]) -> list[Item]:
-    """The tasks that have been submitted, each with what no later one has taken over."""
+@dataclass(frozen=True)
+class Submissions:
+    """The submission log of a sweep, as far as it can be read."""
+
+    folder: Path
+    """Where the batches are."""
+    scheduler: str = ""
+    """Its name; empty where nothing was submitted."""
+    lines: list[Json] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+
+    @property
+    def options(self) -> Json:
+        """Of the scheduler."""
+        return part(self.lines[0], "options") if self.lines else {}
+
+
+@cache
+def scheduler_names() -> frozenset[str]:
+    """The schedulers that are registered. In a sweep's folder, a folder of that name holds its jobs."""
+    return frozenset(SCHEDULERS.names())
+
+
+def submissions_of(files: Files, folder: Path) -> Submissions:
+    """What was submitted for a sweep, or for the runs of a command."""
+    for name in scheduler_names().intersection(files.listing(folder)[1]):
+        if lines := files.lines(folder / name / submission_log.NAME):
+            return Submissions(folder / name, name, lines, items_of(lines))
+    return Submissions(folder)
+
+
+def items_of(lines: Sequence[Json]) -> list[Item]:
+    """The tasks that have been submitted, each with the work items that no later task has taken over."""
     batches: dict[str, list[Item]] = {}
-    for line in ledger:
+    for line in lines:
         event, batch = line.get("event"), str(line.get("batch"))
         with suppress(TypeError, ValueError, LookupError):  # a line of another version
             if event == "submitting":
@@ -187,8 +220,8 @@ def items_of(ledger: Sequence[Json]) -> list[Item]:
             elif event in ("void", "cancelled"):
                 del batches[batch]
             elif event == "ended":
-                told = line.get("reason") or client.ENDED.get(line["state"]) or "ended"
-                batches[batch][line["task"]] = replace(batches[batch][line["task"]], ended=str(told))
+                reason = line.get("reason") or ENDED.get(line["state"]) or "ended"
+                batches[batch][line["task"]] = replace(batches[batch][line["task"]], ended=str(reason))
     tasks = [x for items in batches.values() for x in items]
     latest = {name: (x.batch, x.index) for x in tasks for name, _ in x.keys}
     owned = [replace(x, keys=tuple(k for k in x.keys if latest[k[0]] == (x.batch, x.index))) for x in tasks]
@@ -204,29 +237,45 @@ def item_name(name: str) -> str:
 
 
 class Queue:
-    """The user's tasks in Slurm, asked for only when somebody wants to know, and seldom."""
+    """The user's tasks in the queue of a scheduler, asked for only when they are needed, and seldom.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the scheduler.
+        options: with which it was used.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, Any]):
         self.trouble = ""
+        """Why the queue is not known."""
+        self._name, self._options = name, options
         self._next = 0.0
-        self._tasks: dict[str, tuple[client.Task, int]] | None = None
+        self._tasks: dict[str, tuple[Task, int]] | None = None
 
-    def tasks(self) -> dict[str, tuple[client.Task, int]] | None:
-        """Each task by its number, and its place among the pending; None where Slurm does not answer."""
+    def tasks(self) -> dict[str, tuple[Task, int]] | None:
+        """Each task by its id, with its position among the pending ones; None where the scheduler does not
+        answer."""
         if time.monotonic() >= self._next:
-            wait, self._tasks, self.trouble = ASK, None, ""
+            wait, self._tasks, self.trouble = POLL_QUEUE_S, None, ""
+            title = self._name
             try:
-                if (command := client.missing()) is None:
-                    self._tasks = _placed(client.queue(None))
+                scheduler = self._scheduler()
+                title = scheduler.title
+                if (program := scheduler.missing_program()) is None:
+                    self._tasks = _positions(scheduler.queue(None))
                 else:
-                    self.trouble = f"nothing is known from Slurm: there is no {command} here"
+                    self.trouble = f"nothing is known from {title}: there is no {program} on this machine"
             except MergelabError:
-                wait, self.trouble = ASK_AGAIN, "Slurm does not answer"
+                wait, self.trouble = RETRY_S, f"{title} does not answer"
             self._next = time.monotonic() + wait
         return self._tasks
 
+    def _scheduler(self) -> Scheduler:
+        """Slurm has its own settings, of which its queue needs none."""
+        settings = Slurm() if self._name == "slurm" else dict(self._options)
+        return SCHEDULERS.get(self._name)(settings)
 
-def _placed(tasks: Sequence[client.Task]) -> dict[str, tuple[client.Task, int]]:
+
+def _positions(tasks: Sequence[Task]) -> dict[str, tuple[Task, int]]:
     pending = 0
     found = {}
     for task in tasks:

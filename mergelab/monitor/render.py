@@ -1,4 +1,4 @@
-"""job=monitor: what runs, here and on Slurm, in the terminal as it goes on. It only looks."""
+"""job=monitor: what runs, here and on clusters, shown live in the terminal. It only reads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def watch(settings: Monitor, console: Console | None = None) -> None:
             raise InputError(f"monitor.{name}: {value:g} is not above 0")
     folder = Path(settings.folder).expanduser().absolute() if settings.folder is not None else None
     if folder is not None and not folder.is_dir():
-        raise InputError(f"monitor.folder: {settings.folder} is no folder")
+        raise InputError(f"monitor.folder: {settings.folder} is not a folder")
     console = console or terminal.console
     roots = [folder] if folder else [Path.cwd() / name for name in HERE]
     watcher = Watcher(roots, settings.hours)
@@ -202,8 +202,8 @@ def state(row: Row, now: float) -> str:
     if row.state == "no sign":
         return f"no sign since {duration(max(now - row.when, 0))}"
     if row.state == "pending":
-        place = f" {ordinal(row.place)}" if row.place else ""
-        return f"pending{place}" + (f" ({_first(row.reason)})" if row.reason else "")
+        position = f" {ordinal(row.position)}" if row.position else ""
+        return f"pending{position}" + (f" ({_first(row.reason)})" if row.reason else "")
     return row.state
 
 

@@ -61,13 +61,13 @@ def run(request: Request) -> Study | None:
 
 
 def _leave_to_job(setup: Setup, run_dir: RunDir, request: Request) -> Study | None:
-    """Let a Slurm job drive the search, and watch it. That job alone writes the journal."""
+    """Let a job on the cluster drive the search, and watch it. That job alone writes the journal."""
     controller_job.start(setup.run, run_dir.folder, request.arguments)
     if setup.run.hardware.detach:
         terminal.say("  python -m mergelab job=monitor   shows it", "dim")
         terminal.say("  the same command without hardware.detach watches it and shows the result", "dim")
         return None
-    result = controller_job.follow(run_dir.folder, setup.budget, setup.population)
+    result = controller_job.follow(setup.run, run_dir.folder, setup.budget, setup.population)
     show(run_dir, result)
     wandb_sync.finish(run_dir.folder, setup.run.tracking)
     return Study.load(run_dir.folder)
@@ -133,13 +133,13 @@ def _tracked(setup: Setup, run_dir: RunDir) -> Iterator[SweepTracker]:
 
 @contextmanager
 def _tasks_kept_on_hangup(run: Run) -> Iterator[None]:
-    """Let a closed terminal end this process only: the same command adopts the tasks that Slurm runs."""
-    if run.hardware.slurm is None or threading.current_thread() is not threading.main_thread():
+    """Let a closed terminal end this process only: the same command adopts the cluster's tasks."""
+    if not run.hardware.on_cluster or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(*_: object) -> None:
-        log.info("the terminal was closed; Slurm's tasks keep running")
+        log.info("the terminal was closed; the cluster's tasks keep running")
         logging.shutdown()
         os._exit(128 + signal.SIGHUP)
 

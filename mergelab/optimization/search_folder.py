@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergelab.core import cache_dir, hashing
+from mergelab.core import hashing
 from mergelab.core.errors import InputError
-from mergelab.core.run_dir import read_memo, short_path, write_json
+from mergelab.core.resume_registry import ResumeRegistry
+from mergelab.core.run_dir import short_path
 from mergelab.optimization import journal
 from mergelab.optimization.fingerprint import differences
 from mergelab.optimization.journal import Journal
@@ -22,11 +23,10 @@ def find(request: Request, identity: Mapping[str, Any]) -> Path:
         InputError: where the named folder holds another search, or a run.
     """
     key = hashing.digest([identity, str(Path.cwd())])[:32]
-    memo = cache_dir.home() / "sweeps" / f"{key}.json"
-    folder = request.folder.resolve()
-    earlier = read_memo(memo).get("folder")
-    if not request.folder_named and earlier and (Path(earlier) / journal.NAME).exists():
-        folder = Path(earlier)
+    registry = ResumeRegistry("sweeps")
+    folder, earlier = request.folder.resolve(), registry.folder(key)
+    if not request.folder_named and earlier and (earlier / journal.NAME).exists():
+        folder = earlier
     folder.mkdir(parents=True, exist_ok=True)
     if lines := journal.read(folder / journal.NAME):  # another process may be writing it
         changed = differences(lines[0]["identity"], identity)
@@ -40,7 +40,7 @@ def find(request: Request, identity: Mapping[str, Any]) -> Path:
         raise InputError(
             f"{short_path(folder)} holds a run, not a sweep\nChoose another folder: hydra.sweep.dir=DIR"
         )
-    write_json(memo, {"folder": str(folder)})
+    registry.record(key, folder)
     return folder
 
 

@@ -11,7 +11,8 @@ from mergelab.optimization.request import Request, Setup
 from mergelab.optimization.validate import live_model_bytes
 from mergelab.preflight import Plan
 from mergelab.report import terminal
-from mergelab.slurm.submission_log import job_name
+from mergelab.scheduling.scheduler import scheduler_of
+from mergelab.scheduling.submission_log import job_name
 from mergelab.steps import plan as plan_step
 
 
@@ -70,12 +71,16 @@ def show_header(setup: Setup, plan: Plan, folder: Path, lines: Sequence[Mapping[
 def _cluster_rows(setup: Setup, plan: Plan) -> list[list[str]]:
     """What is requested of a cluster, and how much reading `hardware.candidates_per_task` saves."""
     h = setup.run.hardware
-    if h.slurm is None:
+    scheduler = scheduler_of(h)
+    if scheduler is None:
         return []
     tasks = -(-setup.population // h.candidates_per_task)
     size = sum(f.nbytes for f in plan.facts.values()) or (plan.estimate.read if plan.estimate else 0)
     rows = [
-        ["Slurm", f"{setup.generations} arrays of {tasks} tasks, {h.candidates_per_task} candidates a task"]
+        [
+            scheduler.title,
+            f"{setup.generations} arrays of {tasks} tasks, {h.candidates_per_task} candidates a task",
+        ]
     ]
     read = f"{format_size(size)} of models are read {tasks} times a generation"
     if h.candidates_per_task > 1:
@@ -87,7 +92,7 @@ def _cluster_rows(setup: Setup, plan: Plan) -> list[list[str]]:
 
 def _where(setup: Setup, folder: Path) -> str:
     h = setup.run.hardware
-    if h.slurm is not None:
+    if (scheduler := scheduler_of(h)) is not None:
         tasks = -(-setup.population // h.candidates_per_task)
-        return f"on Slurm as {job_name(folder)}, {tasks} tasks an array"
+        return f"on {scheduler.title} as {job_name(folder)}, {tasks} tasks an array"
     return "in this process" if h.workers == 1 else f"in {h.workers} processes"

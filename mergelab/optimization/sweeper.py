@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 from mergelab import composition
 from mergelab.core.errors import InputError
+from mergelab.scheduling.launcher import folder_named
 from mergelab.schema import Run, with_overrides
-from mergelab.slurm.launcher import NAME, folder_named
 
 
 class SearchSweeper(Sweeper):
@@ -48,7 +48,7 @@ class SearchSweeper(Sweeper):
 
         assert self.config is not None and self.hydra_context is not None
         launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
-        if launcher not in (None, "basic", NAME):
+        if launcher not in (None, "basic", *composition.LAUNCHERS):
             raise InputError(
                 f"hydra/launcher={launcher}: a search starts its workers itself\n"
                 "Several at once on this machine: hardware.workers=4"

@@ -18,8 +18,9 @@ from mergelab.optimization.gene import Gene, Genome
 from mergelab.optimization.request import Compose, Request, Setup
 from mergelab.preflight import Plan, reads_file
 from mergelab.recipes.recipe import MIXTURE
+from mergelab.scheduling.scheduler import dry_run as ask_cluster
+from mergelab.scheduling.scheduler import scheduler_of
 from mergelab.schema import Run, with_overrides
-from mergelab.slurm import dry_run as slurm_dry_run
 
 VALUE_CODES = ("range", "type", "unknown-parameter", "scope", "setting", "filter")
 """Finding codes about a single value; both bounds of every search range are checked for them."""
@@ -141,13 +142,13 @@ def _check_settings(run: Run, dry_run: bool) -> None:
                      "Set it to hf; job=evaluate evaluate.path=FOLDER measures the result.")  # fmt: skip
     if s.controller not in ("here", "job"):
         wrong.append(f"search.controller: '{s.controller}' is not one of here, job")
-    if s.controller == "job" and h.slurm is None:
-        wrong.append("search.controller: a job needs a Slurm cluster; set hardware=slurm")
-    if h.slurm is not None and h.detach and s.controller == "here":
+    if s.controller == "job" and not h.on_cluster:
+        wrong.append("search.controller: job needs a cluster; set hardware=slurm")
+    if h.on_cluster and h.detach and s.controller == "here":
         wrong.append("hardware.detach: true needs search.controller=job, because nothing would drive a "
                      "detached search")  # fmt: skip
-    if h.slurm is not None and not dry_run and not wrong:
-        slurm_dry_run.check(h.slurm, h.workers, array=True)
+    if not dry_run and not wrong and (scheduler := scheduler_of(h)) is not None:
+        ask_cluster(scheduler, h.workers, array=True)
     if s.against and not (Path(s.against).expanduser() / "result.json").is_file():
         wrong.append(f"search.against: {s.against} holds no result.json")
     if wrong:

@@ -226,9 +226,11 @@ def _no_tokenizer(s: Source, own: ModelMetadata, *, lends: bool, measured: bool)
 
 
 def _task_memory(run: Run) -> int | None:
-    """Bytes that a Slurm task asks for, 0 where it takes what it gets; None without Slurm."""
-    if run.hardware.slurm is None:
+    """Bytes that a task on a cluster asks for, 0 where that is not known; None without a cluster."""
+    if not run.hardware.on_cluster:
         return None
+    if run.hardware.slurm is None:
+        return 0
     try:
         return parse_size(str(run.hardware.slurm.memory))
     except ValueError:  # none is set, or 0, which is all of a node's

@@ -54,7 +54,7 @@ def check(run: Run, overrides: Iterable[str], missing_severity: Severity) -> Ite
         yield from resources.check_size(value, key)
     yield from engine_selection.check(run)
     yield from evaluation_checks.check(run)
-    if h.slurm is None:
+    if not h.on_cluster:
         yield from resources.check_device(h.device, h.devices, missing_severity)
     yield from _check_cluster(run)
     if run.model.tokenizer not in (None, "base", "union"):
@@ -73,27 +73,30 @@ def check(run: Run, overrides: Iterable[str], missing_severity: Severity) -> Ite
 def _check_cluster(run: Run) -> Iterator[Finding]:
     """The settings of a Slurm cluster, and those that mean nothing without one."""
     h, default = run.hardware, Hardware()
-    if h.slurm is None:
+    if not h.on_cluster:
         for key in ("candidates_per_task", "detach", "scratch"):
             if getattr(h, key) != getattr(default, key):
-                message = "it has no effect, for no Slurm cluster is asked for"
+                message = "it has no effect, because no cluster is asked for"
                 yield error("no-effect", f"hardware.{key}", message, "Set hardware=slurm.")
         if run.tracking.sync:
             message = "it has no effect, for what this machine records it uploads by itself"
             yield error("no-effect", "tracking.sync", message, "Leave it out.")
         return
-    s = h.slurm
+    if h.candidates_per_task < 1:
+        message = f"{h.candidates_per_task} is out of range; at least 1"
+        yield error("setting", "hardware.candidates_per_task", message)
+    if h.workers > h.candidates_per_task >= 1:
+        message = f"{h.workers} processes cannot share out {h.candidates_per_task} candidates a task"
+        yield error("no-effect", "hardware.workers", message, "Raise hardware.candidates_per_task as well.")
+    if (s := h.slurm) is None:  # another scheduler checks its own options
+        return
     bounds = (
-        ("candidates_per_task", h.candidates_per_task, 1),
         ("slurm.cpus", s.cpus, 1), ("slurm.gpus", s.gpus, 0),
         ("slurm.warning", s.warning, 0), ("slurm.parallel", 1 if s.parallel is None else s.parallel, 1),
     )  # fmt: skip
     for key, value, least in bounds:
         if value < least:
             yield error("setting", f"hardware.{key}", f"{value} is out of range; at least {least}")
-    if h.workers > h.candidates_per_task >= 1:
-        message = f"{h.workers} processes cannot share out {h.candidates_per_task} candidates a task"
-        yield error("no-effect", "hardware.workers", message, "Raise hardware.candidates_per_task as well.")
     if h.device != "cpu" and s.gpus < 1 and "gres" not in s.options:
         message = f"{s.gpus}, but hardware.device={h.device} needs one"
         yield error("setting", "hardware.slurm.gpus", message, "Set hardware.slurm.gpus=1.")
@@ -102,7 +105,7 @@ def _check_cluster(run: Run) -> Iterator[Finding]:
         yield error("no-effect", "hardware.slurm.gpus", message, "Set hardware.device=cuda, or 0 GPUs.")
     for name in s.options:
         if str(name).replace("_", "-") in RESERVED:
-            message = "it is ours, for by it we find our jobs and what they have done"
+            message = "it is reserved: mergelab finds its jobs and their results by it"
             yield error("setting", f"hardware.slurm.options.{name}", message, "Leave it out.")
     if s.memory not in (None, "0"):
         if str(s.memory).strip().isdigit():
@@ -115,7 +118,7 @@ def _check_cluster(run: Run) -> Iterator[Finding]:
     if s.time is not None and not re.fullmatch(
         r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED|INFINITE", str(s.time).upper()
     ):
-        message = f"'{s.time}' is no time as Slurm writes it"
+        message = f"'{s.time}' is not a time as Slurm writes it"
         yield error("type", "hardware.slurm.time", message, "Write 90 (minutes), 12:00:00 or 2-00:00:00.")
 
 

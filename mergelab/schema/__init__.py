@@ -9,7 +9,7 @@ a gradient or a mapping are `Any` here and checked in `mergelab.recipes.recipe`.
 
 from mergelab.schema.evaluation import Evaluation
 from mergelab.schema.experts import Expert, Method
-from mergelab.schema.hardware import Hardware, Slurm
+from mergelab.schema.hardware import Hardware, SchedulerChoice, Slurm
 from mergelab.schema.jobs import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
 from mergelab.schema.models import Checkpoint, Model, Skill
 from mergelab.schema.run import Composition, Run, identity_of, settings_of, with_overrides
@@ -18,6 +18,6 @@ from mergelab.schema.tracking import Tracking
 
 __all__ = [
     "Analyze", "Check", "Checkpoint", "Composition", "Evaluate", "Evaluation", "Expert", "Extract", "Fetch",
-    "Fidelity", "Generate", "Hardware", "Job", "Method", "Model", "Monitor", "Publish", "Run", "Search",
-    "Skill", "Slurm", "Tracking", "identity_of", "settings_of", "with_overrides",
+    "Fidelity", "Generate", "Hardware", "Job", "Method", "Model", "Monitor", "Publish", "Run",
+    "SchedulerChoice", "Search", "Skill", "Slurm", "Tracking", "identity_of", "settings_of", "with_overrides",
 ]  # fmt: skip

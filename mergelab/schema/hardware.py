@@ -1,4 +1,4 @@
-"""Where a run happens: devices, memory, and what a Slurm task asks for."""
+"""Where a run happens: devices, memory, and what a task on a cluster asks for."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
@@ -39,6 +39,16 @@ class Slurm:
 
 
 @dataclass
+class SchedulerChoice:
+    """A scheduler other than Slurm; see docs/howto/add-a-scheduler.md. (-m)"""
+
+    name: str = ""
+    """The name by which it is registered, by an installed package or by a file in `my_conf/schedulers/`."""
+    options: Dict[str, Any] = field(default_factory=dict)
+    """Its own settings; it checks them itself."""
+
+
+@dataclass
 class Hardware:
     """Where it runs."""
 
@@ -70,6 +80,8 @@ class Hardware:
     mixture. Merges are never quantised."""
     slurm: Optional[Slurm] = None
     """What a task asks of a Slurm cluster, where one does the work; null: this machine does. (-m)"""
+    scheduler: Optional[SchedulerChoice] = None
+    """A scheduler other than Slurm that does the work. (-m)"""
     candidates_per_task: int = 1
     """Candidates of a search that one Slurm task measures one after another, so that the experts are
     read once for all of them. (slurm)"""
@@ -80,3 +92,8 @@ class Hardware:
     there, the merged model is written there first. Removed when the task ends. (slurm)"""
     low_memory: bool = False
     """Keep intermediate tensors on the device, and read straight to it. (engine mergekit)"""
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether a cluster does the work, and not this machine."""
+        return self.slurm is not None or self.scheduler is not None

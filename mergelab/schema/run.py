@@ -70,6 +70,8 @@ def identity_of(run: Run) -> Dict[str, Any]:
     out = settings_of(run)
     if not run.eval.options:
         del out["eval"]["options"]
+    if run.hardware.scheduler is None:
+        del out["hardware"]["scheduler"]
     return out
 
 

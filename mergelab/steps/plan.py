@@ -17,7 +17,8 @@ from mergelab.preflight.engine_selection import Engine
 from mergelab.preflight.resources import Estimate
 from mergelab.recipes.recipe import dump
 from mergelab.report import score_table, terminal
-from mergelab.schema import Run, Slurm
+from mergelab.scheduling.scheduler import scheduler_of
+from mergelab.schema import Run
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -49,13 +50,14 @@ def show(run: Run, plan: Plan) -> None:
 def run_rows(run: Run, engine: Engine | None) -> list[list[str]]:
     """What the composition comes to, besides the recipe."""
     h = run.hardware
+    scheduler = scheduler_of(h)
     dtypes = f"{h.compute_dtype or 'the files'} arithmetic, written as {h.dtype or 'the base is'}"
     rows = [
         ["model", run.model.name],
         ["experts", ", ".join(run.experts)],
         ["method", run.method.name],
         ["hardware", f"{h.device}, {dtypes}, files of at most {h.shard_size}"],
-        *([["Slurm task", slurm_text(h.slurm)]] if h.slurm else []),
+        *([[f"{scheduler.title} task", scheduler.describe()]] if scheduler else []),
         ["engine", engine_text(engine)],
         ["evaluation", evaluation_text(run)],
         ["tracking", run.tracking.name],
@@ -70,17 +72,6 @@ def _where(s: Source) -> str:
     if s.folder is None:
         return "not here"
     return "" if str(s.folder) == s.path else str(s.folder)
-
-
-def slurm_text(s: Slurm) -> str:
-    """What a task asks of the cluster."""
-    asked = [
-        f"{s.gpus} GPUs" if s.gpus else "", f"{s.cpus} processors",
-        {None: "", "0": "all memory of a node"}.get(s.memory, f"{s.memory} of memory"),
-        "a whole node" if s.exclusive else "", s.time or "",
-        *(f"{k} {v}" for k in ("partition", "account", "qos", "constraint") if (v := getattr(s, k))),
-    ]  # fmt: skip
-    return ", ".join(x for x in asked if x)
 
 
 def engine_text(engine: Engine | None) -> str:

@@ -150,8 +150,9 @@ LAYERS = {
     "tracking": {"core", "report", "schema"},
     "search_history": set(),
     "report": {"core", "search_history"},
-    "slurm": {"composition", "core", "hydra", "merging", "report", "schema", "tracking"},
-    "monitor": {"core", "report", "schema", "search_history", "slurm"},
+    "scheduling": {"composition", "core", "hydra", "merging", "report", "schema", "tracking"},
+    "slurm": {"core", "scheduling", "schema"},
+    "monitor": {"core", "report", "scheduling", "schema", "search_history"},
     "context": {
         "core", "evaluation", "jobs", "merging", "preflight", "recipes", "report", "schema", "tracking",
         "zoo",
@@ -159,11 +160,12 @@ LAYERS = {
     "provenance": {"context", "core", "evaluation", "jobs", "methods", "recipes", "schema", "zoo"},
     "steps": {
         "analysis", "context", "core", "evaluation", "generation", "hub", "jobs", "lora", "merging", "models",
-        "monitor", "preflight", "provenance", "recipes", "report", "schema", "tracking", "zoo",
+        "monitor", "preflight", "provenance", "recipes", "report", "scheduling", "schema", "tracking",
+        "zoo",
     },
     "optimization": {
         "composition", "context", "core", "evaluation", "hydra", "jobs", "merging", "methods", "models",
-        "preflight", "provenance", "recipes", "report", "result", "schema", "search_history", "slurm",
+        "preflight", "provenance", "recipes", "report", "result", "scheduling", "schema", "search_history",
         "steps", "tracking",
     },
 }  # fmt: skip
@@ -203,5 +205,5 @@ def test_only_main_the_sweeper_and_its_grammar_know_hydra() -> None:
     users = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if "hydra" in imports_of(f)}
     assert users == {
         "cli/main.py", "composition.py", "optimization/sweeper.py", "optimization/space_grammar.py",
-        "slurm/launcher.py",
+        "scheduling/launcher.py",
     }  # fmt: skip

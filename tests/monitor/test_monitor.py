@@ -19,6 +19,7 @@ from rich.console import Console
 from mergelab.core.errors import InputError
 from mergelab.monitor import readers
 from mergelab.monitor import render as monitor
+from mergelab.scheduling.scheduler import SchedulerUnavailable, Task
 from mergelab.schema import Monitor
 from mergelab.slurm import client
 
@@ -83,10 +84,10 @@ def ledger(folder: Path, names: list[str], *more: dict[str, Any]) -> None:
     )
 
 
-def squeue(monkeypatch: pytest.MonkeyPatch, *tasks: client.Task) -> list[int]:
+def squeue(monkeypatch: pytest.MonkeyPatch, *tasks: Task) -> list[int]:
     asked: list[int] = []
 
-    def queue(name: str | None = None) -> list[client.Task]:
+    def queue(name: str | None = None) -> list[Task]:
         asked.append(1)
         return list(tasks)
 
@@ -95,8 +96,8 @@ def squeue(monkeypatch: pytest.MonkeyPatch, *tasks: client.Task) -> list[int]:
     return asked
 
 
-def task(index: int, state: str = "PENDING", reason: str = "Priority", node: str = "") -> client.Task:
-    return client.Task("57", index, state, reason, node)
+def task(index: int, state: str = "PENDING", reason: str = "Priority", node: str = "") -> Task:
+    return Task("57", index, state, reason, node)
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -136,8 +137,8 @@ def test_nothing_runs_yet(look: Callable[..., str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"folder": "nowhere"}, "monitor.folder: nowhere is no folder"),
-        ({"folder": "file"}, "monitor.folder: file is no folder"),
+        ({"folder": "nowhere"}, "monitor.folder: nowhere is not a folder"),
+        ({"folder": "file"}, "monitor.folder: file is not a folder"),
         ({"interval": 0.0}, "monitor.interval: 0 is not above 0"),
         ({"hours": -1.0}, "monitor.hours: -1 is not above 0"),
         ({"hours": float("nan")}, "monitor.hours: nan is not above 0"),
@@ -261,7 +262,7 @@ def test_a_sweep_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch:
     heartbeat(folder / "23", job="57_3", host="n08", age=40)
     heartbeat(folder / "24", job="12_0", host="n09")  # of an earlier attempt
     write(folder / "slurm" / "b0001" / "results" / "candidate25.1.json", {})
-    theirs = client.Task("12", 4, "PENDING", "Resources")
+    theirs = Task("12", 4, "PENDING", "Resources")
     asked = squeue(
         monkeypatch, theirs, *(task(i, "RUNNING", "None", f"n{i:02}") for i in (0, 2, 3, 4, 5)),
         *(task(i) for i in range(6, 20)), task(20, "COMPLETED"),
@@ -287,7 +288,7 @@ def test_many_tasks_run(look: Callable[..., str], tmp_path: Path, monkeypatch: p
     )
     squeue(
         monkeypatch, *(task(i, "RUNNING" if i < 16 else "PENDING") for i in range(40)),
-        client.Task("61", 0, "PENDING", "Resources"),
+        Task("61", 0, "PENDING", "Resources"),
     )  # fmt: skip
     text = look()
     assert "pending 25th (Resources)" in line_of(text, "multirun/a")
@@ -306,12 +307,12 @@ def test_slurm_does_not_answer(
     if how == "away":
         squeue(monkeypatch)
 
-        def away(name: str | None = None) -> list[client.Task]:
-            raise client.SlurmUnavailable("squeue: no answer for 60 s")
+        def away(name: str | None = None) -> list[Task]:
+            raise SchedulerUnavailable("squeue: no answer for 60 s")
 
         monkeypatch.setattr(client, "queue", away)
     text = look()
-    assert ("Slurm does not answer" if how == "away" else "there is no squeue here") in text
+    assert ("Slurm does not answer" if how == "away" else "there is no squeue on this machine") in text
     assert "45%" in line_of(text, "57_0 ")
     assert "submitted" in line_of(text, "57_1 ")
 

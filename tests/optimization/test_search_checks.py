@@ -83,7 +83,6 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
     ("arguments", "message"),
     [
         ([*SMALL, "search.budget=0"], "search.budget: 0 is out of range; 1 or more"),
-        ([*SMALL, "hydra/launcher=submitit_local"], "a search starts its workers itself"),
         (["search=cma"], "search=cma is for many runs: add -m"),
     ],
 )
@@ -95,6 +94,15 @@ def test_a_command_that_cannot_be_is_refused_without_a_trace(
     assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert not (outcome.folder / "journal.jsonl").exists()
+
+
+def test_a_search_takes_no_launcher_of_others(family: Any, mergelab: Command, tmp_path: Path) -> None:
+    other = tmp_path / "conf" / "hydra" / "launcher" / "other.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text("_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n")
+    outcome = mergelab(*SMALL, "--config-dir", str(tmp_path / "conf"), "hydra/launcher=other")
+    assert outcome.status == 2, outcome.out + outcome.err
+    assert "a search starts its workers itself" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
+from mergelab.scheduling.scheduler import (
+    ENDED,
+    SchedulerLimitReached,
+    SchedulerRejected,
+    SchedulerUnavailable,
+    Task,
+)
 from mergelab.slurm import client
-from mergelab.slurm.client import SlurmLimitReached, SlurmRejected, SlurmUnavailable, Task
 
 CONF = Path(__file__).parents[2] / "conf" / "hardware"
 
@@ -24,24 +30,27 @@ POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's 
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        (f"{FAILED}Unable to contact slurm controller (connect failure)", SlurmUnavailable),
-        (f"{FAILED}Socket timed out on send/recv operation", SlurmUnavailable),
-        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", SlurmUnavailable),
-        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", SlurmUnavailable),
-        (f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}", SlurmLimitReached),
-        (f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}", SlurmLimitReached),
-        (f"{FAILED}Invalid job array specification", SlurmLimitReached),
-        (f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", SlurmRejected),
-        (f"sbatch: error: QOSMaxCpuPerJobLimit\n{POLICY}", SlurmRejected),
+        (f"{FAILED}Unable to contact slurm controller (connect failure)", SchedulerUnavailable),
+        (f"{FAILED}Socket timed out on send/recv operation", SchedulerUnavailable),
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", SchedulerUnavailable),
+        (
+            "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying",
+            SchedulerUnavailable,
+        ),
+        (f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}", SchedulerLimitReached),
+        (f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}", SchedulerLimitReached),
+        (f"{FAILED}Invalid job array specification", SchedulerLimitReached),
+        (f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", SchedulerRejected),
+        (f"sbatch: error: QOSMaxCpuPerJobLimit\n{POLICY}", SchedulerRejected),
         (
             f"sbatch: error: invalid partition specified: nowhere\n{FAILED}Invalid partition name specified",
-            SlurmRejected,
+            SchedulerRejected,
         ),
-        ("allocation failure: Requested node configuration is not available", SlurmRejected),
-        ("allocation failure: Invalid account or account/partition combination specified", SlurmRejected),
-        (f"{FAILED}Requested time limit is invalid (missing or exceeds some limit)", SlurmRejected),
-        ("sbatch: error: Memory specification can not be satisfied", SlurmRejected),
-        ("", SlurmRejected),
+        ("allocation failure: Requested node configuration is not available", SchedulerRejected),
+        ("allocation failure: Invalid account or account/partition combination specified", SchedulerRejected),
+        (f"{FAILED}Requested time limit is invalid (missing or exceeds some limit)", SchedulerRejected),
+        ("sbatch: error: Memory specification can not be satisfied", SchedulerRejected),
+        ("", SchedulerRejected),
     ],
 )
 def test_what_slurm_says_is_one_of_three_kinds_of_error(said: str, kind: type[Exception]) -> None:
@@ -51,7 +60,7 @@ def test_what_slurm_says_is_one_of_three_kinds_of_error(said: str, kind: type[Ex
 def test_an_error_is_told_in_slurms_own_words_and_each_of_them_once() -> None:
     said = "sbatch: error: no such thing\n\nsbatch: error: no such thing\nallocation failure: too bad\n"
     assert str(client.classify_error("sbatch", said)) == "sbatch: no such thing; too bad"
-    assert str(client.classify_error("sbatch", "")) == "sbatch: failed without a word"
+    assert str(client.classify_error("sbatch", "")) == "sbatch: it failed without a message"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +82,7 @@ def test_an_error_is_told_in_slurms_own_words_and_each_of_them_once() -> None:
     ],
 )  # fmt: skip
 def test_how_a_task_ended_in_words(state: str, code: str, words: str) -> None:
-    assert Task("57", 3, state, exit=code).words() == words
+    assert Task("57", 3, state, exit=code).describe() == words
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_how_a_task_ended_in_words(state: str, code: str, words: str) -> None:
         ("COMPLETING", "None", False, False),
         ("REQUEUED", "None", False, False),
         ("FAILED", "launch failed requeued held", True, False),
-        *((state, "None", True, False) for state in client.ENDED),
+        *((state, "None", True, False) for state in ENDED),
     ],
 )
 def test_which_states_are_an_end(state: str, reason: str, over: bool, stuck: bool) -> None:
@@ -190,13 +199,13 @@ def test_no_accounting_knows_nothing(program: Program, monkeypatch: pytest.Monke
 )
 def test_any_other_trouble_of_the_accounting_may_pass(program: Program, said: str) -> None:
     program("sacct", err=said, status=1)
-    with pytest.raises(SlurmUnavailable):
+    with pytest.raises(SchedulerUnavailable):
         client.accounting(["57"])
 
 
 def test_any_trouble_of_the_queue_may_pass(program: Program) -> None:
     program("squeue", err="slurm_load_jobs error: Unspecified error\n", status=1)
-    with pytest.raises(SlurmUnavailable):
+    with pytest.raises(SchedulerUnavailable):
         client.queue("mergelab-1")
 
 
@@ -230,8 +239,8 @@ def test_a_command_that_never_answers_is_away(
 ) -> None:
     program("squeue")
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\nexec sleep 30\n")
-    monkeypatch.setattr(client, "PATIENCE", 0.3)
-    with pytest.raises(SlurmUnavailable, match=r"no answer for 0\.3 s"):
+    monkeypatch.setattr(client, "COMMAND_TIMEOUT_S", 0.3)
+    with pytest.raises(SchedulerUnavailable, match=r"no answer for 0\.3 s"):
         client.queue()
 
 

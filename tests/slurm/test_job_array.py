@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,24 +12,36 @@ import pytest
 from patience import patience, token  # noqa: F401 (fixtures that every test has)
 
 from mergelab.core.run_dir import write_json
-from mergelab.schema import Slurm
-from mergelab.slurm import batch_dir, client, job_array, submission_log
-from mergelab.slurm.client import SlurmLimitReached, SlurmRejected, SlurmUnavailable, Task
-from mergelab.slurm.job_array import JobArrayExecutor, WorkItem, WorkResult
+from mergelab.scheduling import batch_dir, job_array
+from mergelab.scheduling.job_array import JobArrayExecutor, WorkItem, WorkResult
+from mergelab.scheduling.scheduler import (
+    ENDED,
+    INFRASTRUCTURE_FAILURES,
+    JobRequest,
+    Scheduler,
+    SchedulerLimitReached,
+    SchedulerRejected,
+    SchedulerUnavailable,
+    Task,
+)
 
 
-class FakeCluster:
-    """In the place of Slurm's commands. Tasks are done the moment they are submitted, unless `fates` has
-    another end for an item: a state, `runs` (until `finish`), `forgotten` or `cut off`."""
+class FakeCluster(Scheduler):
+    """A scheduler that does what a test wants. Tasks are done as soon as they are submitted, unless `fates`
+    has another end for an item: a state, `runs` (until `finish`), `forgotten` or `cut off`."""
+
+    name = "slurm"
+    title = "Slurm"
 
     def __init__(self) -> None:
+        self.requests: list[JobRequest] = []
         self.submitted: list[tuple[str, list[list[str]]]] = []
         """The job's number and the items of each task."""
         self.fates: dict[str, list[str]] = {}
         self.answers: list[tuple[Exception, bool]] = []
         """What sbatch fails with before it works, and whether the job is there all the same."""
         self.tasks: list[Task] = []
-        self.places: dict[tuple[str, int], tuple[Path, list[WorkItem]]] = {}
+        self.folders: dict[tuple[str, int], tuple[Path, list[WorkItem]]] = {}
         self.cancelled: list[str] = []
         self.questions: list[str] = []
         self.away = 0
@@ -41,30 +52,31 @@ class FakeCluster:
         self.room: int | None = None
         """The most tasks that a user may submit at once."""
 
-    def submit(self, path: Path, *, test: bool = False) -> str:
+    def submit(self, job: JobRequest) -> str:
         self.questions.append("sbatch")
-        groups = [pickle.loads(p.read_bytes()) for p in _numbered(path.parent)]
+        self.requests.append(job)
+        groups = [pickle.loads(p.read_bytes()) for p in _numbered(job.folder)]
         if self.room is not None and len(groups) > self.room:
-            raise SlurmLimitReached("sbatch: AssocMaxSubmitJobLimit")
+            raise SchedulerLimitReached("sbatch: AssocMaxSubmitJobLimit")
         if self.answers:
             answer, there = self.answers.pop(0)
             if there:
-                self._begin(path.parent, groups)
+                self._begin(job, groups)
             raise answer
-        return self._begin(path.parent, groups)
+        return self._begin(job, groups)
 
-    def _begin(self, place: Path, groups: list[list[WorkItem]]) -> str:
-        job = str(100 + len(self.submitted))
+    def _begin(self, request: JobRequest, groups: list[list[WorkItem]]) -> str:
+        job, folder = str(100 + len(self.submitted)), request.folder
         self.submitted.append((job, [[i.name for i in g] for g in groups]))
-        array = "--array" in (place / "job.sh").read_text()
         for index, items in enumerate(groups):
-            self.places[job, index] = place, items
-            state = self._state(place, index, items)
+            self.folders[job, index] = folder, items
+            state = self._state(folder, index, items)
             if state != "forgotten":
-                self.tasks.append(Task(job, index, state, "", "n1", "", place.name, "", array))
+                array = request.tasks is not None
+                self.tasks.append(Task(job, index, state, "", "n1", "", folder.name, "", array))
         return job
 
-    def _state(self, place: Path, index: int, items: list[WorkItem]) -> str:
+    def _state(self, folder: Path, index: int, items: list[WorkItem]) -> str:
         for item in items:
             fate = self.fates.get(item.name, [])
             end = fate.pop(0) if fate else "COMPLETED"
@@ -72,21 +84,21 @@ class FakeCluster:
                 return "RUNNING"
             if end in ("PENDING", "forgotten"):
                 return end
-            submission_log.begun(place, item.key).touch()
+            batch_dir.started_mark(folder, item.key).touch()
             if end == "cut off":  # with its node, before its script came to its end
                 return "FAILED"
             if end != "COMPLETED":
-                (place / f"status.{index}").write_text("1\n")
+                (folder / f"status.{index}").write_text("1\n")
                 return end
-            write_json(submission_log.result(place, item.key), {"value": item.work()})
+            write_json(batch_dir.result_file(folder, item.key), {"value": item.work()})
         return "COMPLETED"
 
     def finish(self, job: str, index: int = 0) -> None:
         """A task that runs does what it has to, and ends."""
-        place, items = self.places[job, index]
-        state = self._state(place, index, items)
+        folder, items = self.folders[job, index]
+        state = self._state(folder, index, items)
         self.tasks = [
-            Task(job, index, state, "", "n1", "", place.name) if (t.job, t.index) == (job, index) else t
+            Task(job, index, state, "", "n1", "", folder.name) if (t.job, t.index) == (job, index) else t
             for t in self.tasks
         ]
 
@@ -94,13 +106,13 @@ class FakeCluster:
         self.questions.append("squeue")
         if self.away:
             self.away -= 1
-            raise SlurmUnavailable("squeue: Unable to contact slurm controller")
+            raise SchedulerUnavailable("squeue: Unable to contact slurm controller")
         return [t for t in self.tasks if not (self.forgetful and t.over)]
 
-    def accounting(self, jobs: Sequence[str]) -> list[Task]:
+    def history(self, jobs: Sequence[str]) -> list[Task]:
         return [t for t in self.tasks if t.job in jobs]
 
-    def accounting_by_name(self, name: str) -> list[Task]:
+    def history_by_name(self, name: str) -> list[Task]:
         self.questions.append("sacct")
         return list(self.tasks)
 
@@ -122,27 +134,24 @@ def _numbered(place: Path) -> list[Path]:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
-    fake = FakeCluster()
-    for name in ("submit", "queue", "accounting", "accounting_by_name", "array_limit", "cancel"):
-        monkeypatch.setattr(client, name, getattr(fake, name))
     for name, seconds in (
         ("POLL_RESULTS_S", 0.002),
         ("POLL_QUEUE_S", 0.01),
-        ("SETTLING", 0.03),
+        ("RESULT_GRACE_S", 0.03),
         ("RETRY_S", 0.02),
-        ("RECENT", 0),
+        ("QUEUE_MEMORY_S", 0),
     ):
         monkeypatch.setattr(job_array, name, seconds)
-    return fake
+    return FakeCluster()
 
 
 Make = Callable[..., JobArrayExecutor]
 
 
 @pytest.fixture
-def batch(tmp_path: Path) -> Make:
+def batch(tmp_path: Path, cluster: FakeCluster) -> Make:
     """`batch(per_task=2)`: what submits to the cluster, in the test's own folder."""
-    return partial(JobArrayExecutor, tmp_path / "sweep", "mergelab-1", Slurm())
+    return partial(JobArrayExecutor, tmp_path / "sweep", "mergelab-1", cluster)
 
 
 def work(names: str, folder: Path = Path("/nowhere")) -> list[WorkItem]:
@@ -165,14 +174,13 @@ def test_what_is_no_population_is_a_job_each(cluster: FakeCluster, batch: Make) 
     assert cluster.items == [["a"], ["b"]]
 
 
-def test_a_task_has_several_items_and_their_script_is_kept(cluster: FakeCluster, batch: Make) -> None:
+def test_a_task_has_several_items_and_runs_the_worker(cluster: FakeCluster, batch: Make) -> None:
     of = batch(per_task=2, ranks=4)
     assert len(outcomes(of, "abcde")) == 5
     assert cluster.submitted == [("100", [["a", "b"], ["c", "d"], ["e"]])]
-    text = (of.ledger.place("b0001-0000") / "job.sh").read_text()
-    assert "#SBATCH --array=0-2\n" in text
-    assert "#SBATCH --ntasks-per-node=2\n" in text  # a process has at least an item
-    assert f"mergelab.slurm.worker {shlex.quote(str(of.ledger.place('b0001-0000')))} &" in text
+    (request,) = cluster.requests
+    assert (request.tasks, request.ranks) == (3, 2)  # a process has at least an item
+    assert request.command[-2:] == [cluster.worker, str(of.log.batch_dir("b0001-0000"))]
 
 
 def test_results_come_as_they_come(cluster: FakeCluster, batch: Make) -> None:
@@ -183,8 +191,8 @@ def test_results_come_as_they_come(cluster: FakeCluster, batch: Make) -> None:
     came = []
     for n in "bca":
         cluster.finish("100", "abc".index(n))
-        place, done = next(coming)
-        came.append((place, done.value))
+        position, result = next(coming)
+        came.append((position, result.value))
     assert came == [(1, "B"), (2, "C"), (0, "A")]
     assert list(coming) == []
 
@@ -217,7 +225,7 @@ def test_a_job_that_nobody_heard_of_is_found_by_its_comment(
     cluster: FakeCluster, batch: Make, forgetful: bool
 ) -> None:
     cluster.forgetful = forgetful
-    cluster.answers = [(SlurmUnavailable("sbatch: Socket timed out"), True)]
+    cluster.answers = [(SchedulerUnavailable("sbatch: Socket timed out"), True)]
     assert len(outcomes(batch(), "ab")) == 2
     assert len(cluster.submitted) == 1
     assert cluster.questions.count("sbatch") == 1
@@ -227,42 +235,42 @@ def test_a_job_that_nobody_heard_of_is_found_by_its_comment(
 def test_a_job_that_never_was_is_submitted_again_once_slurm_has_been_asked(
     cluster: FakeCluster, batch: Make
 ) -> None:
-    cluster.answers = [(SlurmUnavailable("sbatch: Unable to contact slurm controller"), False)]
+    cluster.answers = [(SchedulerUnavailable("sbatch: Unable to contact slurm controller"), False)]
     cluster.away = 3
     of = batch()
     assert len(outcomes(of, "ab")) == 2
     assert cluster.questions[:6] == ["sbatch", "squeue", "squeue", "squeue", "squeue", "sacct"]
     assert cluster.questions[6] == "sbatch"
-    assert of.ledger.revoked == {"b0001-0000"}
-    assert (of.ledger.place("b0001-0000") / "void").exists()
+    assert of.log.revoked == {"b0001-0000"}
+    assert (of.log.batch_dir("b0001-0000") / "void").exists()
 
 
 def test_the_accounting_is_not_asked_for_what_squeue_would_know(
     cluster: FakeCluster, batch: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_array, "RECENT", 60)
-    cluster.answers = [(SlurmUnavailable("sbatch: Unable to contact slurm controller"), False)]
+    monkeypatch.setattr(job_array, "QUEUE_MEMORY_S", 60)
+    cluster.answers = [(SchedulerUnavailable("sbatch: Unable to contact slurm controller"), False)]
     assert len(outcomes(batch(), "ab")) == 2
     assert "sacct" not in cluster.questions and len(cluster.submitted) == 1
 
 
 def test_another_process_looks_up_what_the_killed_one_had_begun(cluster: FakeCluster, batch: Make) -> None:
-    cluster.answers = [(SlurmUnavailable("killed in the middle of it"), True)]
+    cluster.answers = [(SchedulerUnavailable("killed in the middle of it"), True)]
     assert not batch().submit(work("ab"))
     assert len(outcomes(batch(), "ab")) == 2
     assert len(cluster.submitted) == 1
 
 
 def test_killed_before_the_batch_had_a_folder(cluster: FakeCluster, batch: Make) -> None:
-    batch().ledger.record_intent([[("a", 1)]], True, {})
+    batch().log.record_intent([[("a", 1)]], True, {})
     assert len(outcomes(batch(), "a")) == 1
 
 
 def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(cluster: FakeCluster, batch: Make) -> None:
     cluster.fates = {"a": ["runs"]}
     of = batch()
-    of.ledger.place(of.ledger.record_intent([[("a", 1)]], True, {})).mkdir()
-    of.ledger.record_rejected("b0001-0000", "Slurm does not know it")
+    of.log.batch_dir(of.log.record_intent([[("a", 1)]], True, {})).mkdir()
+    of.log.record_rejected("b0001-0000", "Slurm does not know it")
     cluster.tasks = [Task("99", 0, "PENDING", comment="b0001-0000")]
     of.submit(work("a"))
     of.submit(work("a"))
@@ -286,9 +294,9 @@ def test_an_array_is_halved_until_it_is_taken(cluster: FakeCluster, batch: Make)
 
 
 def test_what_does_not_fit_now_is_asked_for_again(cluster: FakeCluster, batch: Make) -> None:
-    cluster.answers = [(SlurmLimitReached("sbatch: AssocMaxSubmitJobLimit"), False)] * 3
+    cluster.answers = [(SchedulerLimitReached("sbatch: AssocMaxSubmitJobLimit"), False)] * 3
     of, shown = batch(), []
-    of.show = shown.append
+    of.show_status = shown.append
     assert len(outcomes(of, "a")) == 1
     assert cluster.questions.count("sbatch") == 4
     assert any("AssocMaxSubmitJobLimit" in text for text in shown)
@@ -297,7 +305,7 @@ def test_what_does_not_fit_now_is_asked_for_again(cluster: FakeCluster, batch: M
 
 def test_a_trouble_that_is_over_is_not_shown_any_more(cluster: FakeCluster, batch: Make) -> None:
     cluster.fates = {"a": ["runs"]}
-    cluster.answers = [(SlurmLimitReached("sbatch: AssocMaxSubmitJobLimit"), False)]
+    cluster.answers = [(SchedulerLimitReached("sbatch: AssocMaxSubmitJobLimit"), False)]
     of, shown = batch(), []
     coming = of.run(work("a"), array=False)
 
@@ -306,28 +314,28 @@ def test_a_trouble_that_is_over_is_not_shown_any_more(cluster: FakeCluster, batc
         if "1 running" in text:
             cluster.finish("100")
 
-    of.show = show
+    of.show_status = show
     list(coming)
     assert "AssocMaxSubmitJobLimit" not in next(t for t in shown if "1 running" in t)
 
 
 def test_what_slurm_will_never_take_is_raised(cluster: FakeCluster, batch: Make) -> None:
-    cluster.answers = [(SlurmRejected("sbatch: Invalid partition name specified"), False)]
+    cluster.answers = [(SchedulerRejected("sbatch: Invalid partition name specified"), False)]
     of = batch()
-    with pytest.raises(SlurmRejected, match="Invalid partition"):
+    with pytest.raises(SchedulerRejected, match="Invalid partition"):
         outcomes(of, "a")
-    assert of.ledger.open() == [] and of.ledger.assignments == {}
+    assert of.log.unconfirmed() == [] and of.log.assignments == {}
     assert len(outcomes(batch(), "a")) == 1  # when it has been put right
 
 
-@pytest.mark.parametrize("state", sorted(job_array.INFRASTRUCTURE_FAILURES))
+@pytest.mark.parametrize("state", sorted(INFRASTRUCTURE_FAILURES))
 def test_work_that_lost_its_node_is_submitted_again(cluster: FakeCluster, batch: Make, state: str) -> None:
     cluster.fates = {"b": [state]}
     heard: list[str] = []
-    found = outcomes(batch(tell=heard.append), "abc")
+    found = outcomes(batch(report=heard.append), "abc")
     assert all(d.reason is None for d in found.values())
     assert cluster.items == [["a", "b", "c"], ["b"]]
-    assert any(client.ENDED[state] in h and "submitted again" in h for h in heard)
+    assert any(ENDED[state] in h and "submitted again" in h for h in heard)
 
 
 def test_a_task_whose_script_did_not_come_to_its_end_is_submitted_again(
@@ -347,7 +355,7 @@ def test_work_that_ends_its_task_is_lost_with_the_reason(
     assert found["b"].lost and found["b"].value is None
     assert found["b"].reason is not None
     status = " with exit status 1" if state == "FAILED" else ""
-    assert found["b"].reason.startswith(f"{client.ENDED[state]}{status} (n1, Slurm task 100_1)")
+    assert found["b"].reason.startswith(f"{ENDED[state]}{status} (n1, Slurm task 100_1)")
     assert found["a"].value == "A" and len(cluster.submitted) == 1
 
 
@@ -361,14 +369,14 @@ def test_a_lost_task_is_told_with_its_exit_status_and_last_words(cluster: FakeCl
     cluster.fates = {"a": ["runs"]}
     of = batch()
     of.submit(work("a"))
-    place = of.ledger.place("b0001-0000")
+    place = of.log.batch_dir("b0001-0000")
     (place / "100_0.out").write_text("not this\n")
     (place / "100_0.err").write_text("one\n\ntwo\nthree\n  Killed \n")
     cluster.fates = {"a": ["FAILED"]}
     cluster.finish("100")
     (place / "status.0").write_text("137\n")
     reason = outcomes(of, "a")["a"].reason
-    assert reason == ("killed by SIGKILL (n1, Slurm task 100); its last words: "
+    assert reason == ("killed by SIGKILL (n1, Slurm task 100); its last output: "
                       "two | three | Killed")  # fmt: skip
 
 
@@ -384,7 +392,7 @@ def test_a_lack_of_memory_is_known_by_the_last_words(cluster: FakeCluster, batch
     cluster.fates = {"a": ["runs", "FAILED"]}
     of = batch()
     of.submit(work("a"))
-    (of.ledger.place("b0001-0000") / "100_0.err").write_text(f"{word}\n")
+    (of.log.batch_dir("b0001-0000") / "100_0.err").write_text(f"{word}\n")
     cluster.finish("100")
     assert str(outcomes(of, "a")["a"].reason).startswith("out of memory (n1")
 
@@ -445,9 +453,9 @@ def test_a_slurm_that_is_away_ends_nothing(cluster: FakeCluster, batch: Make) ->
         if "1 running" in text:
             cluster.finish("100")
 
-    of.show = show
+    of.show_status = show
     assert outcomes(of, "a")["a"].value == "A"
-    assert any("Slurm does not answer" in text and "what runs goes on" in text for text in shown)
+    assert any("Slurm does not answer" in text and "running tasks are not affected" in text for text in shown)
     assert len(cluster.submitted) == 1
 
 
@@ -455,15 +463,15 @@ def test_a_slurm_that_is_away_when_a_stray_job_is_cancelled_ends_nothing(
     cluster: FakeCluster, batch: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = batch()
-    of.ledger.place(of.ledger.record_intent([[("z", 1)]], True, {})).mkdir()
-    of.ledger.record_rejected("b0001-0000", "Slurm does not know it")
+    of.log.batch_dir(of.log.record_intent([[("z", 1)]], True, {})).mkdir()
+    of.log.record_rejected("b0001-0000", "Slurm does not know it")
     of.submit(work("a"))
     cluster.tasks.append(Task("99", 0, "RUNNING", comment="b0001-0000"))
 
     def away(tasks: Any) -> None:
-        raise SlurmUnavailable("scancel: Unable to contact slurm controller")
+        raise SchedulerUnavailable("scancel: Unable to contact slurm controller")
 
-    monkeypatch.setattr(client, "cancel", away)
+    monkeypatch.setattr(cluster, "cancel", away)
     assert of.submit(work("a"))
 
 

@@ -14,21 +14,25 @@ import pytest
 from patience import patience, token, until  # noqa: F401 (fixtures that every test has)
 
 from mergelab.merging import node_local_cache
+from mergelab.scheduling.scheduler import JobRequest
 from mergelab.schema import Slurm
 from mergelab.slurm import sbatch_script
 
 OURS = node_local_cache.ours("task-")
 
 
-STATUS = Path("/data/status")
+FOLDER = Path("/data/slurm/b0001-0000")
 
 
-def asked(folder: Path = Path("/data/slurm/b0001-0000"), **about: Any) -> dict[str, Any]:
-    """The options of a task with these settings; what is no setting is an argument of `options`."""
+def job(command: Sequence[str] = ("true",), folder: Path = FOLDER, **about: Any) -> JobRequest:
+    """A job that runs a command."""
+    return JobRequest(folder, "mergelab-1", command, **about)
+
+
+def script(command: Sequence[str] = ("true",), folder: Path = FOLDER, **about: Any) -> str:
+    """The script of a task with these settings; other arguments are those of the job."""
     own = {k: about.pop(k) for k in list(about) if k in Slurm.__dataclass_fields__}
-    return sbatch_script.options(
-        Slurm(**own), name="mergelab-1", folder=folder, cwd=Path("/home/me"), **about
-    )
+    return sbatch_script.text(Slurm(**own), job(command, folder, **about), Path("/home/me"))
 
 
 @pytest.mark.parametrize(
@@ -55,28 +59,29 @@ def asked(folder: Path = Path("/data/slurm/b0001-0000"), **about: Any) -> dict[s
         ({}, "--job-name=mergelab-1"),
         ({}, "--chdir=/home/me"),
         ({}, "--requeue"),
-        ({"requeue": False}, "--no-requeue"),
+        ({"restart": False}, "--no-requeue"),
         ({"ranks": 4}, "--ntasks-per-node=4"),
         ({"options": {"exclude": "n13", "mail_type": "END"}}, "--mail-type=END"),
         ({"options": {"gres": "gpu:h100:1"}, "gpus": 2}, "--gres=gpu:h100:1"),
         ({"options": {"contiguous": True}}, "--contiguous"),
         ({"options": {"nice": 0}}, "--nice=0"),
+        ({"after": "60"}, "--dependency=afterany:60"),
     ],
 )
 def test_each_setting_is_a_line_of_the_script(settings: dict[str, Any], line: str) -> None:
-    lines = sbatch_script.text(asked(**settings), ["true"], status=Path("/data/status")).splitlines()
+    lines = script(**settings).splitlines()
     assert lines[0] == "#!/bin/bash"
     option = line.partition("=")[0]
     assert [x for x in lines if x.split("=")[0] == f"#SBATCH {option}"] == [f"#SBATCH {line}"]
 
 
 def test_every_setting_is_looked_at() -> None:
-    plain = sbatch_script.text(asked(tasks=2), ["true"], status=STATUS)
+    plain = script(tasks=2)
     changed = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "time": "9", "memory": "9GB",
                "cpus": 9, "gpus": 9, "exclusive": True, "parallel": 9, "options": {"nice": 9},
                "warning": 9}  # fmt: skip
     for key, value in changed.items():
-        assert sbatch_script.text(asked(tasks=2, **{key: value}), ["true"], status=STATUS) != plain, key
+        assert script(tasks=2, **{key: value}) != plain, key
     elsewhere = {"setup", "gpu_type"}
     assert {*changed, *elsewhere} == {*Slurm.__dataclass_fields__}
 
@@ -84,44 +89,37 @@ def test_every_setting_is_looked_at() -> None:
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "time", "mem", "gres",
                                  "exclusive", "array", "no-requeue"])  # fmt: skip
 def test_what_is_not_asked_for_is_left_to_the_cluster(key: str) -> None:
-    assert key not in asked()
+    assert f"#SBATCH --{key}=" not in script()
 
 
 @pytest.mark.parametrize("nothing", [None, False])
 def test_an_option_may_be_taken_away(nothing: Any) -> None:
-    assert "requeue" not in asked(options={"requeue": nothing})
+    assert "requeue" not in script(options={"requeue": nothing})
 
 
 def test_paths_with_spaces_are_quoted() -> None:
-    text = sbatch_script.text(asked(folder=Path("/my data/b0001-0000")), ["my program", "an argument"],
-                       status=Path("/my data/status"))  # fmt: skip
+    text = script(["my program", "an argument"], Path("/my data/b0001-0000"))
     assert "#SBATCH --output='/my data/b0001-0000/%j.out'" in text
     assert "'my program' 'an argument' &" in text
-    assert "'/my data/status'" in text
+    assert "'/my data/b0001-0000/status'" in text
 
 
 def test_the_users_lines_come_before_the_command_and_after_what_is_asked() -> None:
-    text = sbatch_script.text(asked(), ["work"], setup=["module load cuda", "source v/bin/activate"],
-                       status=STATUS)  # fmt: skip
+    text = script(["work"], setup=["module load cuda", "source v/bin/activate"])
     places = [text.index(x) for x in ("#SBATCH --job-name", "module load cuda", "source v", "work &")]
     assert places == sorted(places)
 
 
 def test_several_processes_are_started_by_srun() -> None:
-    assert "srun" not in sbatch_script.text(asked(), ["work"], status=STATUS)
-    assert "srun --ntasks=4 --cpus-per-task=12 --kill-on-bad-exit=0 work &" in sbatch_script.text(
-        asked(ranks=4), ["work"], status=STATUS, ranks=4, cpus=12
-    )
+    assert "srun" not in script(["work"])
+    line = "srun --ntasks=4 --cpus-per-task=12 --kill-on-bad-exit=0 work &"
+    assert line in script(["work"], ranks=4, cpus=12)
 
 
-def started(
-    tmp_path: Path, *command: str, setup: Sequence[str] = (), after: str = ""
-) -> subprocess.Popen[str]:
+def started(tmp_path: Path, *command: str, setup: Sequence[str] = ()) -> subprocess.Popen[str]:
     """The script of a command, really run by bash, as task 3 of its array."""
     path = tmp_path / "job.sh"
-    path.write_text(
-        sbatch_script.text(asked(tmp_path), command, setup=setup, status=tmp_path / "status", after=after)
-    )
+    path.write_text(script(command, tmp_path, setup=setup, scratch=str(tmp_path)))
     return subprocess.Popen(
         ["bash", str(path)], cwd=tmp_path, env={**os.environ, "SLURM_ARRAY_TASK_ID": "3"}, text=True,
         stdout=subprocess.PIPE,
@@ -134,19 +132,22 @@ def started(
 def test_the_commands_exit_status_is_the_scripts_and_in_a_file(
     tmp_path: Path, command: str, status: int
 ) -> None:
-    process = started(tmp_path, "bash", "-c", command, after="touch afterwards")
+    left = tmp_path / f"{OURS}1"  # on the node's disk
+    left.mkdir()
+    left.with_name(f"{left.name}.lock").touch()
+    process = started(tmp_path, "bash", "-c", command)
     process.communicate(timeout=30)
     assert process.returncode == status
     assert (tmp_path / "status.3").read_text() == f"{status}\n"
-    assert (tmp_path / "afterwards").exists()
+    assert left.exists() is (status == 0)
 
 
 @pytest.mark.parametrize("line", ["set -e", "set -euo pipefail"])
 def test_a_strict_setup_changes_nothing(tmp_path: Path, line: str) -> None:
-    process = started(tmp_path, "bash", "-c", "exit 3", setup=[line], after="touch afterwards")
+    process = started(tmp_path, "bash", "-c", "exit 3", setup=[line])
     process.communicate(timeout=30)
     assert process.returncode == 3
-    assert (tmp_path / "status.3").exists() and (tmp_path / "afterwards").exists()
+    assert (tmp_path / "status.3").read_text() == "3\n"
 
 
 def test_the_command_has_what_the_setup_exports(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def told_of_the_time(lab: Lab) -> Found:
 @after(told_of_the_time)
 def test_out_of_time_and_told_so_before(ended: Ended, undisturbed: Lines) -> None:
     s, out = ended()
-    assert "Slurm's time limit was near" in (s.folder / "2" / "events.jsonl").read_text()
+    assert "the task's time limit was near" in (s.folder / "2" / "events.jsonl").read_text()
     assert s.lines() == undisturbed
     assert len(s.calls("candidate3")) == 1, out  # it had not begun, and is submitted again
     s.nothing_twice()

@@ -13,6 +13,8 @@ from patience import patience, token  # noqa: F401 (fixtures that every test has
 from mergelab.core.errors import StepError
 from mergelab.optimization import controller_job
 from mergelab.preflight import value_checks
+from mergelab.scheduling.scheduler import scheduler_of
+from mergelab.slurm import client
 
 CONF = Path(__file__).parents[2] / "conf" / "hardware"
 
@@ -46,7 +48,9 @@ def test_the_controller_asks_for_what_the_tasks_do_only_where_it_must(
         "hardware=slurm_1gpu", "hardware.slurm.partition=tasks", "hardware.slurm.account=proj1",
         "hardware.slurm.constraint=a100", "hardware.slurm.setup=[module load cuda]", *overrides,
     )  # fmt: skip
-    assert getattr(controller_job.settings(run), key) == value
+    scheduler = scheduler_of(run.hardware)
+    assert scheduler is not None
+    assert getattr(scheduler.for_controller(run).settings, key) == value
 
 
 @pytest.mark.parametrize(
@@ -73,8 +77,8 @@ def test_a_job_steers_where_it_is_asked_for_and_is_not_the_job_itself(
         (["device=cuda"], "setting", "slurm.gpus", "0, but hardware.device=cuda needs one"),
         (["slurm.gpus=2"], "no-effect", "slurm.gpus", "2, but hardware.device=cpu uses none"),
         (["slurm.memory=plenty"], "type", "slurm.memory", "'plenty' is not a size"),
-        (["slurm.time=tomorrow"], "type", "slurm.time", "'tomorrow' is no time as Slurm writes it"),
-        (["slurm.time=1:2:3:4"], "type", "slurm.time", "'1:2:3:4' is no time as Slurm writes it"),
+        (["slurm.time=tomorrow"], "type", "slurm.time", "'tomorrow' is not a time as Slurm writes it"),
+        (["slurm.time=1:2:3:4"], "type", "slurm.time", "'1:2:3:4' is not a time as Slurm writes it"),
     ],
 )
 def test_a_wrong_setting_of_the_cluster_is_found(
@@ -130,8 +134,8 @@ def succeeded(folder: Path, known: int, monkeypatch: pytest.MonkeyPatch) -> list
     said: list[str] = []
     monkeypatch.setenv(controller_job.INSIDE, "1")
     monkeypatch.setenv("SLURM_JOB_ID", "60")
-    monkeypatch.setattr(controller_job.client, "submit", lambda path: said.append("submitted") or "61")
-    monkeypatch.setattr(controller_job.client, "cancel", lambda jobs: said.append(f"cancelled {list(jobs)}"))
+    monkeypatch.setattr(client, "submit", lambda path: said.append("submitted") or "61")
+    monkeypatch.setattr(client, "cancel", lambda jobs: said.append(f"cancelled {list(jobs)}"))
     with controller_job.chained_resubmission(composed("hardware=slurm"), folder, [], known):
         said.append("steered")
     return said
@@ -156,7 +160,7 @@ def test_controllers_that_follow_each_other_without_progress_are_too_many(
 
 
 def test_slow_candidates_are_no_lack_of_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller_job, "SHORT", -1.0)  # as if each had lived for long
+    monkeypatch.setattr(controller_job, "STALL_S", -1.0)  # as if each had lived for long
     for _ in range(5):
         succeeded(tmp_path, 5, monkeypatch)
 

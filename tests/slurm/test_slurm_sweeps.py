@@ -20,7 +20,7 @@ from slurm_search import Lab, Labs, measured
 from slurm_together import Ended, after
 from wandb_stub import KEY
 
-from mergelab.slurm import submission_log
+from mergelab.scheduling import submission_log
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("family")]
 
@@ -35,7 +35,7 @@ def result(folder: Path) -> Any:
 
 
 def jobs(sweep: Path) -> list[str]:
-    return [x["job"] for x in submission_log.read(sweep) if x["event"] == "submitted"]
+    return [x["job"] for x in submission_log.read(sweep / "slurm") if x["event"] == "submitted"]
 
 
 def here(lab: Lab) -> Path:
@@ -81,7 +81,7 @@ def steered(lab: Lab) -> tuple[Path, str, str, str]:
     )  # fmt: skip
     first = lab.command(*search, "hardware.detach=true").stdout
     until(lambda: len(measured(sweep)) >= 4, "the first population is measured", 400, every=0.1)
-    (job,) = [x["job"] for x in submission_log.read(sweep) if x["event"] == "controller"]
+    (job,) = [x["job"] for x in submission_log.read(sweep / "slurm") if x["event"] == "controller"]
     name = submission_log.job_name(sweep)
     waiting = lab.cluster.call("squeue", "-h", f"--name={name}", "--states=PD", "-o", "%i %k").splitlines()
     (successor,) = [x.split()[0] for x in waiting if x.split()[1].startswith("controller")]
@@ -103,7 +103,7 @@ def test_a_sweep_steered_by_a_job_outlives_its_controllers(ended: Ended) -> None
     alone, (sweep, first, second, third) = ended()
     assert "which steers the sweep" in first
     assert "steers this sweep already" in second
-    assert len([x for x in submission_log.read(sweep) if x["event"] == "controller"]) == 2
+    assert len([x for x in submission_log.read(sweep / "slurm") if x["event"] == "controller"]) == 2
     assert result(sweep)["status"] == "done" and "winner" in third
     assert len(jobs(sweep)) == len(set(jobs(sweep)))
     assert measured(sweep) == measured(alone)

@@ -1,10 +1,11 @@
-"""Where candidates are evaluated: in this process, in several, or by Slurm."""
+"""Where candidates are evaluated: in this process, in several, or on a cluster."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mergelab.optimization.executors.base import Executor
+from mergelab.scheduling.scheduler import scheduler_of
 from mergelab.schema import Run
 
 
@@ -16,10 +17,10 @@ def make_executor(run: Run, folder: Path) -> Executor:
         folder: the search's.
     """
     h = run.hardware
-    if h.slurm is not None:
-        from mergelab.optimization.executors.slurm import SlurmExecutor
+    if (scheduler := scheduler_of(h)) is not None:
+        from mergelab.optimization.executors.cluster import ClusterExecutor
 
-        return SlurmExecutor(run, folder)
+        return ClusterExecutor(run, folder, scheduler)
     if h.workers == 1:
         from mergelab.optimization.executors.inline import InlineExecutor
 
