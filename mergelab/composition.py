@@ -244,8 +244,13 @@ def _plain_key(key: object) -> bool:
     return str(key).replace("_", "").replace("-", "").isalnum()
 
 
-def value_text(value: Any) -> str:
-    """A value in the words of Hydra's command line."""
+def value_text(value: Any, space: str = "") -> str:
+    """A value in the words of Hydra's command line.
+
+    Args:
+        value: of a setting.
+        space: what follows a comma or a colon.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -253,9 +258,10 @@ def value_text(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{value_text(v)}" for k, v in value.items()) + "}"  # no quotes for keys
+        pairs = (f"{k}:{space}{value_text(v, space)}" for k, v in value.items())  # no quotes for keys
+        return "{" + f",{space}".join(pairs) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(value_text, value)) + "]"
+        return "[" + f",{space}".join(value_text(v, space) for v in value) + "]"
     return hydra_value(str(value))
 
 

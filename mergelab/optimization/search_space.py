@@ -1,7 +1,7 @@
-"""The space of a search: which keys evolve, over which ranges, and what a genome makes of a Run. Pure.
+"""The space of a search: which keys it varies, over which ranges, and the run of a genome. Pure functions.
 
-A key is that of an override. What follows a weight, a density or a parameter picks a part of it: a
-filter of tensor names, and in a gradient the point by its number.
+A key is that of an override. What follows a weight, a density or a parameter selects a part of it: a
+filter of tensor names, and in a gradient the index of a point.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mergelab.composition import value_text
 from mergelab.core.errors import InputError, InputErrors, did_you_mean
 from mergelab.optimization.gene import Gene
 from mergelab.optimization.space_grammar import read as read_range
-from mergelab.recipes.recipe import PER_MODEL
+from mergelab.recipes.recipe import PER_MODEL, REST, value_at
 from mergelab.schema import Expert, Run
 
-REST = "*"
-"""The filter of all tensors that no other filter takes."""
-
 DEFAULTS = {"density": 1.0}
-"""What stands for a setting that is null."""
+"""The value of a setting that is null."""
 
 
 def expand(key: str, run: Run) -> tuple[list[str], bool]:
-    """The keys that one of the space's stands for, and whether it has a `*` for experts: what the
-    method does not take is then left out, and is an error otherwise."""
+    """The keys that a key of the space covers, and whether it has a `*` for the experts. What the method does
+    not take is left out with it, and an error without it."""
     keys = braces(key)
     if not key.startswith("experts.*."):
         return keys, False
@@ -35,7 +33,7 @@ def expand(key: str, run: Run) -> tuple[list[str], bool]:
 
 
 def braces(key: str) -> list[str]:
-    """The keys that one with `{a,b}` in it stands for."""
+    """The keys that a key with `{a,b}` in it covers."""
     keys = [key]
     while any("{" in k for k in keys):
         keys = [
@@ -66,7 +64,7 @@ def genes(space: Mapping[str, Any], run: Run, takes: set[str]) -> list[Gene]:
             own = parts[2] if parts[0] == "experts" and len(parts) > 2 else None
             if own in PER_MODEL and own not in takes:
                 if not lenient:
-                    wrong.append(f"search.space.{key}: method={run.method.name} takes no {own}")
+                    wrong.append(f"search.space.{key}: method={run.method.name} does not take {own}")
                 continue
             try:
                 found[key] = read_range(key, spec)
@@ -76,54 +74,58 @@ def genes(space: Mapping[str, Any], run: Run, takes: set[str]) -> list[Gene]:
         raise InputErrors(wrong)
     if not found:
         raise InputError(
-            "search.space: nothing evolves\nName a key and its range, as in conf/search/cma.yaml."
+            "search.space: it is empty, so there is nothing to search\n"
+            "Give a key and its range, as in conf/search/cma.yaml."
         )
     return list(found.values())
 
 
 def start(run: Run, gene: Gene) -> Any:
-    """Where a gene starts: what the composed run has there.
+    """The value at which a gene starts, that of the composed run.
 
     Raises:
-        InputError: where the run has no such key, or a value outside of the range.
+        InputError: where the run has no such key, or a value outside the range.
     """
     value = _look(run, gene.key)
-    if isinstance(value, (list, dict)):  # a gradient that becomes one number
+    if isinstance(value, (list, dict)):  # a gradient or a mapping that becomes one number
         numbers = list(_numbers(value))
         value = sum(numbers) / len(numbers) if numbers else None
     key = f"search.space.{gene.key}"
     if gene.choices:
         if value not in gene.choices:
-            raise InputError(f"{key}: it starts at {value!r}, which is none of its choices {gene.text}")
+            raise InputError(f"{key}: it starts at {value!r}, which is not one of its choices {gene.text}")
         return value
     assert gene.low is not None and gene.high is not None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{key}: it starts at {value!r}, which is no number")
+        raise InputError(f"{key}: it starts at {value!r}, which is not a number")
     if not gene.low <= value <= gene.high:
-        message = f"{key}: the search starts at {value:g}, outside of {gene.text}"
-        raise InputError(f"{message}\nWiden the range, or set {gene.key} inside of it.")
+        message = f"{key}: the search starts at {value:g}, outside {gene.text}"
+        raise InputError(f"{message}\nWiden the range, or set {gene.key} within it.")
     return value
 
 
 def apply(run: Run, genome: Mapping[str, Any]) -> Run:
-    """The run with a genome's values.
+    """The run with the values of a genome.
 
+    Args:
+        run: the composed run.
+        genome: from keys to values.
     Raises:
         InputError: for a key that the run does not have.
     """
     new = copy.deepcopy(run)
     settings: dict[tuple[str, ...], dict[tuple[str, ...], Any]] = {}
     for key, value in genome.items():
-        place, rest = _split(key)
-        settings.setdefault(place, {})[rest] = value
-    for place, parts in settings.items():
-        holder = _holder(new, place)
-        old = _get(holder, place[-1], ".".join(place))
-        value = _refined(DEFAULTS.get(place[-1]) if old is None else old, parts)
+        path, part = _split(key)
+        settings.setdefault(path, {})[part] = value
+    for path, parts in settings.items():
+        holder = _holder(new, path)
+        old = _get(holder, path[-1], ".".join(path))
+        value = _refined(DEFAULTS.get(path[-1]) if old is None else old, parts)
         if isinstance(holder, dict):
-            holder[place[-1]] = value
+            holder[path[-1]] = value
         else:
-            setattr(holder, place[-1], value)
+            setattr(holder, path[-1], value)
     return new
 
 
@@ -134,28 +136,19 @@ def overrides(run: Run, genome: Mapping[str, Any]) -> list[str]:
         run: the genome's run.
         genome: as it was applied.
     """
-    places = {_split(key)[0]: key for key in genome}
+    settings = {_split(key)[0]: key for key in genome}
     out = []
-    for place, key in places.items():
-        value = genome[key] if len(place) == 1 else _get(_holder(run, place), place[-1], ".".join(place))
-        out.append(f"{'.'.join(place)}={_typed(value)}")
+    for path, key in settings.items():
+        value = genome[key] if len(path) == 1 else _get(_holder(run, path), path[-1], ".".join(path))
+        out.append(f"{'.'.join(path)}={value_text(value, ' ')}")
     return out
-
-
-def _typed(value: Any) -> str:
-    """A value in the words of the command line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {_typed(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_typed(v) for v in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # ---------------------------------------------------------------- keys
 
 
 def _split(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A key as the place of a setting in the run, and the part of the setting."""
+    """A key as the path of a setting in the run, and the part of that setting."""
     parts = key.split(".")
     if parts[0] == "experts" and len(parts) > 2:
         at = 4 if parts[2] == "parameters" else 3
@@ -164,10 +157,11 @@ def _split(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(parts[:at]), tuple(parts[at:])
 
 
-def _holder(run: Run, place: Sequence[str]) -> Any:
+def _holder(run: Run, path: Sequence[str]) -> Any:
+    """The dataclass or mapping that has the setting at a path."""
     node: Any = run
-    for i, name in enumerate(place[:-1]):
-        node = _get(node, name, ".".join(place[: i + 1]))
+    for i, name in enumerate(path[:-1]):
+        node = _get(node, name, ".".join(path[: i + 1]))
     return node
 
 
@@ -185,30 +179,33 @@ def _get(node: Any, name: str, key: str) -> Any:
 
 
 def _look(run: Run, key: str) -> Any:
-    place, rest = _split(key)
-    holder = _holder(run, place)
-    if isinstance(holder, dict) and place[-1] not in holder and isinstance(run.experts.get(place[1]), Expert):
+    """What the run has at a key."""
+    path, part = _split(key)
+    holder = _holder(run, path)
+    if isinstance(holder, dict) and path[-1] not in holder and isinstance(run.experts.get(path[1]), Expert):
+        setting = ".".join(path)
         raise InputError(
-            f"search.space.{key}: {'.'.join(place)} is not set; the search has to start somewhere"
+            f"search.space.{key}: {setting} is not set; the search needs a value to start from\n"
+            f"Set it, such as {setting}=0.5."
         )
-    value = _get(holder, place[-1], ".".join(place))
+    value = _get(holder, path[-1], ".".join(path))
     if value is None:
-        value = DEFAULTS.get(place[-1])
-    return _part(value, rest)
+        value = DEFAULTS.get(path[-1])
+    return _part(value, part)
 
 
-def _part(value: Any, rest: Sequence[str]) -> Any:
-    """What a setting has at a part of it."""
-    for i, name in enumerate(rest):
+def _part(value: Any, part: Sequence[str]) -> Any:
+    """The value of a part of a setting."""
+    for i, name in enumerate(part):
         if isinstance(value, dict):
             value = value.get(name, value.get(REST))
         elif isinstance(value, list) and name.isdigit():
-            return value[min(int(name), len(value) - 1)] if i == len(rest) - 1 else value
+            return value[min(int(name), len(value) - 1)] if i == len(part) - 1 else value
     return value
 
 
 def _refined(old: Any, parts: Mapping[tuple[str, ...], Any]) -> Any:
-    """A setting with some of its parts replaced: a number becomes a gradient or a mapping if need be."""
+    """A setting with some of its parts replaced; a number becomes a gradient or a mapping where it has to."""
     if () in parts:
         return parts[()]
     below: dict[str, dict[tuple[str, ...], Any]] = {}
@@ -229,14 +226,9 @@ def _refined(old: Any, parts: Mapping[tuple[str, ...], Any]) -> Any:
     return out
 
 
-def _point(old: Any, i: int, count: int) -> Any:
-    """Point i of a setting seen as a gradient of `count` points."""
-    if not isinstance(old, list) or count == 1:
-        return old if not isinstance(old, list) else old[0]
-    at = i / (count - 1) * (len(old) - 1)
-    low = int(at)
-    high = min(low + 1, len(old) - 1)
-    return old[low] + (at - low) * (old[high] - old[low])
+def _point(old: Any, index: int, count: int) -> Any:
+    """A point of a setting seen as a gradient of `count` points."""
+    return value_at(old, "", index / max(count - 1, 1))
 
 
 def _numbers(value: Any) -> Iterator[float]:

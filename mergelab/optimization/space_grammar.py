@@ -1,6 +1,6 @@
-"""Ranges in the grammar of Hydra's Nevergrad sweeper, and Nevergrad's parameters of them.
+"""Ranges in the grammar of Hydra's Nevergrad sweeper, and Nevergrad's parameters for them.
 
-With `sweeper`, the only module of the search that knows Hydra.
+Besides `sweeper` the only module of the search that knows Hydra.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def read(key: str, spec: Any) -> Gene:
         key: of the override.
         spec: `interval(0, 1)` and so on, a list of choices, or a mapping with lower, upper, log, integer.
     Raises:
-        InputError: where it is no range.
+        InputError: where it is not a range.
     """
     if isinstance(spec, Mapping):
         return _of_mapping(key, spec)
@@ -32,9 +32,7 @@ def _of_mapping(key: str, spec: Mapping[str, Any]) -> Gene:
     known = ("lower", "upper", "log", "integer")
     unknown = [str(k) for k in spec if k not in known]
     if unknown:
-        raise InputError(
-            f"search.space.{key}: there is no '{unknown[0]}' of a range; there are {', '.join(known)}"
-        )
+        raise InputError(f"search.space.{key}: a range has no '{unknown[0]}'; it has {', '.join(known)}")
     try:
         low, high = float(spec["lower"]), float(spec["upper"])
     except (KeyError, TypeError, ValueError):
@@ -53,7 +51,7 @@ def _of_text(key: str, text: str) -> Gene:
         override = parser.parse_override(f"key={text}")
     except HydraException as e:
         reason = str(e).splitlines()[0]
-        raise InputError(f"search.space.{key}: '{text}' is no range: {reason}") from None
+        raise InputError(f"search.space.{key}: '{text}' is not a range: {reason}") from None
     value = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
@@ -61,7 +59,7 @@ def _of_text(key: str, text: str) -> Gene:
         return _checked(Gene(key, text, value.start, value.end, log="log" in value.tags, whole=whole))
     if not override.is_sweep_override() or isinstance(value, Glob):
         raise InputError(
-            f"search.space.{key}: '{text}' is no range\n"
+            f"search.space.{key}: '{text}' is not a range\n"
             "Write interval(0, 1.5), choice(a, b), range(1, 5), tag(log, interval(1e-4, 1))."
         )
     choices = tuple(parser.parse_override(f"key={c}").value() for c in _choices(override))
@@ -78,18 +76,21 @@ def _choices(override: Any) -> list[str]:
 def _checked(gene: Gene) -> Gene:
     assert gene.low is not None and gene.high is not None
     if not gene.low < gene.high:
-        raise InputError(f"search.space.{gene.key}: {gene.text} is empty; the lower end comes first")
+        raise InputError(f"search.space.{gene.key}: {gene.text} is empty; the lower bound comes first")
     if gene.log and gene.low <= 0:
-        raise InputError(f"search.space.{gene.key}: {gene.text} is logarithmic, and has to begin above 0")
+        raise InputError(
+            f"search.space.{gene.key}: {gene.text} is logarithmic; its lower bound has to be above 0"
+        )
     return gene
 
 
 def parameter(gene: Gene, start: Any, sigma: float) -> Any:
-    """Nevergrad's parameter of a gene, made by the code of Hydra's Nevergrad sweeper.
+    """Nevergrad's parameter for a gene, made by the code of Hydra's Nevergrad sweeper.
 
     Args:
-        start: where it starts.
-        sigma: the first steps' size, as a share of the range.
+        gene: what is searched.
+        start: the value at which it starts.
+        sigma: size of the first steps, as a share of the range.
     """
     from hydra_plugins.hydra_nevergrad_sweeper._impl import create_nevergrad_param_from_config
 

@@ -60,7 +60,7 @@ def test_a_plan_says_what_would_run_and_runs_nothing(model: str, family: Any, me
         (["hardware.workers=0"], "hardware.workers: 0 is out of range"),
         (["eval=none"], "a search needs an evaluation"),
         (["job=evaluate"], "search: job=evaluate merges nothing"),
-        (["method=linear", "experts.math.density=interval(0,1)"], "method=linear takes no density"),
+        (["method=linear", "experts.math.density=interval(0,1)"], "method=linear does not take density"),
         (["experts.maths.weight=interval(0,1)"], "there is no key 'maths'"),
         (["experts.math.weight=interval(0.8,1)"], "the search starts at"),
         (["experts.math.density=interval(0,3)"], "an end of a range is not possible"),

@@ -9,6 +9,7 @@ import pytest
 from composing import composed
 from searching import scores, setup_of
 
+from mergelab import search_history
 from mergelab.core.errors import InputError
 from mergelab.methods import registry
 from mergelab.optimization import optimizer, search_space, space_grammar
@@ -37,7 +38,7 @@ def test_braces_are_every_part() -> None:
 
 
 def test_a_named_key_that_the_method_does_not_take_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"search\.space\.experts\.math\.density: method=linear takes no"):
+    with pytest.raises(InputError, match=r"search\.space\.experts\.math\.density: method=linear does not"):
         keys("linear", {"experts.math.density": "interval(0,1)"})
 
 
@@ -72,7 +73,7 @@ def test_a_search_starts_where_the_composed_run_is_and_says_where_it_cannot() ->
     gene = space_grammar.read("experts.math.weight", "interval(0,1)")
     assert search_space.start(run, gene) == pytest.approx(0.4)
     outside = space_grammar.read("experts.code.weight", "interval(0,1)")
-    with pytest.raises(InputError, match=r"the search starts at 1\.7, outside of interval\(0,1\)"):
+    with pytest.raises(InputError, match=r"the search starts at 1\.7, outside interval\(0,1\)"):
         search_space.start(run, outside)
     with pytest.raises(InputError, match=r"there is no key 'sience'.*There are math, code"):
         search_space.start(run, space_grammar.read("experts.sience.weight", "interval(0,1)"))
@@ -81,10 +82,10 @@ def test_a_search_starts_where_the_composed_run_is_and_says_where_it_cannot() ->
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("interval(1,0)", "the lower end comes first"),
-        ("tag(log, interval(0,1))", "has to begin above 0"),
-        ("0.5", "is no range"),
-        ("interval(0", "is no range"),
+        ("interval(1,0)", "the lower bound comes first"),
+        ("tag(log, interval(0,1))", "its lower bound has to be above 0"),
+        ("0.5", "is not a range"),
+        ("interval(0", "is not a range"),
         ({"lower": 0}, "needs the numbers lower and upper"),
         ({"lower": 0, "upper": 1, "step": 2}, "no 'step'"),
     ],
@@ -205,3 +206,45 @@ def test_a_candidate_has_a_time_limit() -> None:
 
     outcome = run_guarded(lambda: time.sleep(30), 0.2)  # type: ignore[arg-type,return-value]
     assert outcome == Outcome(reason="out of time, 0.2 s")
+
+
+# ---------------------------------------------------------------- history
+
+
+def test_statistics_of_generations() -> None:
+    outcomes = [
+        (0, 0.4, "done"),
+        (0, None, "failed"),
+        (1, 0.2, "done"),
+        (1, 0.4, "repeated"),
+        (2, None, "failed"),
+    ]
+    assert search_history.generations(outcomes) == [
+        search_history.Generation(0, 0.4, 0.4, 0.4, failed=1, repeated=0),
+        search_history.Generation(1, 0.4, pytest.approx(0.3), 0.4, failed=0, repeated=1),  # type: ignore[arg-type]
+        search_history.Generation(2, None, None, 0.4, failed=1, repeated=0),
+    ]
+
+
+def test_rank_correlation() -> None:
+    assert search_history.rank_correlation([1, 2, 3], [0.1, 0.2, 9]) == pytest.approx(1)
+    assert search_history.rank_correlation([1, 1, 1], [0.1, 0.2, 9]) is None
+
+
+# ---------------------------------------------------------------- which search it is
+
+
+def test_a_search_of_an_earlier_version_has_the_same_identity(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from mergelab.core import hashing
+    from mergelab.optimization import fingerprint
+
+    monkeypatch.setattr(fingerprint, "version", lambda package: "1")
+    monkeypatch.setattr(fingerprint, "__version__", "1")
+    source = SimpleNamespace(name="base", commit="c0ffee", folder=None)
+    plan = SimpleNamespace(sources=[source])
+    identity = fingerprint.identify(setup_of("eval.limit=8"), plan)  # type: ignore[arg-type]
+    assert hashing.digest(identity) == "73b25cfa4409694abea3479cf5f6be66888e11f5fb2827847326a0d6a2b154df"
