@@ -26,6 +26,7 @@ from mergelab import config_errors
 from mergelab.core import registry
 from mergelab.core.errors import InputError, did_you_mean
 from mergelab.core.run_dir import hydra_value, write_text
+from mergelab.jobs.settings import run_type
 from mergelab.schema import Composition, Expert, Run, settings_of, with_overrides
 
 PACKAGE = Path(__file__).resolve().parent
@@ -47,8 +48,9 @@ class _Composed(Run):
     experts: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006 (read by OmegaConf)
 
 
-def _schema() -> DictConfig:
-    node: DictConfig = OmegaConf.structured(_Composed)
+@cache
+def _schema(kind: type[Run]) -> DictConfig:
+    node: DictConfig = OmegaConf.structured(kind)
     for mapping in (
         node.experts, node.method.parameters, node.eval.shares, node.eval.metrics, node.eval.options,
         node.search.space,
@@ -57,10 +59,14 @@ def _schema() -> DictConfig:
     return node
 
 
-def register() -> None:
-    """Tell Hydra of the schema, the sweeper of searches and the launcher of clusters."""
+def register(config_dir: str | None = None) -> None:
+    """Tell Hydra of the schema, the sweeper of searches and the launcher of clusters.
+
+    Args:
+        config_dir: the user's folder, whose steps may bring sections of their own.
+    """
     store = ConfigStore.instance()
-    store.store(name="run", node=_schema(), provider="mergelab", replace=True)
+    store.store(name="run", node=_schema(run_type(config_dir, _Composed)), provider="mergelab", replace=True)
     for group, name, target in (
         ("hydra/sweeper", "evolution", "mergelab.optimization.sweeper.SearchSweeper"),
         *(("hydra/launcher", name, "mergelab.scheduling.launcher.ArrayLauncher") for name in LAUNCHERS),
@@ -78,7 +84,7 @@ _own: dict[type, Any] = {}
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
+def _own_hydra(config_dir: str | None) -> Iterator[None]:
     """Hydra with a state of its own: that of a program which uses it is back when the body ends."""
     with _lock:
         Plugins.instance()  # imports what is installed, which registers itself, once a process
@@ -89,7 +95,7 @@ def _own_hydra() -> Iterator[None]:
             if not _own:
                 _own.update({k: v for k, v in singletons.items() if k.__name__ in SHARED})
                 ConfigStore.instance().repo = {k: _copied(v) for k, v in known.items() if k == "hydra"}
-                register()
+            register(config_dir)
             yield
         finally:
             Singleton._instances, BaseContainer._resolvers = singletons, resolvers
@@ -124,7 +130,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Run:
     if folder is not None and not folder.is_dir():
         raise InputError(f"config_dir: {folder} is not a folder")
     sources = [f"file://{CONF}", *([f"file://{folder}"] if folder else [])]
-    with _own_hydra():
+    with _own_hydra(str(folder) if folder else None):
         try:
             with initialize_config_search_path(sources):
                 cfg = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
@@ -142,9 +148,13 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
     Raises:
         InputError: for an expert's key or value that the schema does not have.
     """
+    h = whole.hydra
+    own = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
+    folder = next(iter(own), None)
+    kind = run_type(folder)
     # Hydra has validated all but the experts, whose names are open, and keys that were added with a plus.
     nodes = {str(k): v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}
-    _check_keys(Run, nodes, "")
+    _check_keys(kind, nodes, "")
     try:
         named = OmegaConf.merge(_named(), {"experts": OmegaConf.to_container(cfg.experts)})
         experts: dict[str, Expert] = OmegaConf.to_object(named.experts)  # type: ignore[assignment]
@@ -152,10 +162,7 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
         values = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in found.items()}
     except OmegaConfBaseException as e:
         raise InputError(config_errors.explain(e)) from None
-    run = Run(**values, experts=experts)  # type: ignore[arg-type]
-    h = whole.hydra
-    own = [s.path for s in h.runtime.config_sources if s.schema == "file" and Path(s.path) != CONF]
-    folder = next(iter(own), None)
+    run = kind(**values, experts=experts)  # type: ignore[arg-type]
     run.composition = Composition(
         tuple(h.overrides.task),
         {k: str(v) for k, v in h.runtime.choices.items() if "/" not in k and v},

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergelab import evaluation, preflight, zoo
-from mergelab.core import cache_dir, hashing
+from mergelab.core import cache_dir, hashing, registry
 from mergelab.core.errors import InputError, StepError, one_line
 from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors
 from mergelab.core.machine import existing

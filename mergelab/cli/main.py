@@ -290,6 +290,11 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")  # but in a run's log
     try:
+        for folder in _config_dirs(arguments):
+            composition.register(str(folder))
+    except InputError as e:  # a file in the user's folder
+        sys.exit(_tell(e))
+    try:
         _task()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as e:  # while composing
         if debugging:

@@ -21,6 +21,7 @@ from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from threading import RLock
 from typing import Generic, Protocol, TypeVar
 
 from mergelab.core.errors import InputError, MergelabError, did_you_mean
@@ -98,11 +99,13 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, noun: str, ours: tuple[str, ...] = ()):
         self.kind = kind
         self.noun = noun
-        self._ours = ours
+        self._ours = [*ours]
+        """Those that have not been imported yet."""
         self._entries: dict[str, tuple[T, Origin]] = {}
         self._files: dict[Path, str] = {}
         """What has been imported from users' folders, with the digest of the content."""
         self._installed = False
+        self._lock = RLock()
 
     def add(self, name: str, entry: T) -> T:
         """Register an entry, from the module that is being imported.
@@ -151,11 +154,31 @@ class Registry(Generic[T]):
             InputError: where a user's file or an installed package fails to import, and where a user's file
                 has changed since the run was composed.
         """
+        with self._lock, self._registering(OURS):
+            while self._ours:
+                module, *self._ours = self._ours
+                import_module(module)
+        self._load_added()
+
+    def added(self, in_folder: bool) -> dict[str, T]:
+        """The entries that are not our own, by name; ours are not imported for it.
+
+        Args:
+            in_folder: those of the user's folder as well, not only those of installed packages.
+        Raises:
+            InputError: as `load` does.
+        """
+        self._load_added()
+        files = {str(f) for f in self._files} if not in_folder else set()
+        return {
+            name: entry
+            for name, (entry, origin) in self._entries.items()
+            if origin != OURS and origin.label not in files
+        }
+
+    def _load_added(self) -> None:
         if not self._installed:
             self._installed = True
-            with self._registering(OURS):
-                for module in self._ours:
-                    import_module(module)
             for point in entry_points(group=f"mergelab.{self.kind}"):
                 version = point.dist.version if point.dist else ""
                 package = f"{point.dist.name if point.dist else point.value} {version}".strip()

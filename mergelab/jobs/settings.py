@@ -1,0 +1,74 @@
+"""Settings that users' steps bring along: each becomes a section of the `Run` that is composed.
+
+Nothing of our own steps is imported here: their sections are in the schema, and composing must be fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from mergelab.core import registry
+from mergelab.core.errors import InputError
+from mergelab.jobs.step import STEPS
+from mergelab.schema import Composition, Run
+
+R = TypeVar("R", bound=Run)
+
+
+def run_type(config_dir: str | None, base: type[R] = Run) -> type[R]:  # type: ignore[assignment]
+    """`Run`, with a section for each step with settings of a user's folder and of installed packages.
+
+    Args:
+        config_dir: the user's folder, or None.
+        base: what the sections are added to.
+    Raises:
+        InputError: where a step cannot be imported, or its settings cannot become a section.
+    """
+    if config_dir is not None:
+        registry.use_config_dir(config_dir)
+    own = STEPS.added(in_folder=config_dir is not None)
+    sections = tuple((s.name, s.settings) for s in own.values() if isinstance(s.settings, type))
+    return _extended(base, sections) if sections else base
+
+
+@cache
+def _extended(base: type[R], sections: tuple[tuple[str, type[Any]], ...]) -> type[R]:
+    for name, settings in sections:
+        where = STEPS.origin(name).label
+        if not name.isidentifier() or name in {f.name for f in fields(base)}:
+            raise InputError(
+                f"{where}: the settings of step '{name}' cannot become the section '{name}' of a run, "
+                "because its name is taken or not a plain word"
+            )
+        if not is_dataclass(settings):
+            raise InputError(f"{where}: the settings of step '{name}' are not a dataclass")
+        with registry.explained(where):
+            _checked(settings)
+    made = [(name, settings, field(default_factory=settings)) for name, settings in sections]
+    return make_dataclass(base.__name__, made, bases=(base,), namespace={"__reduce__": _reduced})
+
+
+def _checked(settings: type[Any]) -> None:
+    """Raises whatever OmegaConf has against a dataclass."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.structured(settings)
+
+
+def _reduced(run: Run) -> tuple[Any, ...]:
+    """Lets such a run be pickled: its type is made again where it is loaded."""
+    ours = {f.name: getattr(run, f.name) for f in fields(Run)}
+    own = {f.name: asdict(getattr(run, f.name)) for f in fields(run) if f.name not in ours}
+    return _restored, (run.composition, ours, own)
+
+
+def _restored(composition: Composition | None, ours: dict[str, Any], own: dict[str, Any]) -> Run:
+    from omegaconf import OmegaConf
+
+    registry.use(composition)
+    kind = run_type(composition.config_dir if composition else None)
+    types = {f.name: f.default_factory for f in fields(kind)}
+    typed = {k: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(types[k]), v)) for k, v in own.items()}
+    return kind(**ours, **typed)
