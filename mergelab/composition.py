@@ -49,7 +49,7 @@ class _Composed(Run):
 
 
 @cache
-def _schema(kind: type[Run]) -> DictConfig:
+def _schema(kind: type[Any]) -> DictConfig:
     node: DictConfig = OmegaConf.structured(kind)
     for mapping in (
         node.experts, node.method.parameters, node.eval.shares, node.eval.metrics, node.eval.options,
@@ -66,7 +66,8 @@ def register(config_dir: str | None = None) -> None:
         config_dir: the user's folder, whose steps may bring sections of their own.
     """
     store = ConfigStore.instance()
-    store.store(name="run", node=_schema(run_type(config_dir, _Composed)), provider="mergelab", replace=True)
+    node: Any = _schema(run_type(config_dir, _Composed))  # type: ignore[arg-type]  # a class has a hash
+    store.store(name="run", node=node, provider="mergelab", replace=True)
     for group, name, target in (
         ("hydra/sweeper", "evolution", "mergelab.optimization.sweeper.SearchSweeper"),
         *(("hydra/launcher", name, "mergelab.scheduling.launcher.ArrayLauncher") for name in LAUNCHERS),
@@ -162,7 +163,7 @@ def typed(cfg: DictConfig, whole: DictConfig) -> Run:
         values = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in found.items()}
     except OmegaConfBaseException as e:
         raise InputError(config_errors.explain(e)) from None
-    run = kind(**values, experts=experts)  # type: ignore[arg-type]
+    run: Run = kind(**values, experts=experts)
     run.composition = Composition(
         tuple(h.overrides.task),
         {k: str(v) for k, v in h.runtime.choices.items() if "/" not in k and v},

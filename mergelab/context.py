@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mergelab import evaluation, preflight, zoo
-from mergelab.core import cache_dir, hashing, registry
+from mergelab.core import cache_dir, hashing
 from mergelab.core.errors import InputError, StepError, one_line
 from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors
 from mergelab.core.machine import existing
@@ -16,6 +17,7 @@ from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, write_json, write_text
 from mergelab.jobs.step import steps_of, wrong_steps
 from mergelab.merging import resume
+from mergelab.merging.verify import Report, verify
 from mergelab.preflight import value_checks
 from mergelab.recipes import recipe as recipes
 from mergelab.report import terminal
@@ -82,6 +84,19 @@ def tell(plan: preflight.Plan, *severities: Severity) -> None:
     for f in plan.findings:
         if f.severity in severities:
             terminal.finding(f.severity, f.text())
+
+
+def verify_model(folder: Path, run: Run, inputs: Mapping[str, Path]) -> Report:
+    """`merging.verify.verify` with a bar and the run's settings."""
+    with terminal.progress() as progress:
+        return verify(
+            folder,
+            hardware=run.hardware,
+            inputs=inputs,
+            prompt=run.check.prompt,
+            trust_remote_code=run.model.trust_remote_code,
+            progress=progress,
+        )
 
 
 def read_tasks(run: Run) -> None:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergelab import __version__, composition
-from mergelab.core import registry, run_log
+from mergelab.core import run_log
 from mergelab.core.errors import InputError, MergelabError, one_line
+from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, refuse_finished, short_path
 from mergelab.jobs import offline, steps_of
 from mergelab.jobs.run_job import run_job
@@ -62,7 +63,7 @@ def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result
         StepError: when a step cannot be finished.
         KeyboardInterrupt: result.json then says how far it came.
     """
-    registry.use(run.composition)
+    use_extensions(run.composition)
     steps = steps_of(run)
     if steps and not any(s.keeps_folder for s in steps):
         for step in steps:

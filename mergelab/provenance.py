@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import yaml
 from mergelab import __version__, evaluation, zoo
 from mergelab.context import hashes
 from mergelab.core import hashing
-from mergelab.core.run_dir import RunDir, read_json
+from mergelab.core.plan_file import PlanFile, PlannedModel
+from mergelab.core.run_dir import RunDir
 from mergelab.evaluation import SPLITS
 from mergelab.evaluation.cache import packages
 from mergelab.jobs.step import merges as makes_model
@@ -28,14 +28,15 @@ def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
     """Record inputs, versions, method and key; reads inputs that are no hub snapshots once."""
     merges = makes_model(run)
     recipe = yaml.safe_load(run_dir.recipe.read_text(encoding="utf-8")) if merges else None
-    inputs = [_input(m, progress) for m in read_json(run_dir.plan)["models"]]
+    plan = PlanFile.load(run_dir.plan)
+    inputs = [_input(m, progress) for m in plan.models]
     versions = {"mergelab": __version__, "python": platform.python_version()}
     versions |= {p: version(p) for p in (*PACKAGES, *_measuring(run))}
-    engine = read_json(run_dir.plan)["engine"] if merges else None
+    engine = plan.engine if merges else None
     code = registry.code_of([recipes.method_of(recipe)]) if recipe and not recipes.is_mixture(recipe) else {}
     settings = {
         "seed": run.seed,
-        "merge": {"engine": engine["name"], "rescale": run.method.rescale, **code} if engine else None,
+        "merge": {"engine": engine, "rescale": run.method.rescale, **code} if engine else None,
         "device": run.hardware.device.partition(":")[0],
         "measures": [
             (split, m.name, m.task, m.metric, m.share)
@@ -52,7 +53,7 @@ def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
             "versions": versions,
             "merge_method": recipes.method_of(recipe) if recipe else None,
             **({"method_code": code} if code else {}),
-            "engine": engine["name"] if engine else None,
+            "engine": engine,
             "key": hashing.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
         }
     )
@@ -65,11 +66,11 @@ def _measuring(run: Run) -> list[str]:
     return [p for p in packages(run.eval, run.hardware) if p not in PACKAGES]
 
 
-def _input(m: Mapping[str, Any], progress: zoo.Progress) -> dict[str, Any]:
+def _input(m: PlannedModel, progress: zoo.Progress) -> dict[str, Any]:
     """A model of the plan with its hub commit, or else the hashes of its files."""
     files: dict[str, str] = {}
-    if not m["commit"]:
-        files |= hashes(Path(m["folder"]), progress)
-    if m["adapter"]:
-        files |= {f"adapter/{name}": h for name, h in hashes(Path(m["adapter"]), progress).items()}
-    return {**m, "files": files, "content": hashing.digest([m["commit"], files])}
+    if not m.commit:
+        files |= hashes(m.at, progress)
+    if m.adapter:
+        files |= {f"adapter/{name}": h for name, h in hashes(m.adapter, progress).items()}
+    return {**m.json(), "files": files, "content": hashing.digest([m.commit, files])}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab import evaluation
-from mergelab.context import evaluator, family, hashes, on_this_machine
+from mergelab.context import evaluator, family, hashes, on_this_machine, verify_model
 from mergelab.core import hashing
 from mergelab.core.errors import StepError
 from mergelab.core.findings import Finding, error
@@ -18,7 +18,6 @@ from mergelab.models import checkpoint
 from mergelab.preflight import resolve_inputs
 from mergelab.report import score_table, terminal
 from mergelab.schema import Evaluation, Run
-from mergelab.steps.verify import look, summary
 
 NOISE = 8.0
 """Bits per byte of a model that knows nothing at all: every byte is as likely as any other."""
@@ -41,13 +40,13 @@ def check_finished_model(run: Run, run_dir: RunDir) -> str:
     assert run.check.path is not None
     folder = finished_model(run.check.path, "check.path")
     made_of = parents(run, folder)
-    report = look(folder, run, made_of)
+    report = verify_model(folder, run, made_of)
     run_dir.record({"check": report.json(), "model": str(folder)})
     if report.problems:
         raise StepError(f"{folder} is not sound: " + "; ".join(report.problems))
     terminal.aside(f"{report.trial.prompt!r} goes on as {report.trial.text!r}")
     _compare(run, run_dir, folder, made_of)
-    return summary(report)
+    return report.summary()
 
 
 def findings(run: Run) -> Iterator[Finding]:

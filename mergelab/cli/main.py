@@ -290,8 +290,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")  # but in a run's log
     try:
-        for folder in _config_dirs(arguments):
-            composition.register(str(folder))
+        composition.register(next(map(str, _config_dirs(arguments)), None))
     except InputError as e:  # a file in the user's folder
         sys.exit(_tell(e))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, suppress
 
-from mergelab.core import heartbeat, registry
+from mergelab.core import heartbeat
 from mergelab.core.errors import InputError, MergelabError, StepError
 from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, read_json

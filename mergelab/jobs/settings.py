@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from mergelab.core import registry
 from mergelab.core.errors import InputError
 from mergelab.jobs.step import STEPS
 from mergelab.schema import Composition, Run
 
-R = TypeVar("R", bound=Run)
 
-
-def run_type(config_dir: str | None, base: type[R] = Run) -> type[R]:  # type: ignore[assignment]
+def run_type(config_dir: str | None, base: type[Any] = Run) -> type[Any]:
     """`Run`, with a section for each step with settings of a user's folder and of installed packages.
 
     Args:
@@ -30,11 +28,11 @@ def run_type(config_dir: str | None, base: type[R] = Run) -> type[R]:  # type: i
         registry.use_config_dir(config_dir)
     own = STEPS.added(in_folder=config_dir is not None)
     sections = tuple((s.name, s.settings) for s in own.values() if isinstance(s.settings, type))
-    return _extended(base, sections) if sections else base
+    return _extended(base, sections) if sections else base  # type: ignore[arg-type]  # a class has a hash
 
 
 @cache
-def _extended(base: type[R], sections: tuple[tuple[str, type[Any]], ...]) -> type[R]:
+def _extended(base: type[Any], sections: tuple[tuple[str, type[Any]], ...]) -> type[Any]:
     for name, settings in sections:
         where = STEPS.origin(name).label
         if not name.isidentifier() or name in {f.name for f in fields(base)}:
@@ -67,8 +65,9 @@ def _reduced(run: Run) -> tuple[Any, ...]:
 def _restored(composition: Composition | None, ours: dict[str, Any], own: dict[str, Any]) -> Run:
     from omegaconf import OmegaConf
 
-    registry.use(composition)
+    registry.use_extensions(composition)
     kind = run_type(composition.config_dir if composition else None)
     types = {f.name: f.default_factory for f in fields(kind)}
-    typed = {k: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(types[k]), v)) for k, v in own.items()}
-    return kind(**ours, **typed)
+    nodes = {k: OmegaConf.merge(OmegaConf.structured(types[k]), v) for k, v in own.items()}
+    run: Run = kind(**ours, **{k: OmegaConf.to_object(node) for k, node in nodes.items()})
+    return run

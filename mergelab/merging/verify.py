@@ -35,6 +35,11 @@ class Report:
     trial: smoke_test.SmokeTest = field(default_factory=smoke_test.SmokeTest)
     problems: list[str] = field(default_factory=list)
 
+    def summary(self) -> str:
+        """One line on a sound model."""
+        tied = ", tied embeddings" if self.trial.tied else ""
+        return f"{self.tensors} tensors, all finite{tied}, loads, generates"
+
     def json(self) -> dict[str, Any]:
         """As result.json has it."""
         return {

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergelab import evaluation
 from mergelab.core.run_dir import RunDir, read_json, short_path
+from mergelab.measured_models import MERGED
 from mergelab.optimization import search_space
 from mergelab.optimization.journal import Journal
 from mergelab.optimization.population_evaluator import fitness
@@ -16,7 +17,6 @@ from mergelab.optimization.verdict import verdict
 from mergelab.optimization.winner import candidate_run
 from mergelab.report import progress_table, score_table, terminal
 from mergelab.search_history import INITIAL, WINNER, rank_correlation, row_label
-from mergelab.steps.evaluate import MERGED
 
 Line = Mapping[str, Any]
 """A line of the journal."""

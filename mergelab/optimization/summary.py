@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergelab import plan_page
 from mergelab.core.sizes import format_size
 from mergelab.optimization.request import Request, Setup
 from mergelab.optimization.validate import live_model_bytes
@@ -13,7 +14,6 @@ from mergelab.preflight import Plan
 from mergelab.report import terminal
 from mergelab.scheduling.scheduler import scheduler_of
 from mergelab.scheduling.submission_log import job_name
-from mergelab.steps import plan as plan_step
 
 
 def title(request: Request) -> str:
@@ -25,7 +25,7 @@ def title(request: Request) -> str:
 def show_plan(setup: Setup, plan: Plan) -> None:
     """The page of `job=plan`: what would run, and what it needs."""
     s = setup.run.search
-    plan_step.show(setup.run, plan)
+    plan_page.show(setup.run, plan)
     terminal.table("search", ["", ""], [
         ["optimizer", f"{s.optimizer}, seed {s.seed}, first steps {s.sigma:g} of each range"],
         ["candidates", f"{setup.budget}: {setup.generations} generations of {setup.population}"],

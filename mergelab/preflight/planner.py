@@ -10,6 +10,7 @@ from typing import Any
 from mergelab import evaluation
 from mergelab.core import dtypes
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
+from mergelab.core.plan_file import PlannedModel
 from mergelab.core.sizes import parse_size
 from mergelab.jobs.step import loads_models
 from mergelab.methods import registry
@@ -61,24 +62,17 @@ class Plan:
         """plan.json."""
         return {
             "schema": 1,
-            "models": [
-                {
-                    "name": s.name,
-                    "path": s.path,
-                    "revision": s.revision,
-                    "commit": s.commit,
-                    "folder": str(s.folder) if s.folder else None,
-                    "adapter": str(s.adapter) if s.adapter else None,
-                    "reference": s.reference,
-                }
-                for s in self.sources
-            ],
+            "models": [_planned(s).json() for s in self.sources],
             "config_source": self.config_source,
             "engine": self.engine.json() if self.engine else None,
             "recipe": self.recipe,
             "findings": [f.json() for f in self.findings],
             "estimate": self.estimate.json() if self.estimate else None,
         }
+
+
+def _planned(s: Source) -> PlannedModel:
+    return PlannedModel(s.name, s.path, s.revision, s.commit, s.folder, s.adapter, s.reference)
 
 
 def examine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mergelab.analysis import finished_model
+from mergelab.analysis.comparison import Subjects, compared
 from mergelab.context import check_settings, make_plan, tell
 from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import RunDir
@@ -13,7 +14,6 @@ from mergelab.models import compatibility
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.analyze import Subjects, compared
 
 ROWS: dict[str, Callable[[ModelMetadata], object]] = {
     "architecture": lambda f: f.config["architectures"][0].removesuffix("ForCausalLM"),

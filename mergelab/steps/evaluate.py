@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
 from mergelab import evaluation, zoo
 from mergelab.context import evaluator, fingerprint
 from mergelab.core.findings import Finding, error
-from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json
+from mergelab.core.run_dir import RunDir, find_model
 from mergelab.evaluation import SPLITS
 from mergelab.jobs import Step, register
 from mergelab.jobs.step import merges
+from mergelab.measured_models import MERGED, models, parents
 from mergelab.models import checkpoint, compatibility, remote_code
 from mergelab.preflight import evaluation_checks
 from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import score_table as table
 from mergelab.report import terminal
 from mergelab.schema import Run
-
-MERGED = "merged"
-"""The name of the model that the run made, or that `evaluate.path` names."""
 
 
 def findings(run: Run) -> Iterator[Finding]:
@@ -79,37 +75,13 @@ def execute(run: Run, run_dir: RunDir) -> str:
     how = {"quantize": run.hardware.quantize, "backend": run.eval.backend}
     unusual = {"measured": how} if table.how(how) else {}
     run_dir.record({"metrics": metrics, "shares": shares, **unusual})
-    apart = [m["name"] for m in parents(run, run_dir) if m["name"] not in subjects]
+    apart = [m.name for m in parents(run, run_dir) if m.name not in subjects]
     unmeasured = f"; not {', '.join(apart)}: adapters" if apart else ""
     return f"{len(subjects)} models on {', '.join(shares)}{table.how(how)}{unmeasured}"
 
 
 def _bar(progress: zoo.Progress, model: str) -> zoo.Progress:
     return lambda what, done, total: progress(f"{model}: {what}", done, total)
-
-
-def parents(run: Run, run_dir: RunDir) -> list[dict[str, Any]]:
-    """The models of the plan that are on this machine and are to be measured, too."""
-    return [m for m in read_json(run_dir.plan)["models"] if m["folder"]] if run.eval.baselines else []
-
-
-def models(run: Run, run_dir: RunDir) -> dict[str, tuple[Path, Path | None]]:
-    """What to measure, by name: the folder of a model, and that of its LoRA. Preflight has checked
-    evaluate.path. vLLM, int8 on a CPU, and kinds of evaluation that measure folders cannot use a LoRA."""
-    out: dict[str, tuple[Path, Path | None]] = {}
-    if run.evaluate.path:
-        out[MERGED] = finished_model(run.evaluate.path, "evaluate.path"), None
-    elif merges(run):
-        out[MERGED] = run_dir.model, None
-    whole_only = (
-        run.eval.backend != "hf"
-        or not evaluation.kind_of(run.eval).in_memory
-        or (run.hardware.quantize != "none" and run.hardware.device == "cpu")
-    )
-    for m in parents(run, run_dir):
-        if not (m["adapter"] and whole_only):
-            out[m["name"]] = Path(m["folder"]), Path(m["adapter"]) if m["adapter"] else None
-    return out
 
 
 STEP = register(

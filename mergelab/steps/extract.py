@@ -16,6 +16,7 @@ from mergelab import __version__, preflight
 from mergelab.context import family, other_findings, tell
 from mergelab.core.errors import did_you_mean
 from mergelab.core.findings import Finding, error, some, stop_on_errors
+from mergelab.core.folders import move, sync
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json, short_path, write_text
 from mergelab.core.sizes import format_size
 from mergelab.jobs import Step, register
@@ -28,7 +29,6 @@ from mergelab.models.resolver import Source
 from mergelab.preflight import value_checks
 from mergelab.report import score_table, terminal
 from mergelab.schema import Evaluation, Expert, Extract, Method, Run
-from mergelab.steps.verify import move, sync
 
 HEADS = ["", "modules", "rank", "kept", "error"]
 WHOLE = "whole model"

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mergelab.core import cache_dir
-from mergelab.core.run_dir import RunDir, read_json
+from mergelab.core.plan_file import PlanFile
+from mergelab.core.run_dir import RunDir
 from mergelab.core.sizes import format_size
 from mergelab.jobs import Step, register
 from mergelab.merging import node_local_cache
@@ -32,11 +32,9 @@ EVENTS = 5.0
 def execute(run: Run, run_dir: RunDir) -> str:
     """Record what goes in, then merge."""
     recipe = yaml.safe_load(run_dir.recipe.read_text(encoding="utf-8"))
-    plan = read_json(run_dir.plan)
-    if plan["engine"]["name"] == "fast":
-        said = _fast(run, run_dir, recipe, plan)
-    else:
-        said = _by_mergekit(run, run_dir, recipe)
+    plan = PlanFile.load(run_dir.plan)
+    fast = plan.engine == "fast"
+    said = _fast(run, run_dir, recipe, plan) if fast else _by_mergekit(run, run_dir, recipe)
     size = sum(f.stat().st_size for f in run_dir.partial.glob("*.safetensors"))
     return f"{recipes.method_of(recipe)}, {format_size(size)}{said}"
 
@@ -62,13 +60,11 @@ def _by_mergekit(run: Run, run_dir: RunDir, recipe: dict[str, Any]) -> str:
     return f", {k} of {n} experts a token, gates {recipe.get('gate_mode', 'hidden')}"
 
 
-def _fast(run: Run, run_dir: RunDir, recipe: dict[str, Any], plan: dict[str, Any]) -> str:
+def _fast(run: Run, run_dir: RunDir, recipe: dict[str, Any], plan: PlanFile) -> str:
     from mergelab.merging import backends, resume, throughput_cache
 
-    models = {
-        m["reference"]: (m["name"], node_local_cache.copy_of(Path(m["folder"]))) for m in plan["models"]
-    }
-    config_source = next(Path(m["folder"]) for m in plan["models"] if m["name"] == plan["config_source"])
+    models = {m.reference: (m.name, node_local_cache.copy_of(m.at)) for m in plan.models}
+    config_source = plan.model(plan.config_source).at
     merge = backends.prepare(run, recipe, models)
     with (
         terminal.progress(nbytes=True) as progress,

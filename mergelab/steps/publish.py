@@ -18,7 +18,6 @@ from mergelab.hub.upload import Item, Target, check_login, items, look, stale, u
 from mergelab.jobs import Step, register
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps import verify
 
 CARD = "README.md"
 SHOWN = ("library_name", "license", "base_model", "tags", "language")
@@ -125,7 +124,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
     if settings.dry_run:
         return f"{len(going)} files, {format_size(size)}; nothing was sent"
     run = context.on_this_machine(run)
-    report = verify.look(folder, run, {})
+    report = context.verify_model(folder, run, {})
     run_dir.record({"check": report.json(), "model": str(folder)})
     if report.problems:
         raise StepError(f"{folder} is not sound, and was not sent: " + "; ".join(report.problems))

@@ -10,14 +10,15 @@ import yaml
 
 from mergelab import evaluation
 from mergelab.context import evaluator
+from mergelab.core.plan_file import PlanFile, PlannedModel
 from mergelab.core.run_dir import RunDir, read_json, read_memo
 from mergelab.evaluation import routing
 from mergelab.jobs import Step, register
+from mergelab.measured_models import MERGED, models
 from mergelab.recipes import mixtures
 from mergelab.report import routing as report
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.steps.evaluate import MERGED, models
 
 OWN_RECIPE = "mergekit_moe_config.yml"
 """The recipe that mergekit-moe writes into a mixture's folder."""
@@ -76,13 +77,13 @@ def _experts(run: Run, run_dir: RunDir, folder: Path) -> tuple[list[str], dict[s
     Names are known where the run that made the model, or mergekit-moe, left its recipe; else they are
     numbers.
     """
-    plan = _plan(run, run_dir, folder)
-    recipe = plan.get("recipe") or _recipe_in(folder / OWN_RECIPE)
+    plan = PlanFile.of(_plan(run, run_dir, folder))
+    recipe = plan.recipe or _recipe_in(folder / OWN_RECIPE)
     n = routing.experts_in(read_json(folder / "config.json"))
     experts = recipe.get("experts") or []
     if len(experts) != n:  # the recipe of another model, or none
         return [f"expert {i}" for i in range(n)], {}, ""
-    names = _names([str(e["source_model"]) for e in experts], plan.get("models", []))
+    names = _names([str(e["source_model"]) for e in experts], plan.models)
     prompts = {
         name: list(e["positive_prompts"])[: routing.MOST_PROMPTS]
         for name, e in zip(names, experts, strict=True)
@@ -111,12 +112,12 @@ def _recipe_in(file: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _names(sources: Sequence[str], models: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(sources: Sequence[str], models: Sequence[PlannedModel]) -> list[str]:
     """The names of a recipe's experts: those of the models with the same reference in plan.json, in order,
     else the last part of the path; with a number where a name occurs again."""
     known: dict[str, list[str]] = {}
     for m in models:
-        known.setdefault(m["reference"], []).append(m["name"])
+        known.setdefault(m.reference, []).append(m.name)
     out: list[str] = []
     for source in sources:
         of = known.get(source) or [source.rstrip("/").rpartition("/")[2]]

@@ -436,9 +436,13 @@ def test_experts_have_the_names_that_the_run_gave_them(mergelab: Callable[..., A
 
 
 def test_a_model_that_occurs_again_has_a_number() -> None:
+    from mergelab.core.plan_file import PlannedModel
     from mergelab.steps.routing import _names
 
-    models = [{"name": n, "reference": f"/m/{r}"} for n, r in (("base", "b"), ("math", "x"), ("own", "b"))]
+    models = [
+        PlannedModel(n, r, None, None, None, None, f"/m/{r}")
+        for n, r in (("base", "b"), ("math", "x"), ("own", "b"))
+    ]
     assert _names(["/m/x", "/m/b", "/m/x", "org/new", "/m/x", "org/new"], models) == [
         "math", "own", "math 2", "new", "math 3", "new 2",
     ]  # fmt: skip

@@ -321,7 +321,7 @@ def test_interrupted_while_it_is_checked(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mergelab.steps.verify.verify", interrupt)
+        patch.setattr("mergelab.context.verify", interrupt)
         outcome = mergelab(*large, "seed=13")
     assert outcome.status == 130
     assert "The same command goes on from there." in outcome.err

@@ -652,7 +652,7 @@ def test_something_appears_at_the_final_place(
         (target / "theirs").write_text("1")
         return real(*arguments, **options)
 
-    monkeypatch.setattr("mergelab.steps.verify.verify", meddle)
+    monkeypatch.setattr("mergelab.context.verify", meddle)
     outcome = mergelab("method=ties", *chosen(*models(3)), f"output={target}")
     assert outcome.status == 1
     assert "cannot put the model at" in outcome.err
