@@ -28,5 +28,12 @@ def files(page: Path) -> dict[str, str]:
     return {found[1]: b for found, b in named if found}
 
 
+def write_files(page: Path, root: Path) -> None:
+    """Write them into a folder."""
+    for path, text in files(page).items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
     print("\n".join(blocks(Path(sys.argv[1]))))
