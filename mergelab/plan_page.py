@@ -38,7 +38,7 @@ def show(run: Run, plan: Plan) -> None:
 def run_rows(run: Run, engine: Engine | None) -> list[list[str]]:
     """What the composition comes to, besides the recipe."""
     h = run.hardware
-    scheduler = scheduler_of(h)
+    scheduler = scheduler_of(run)
     dtypes = f"{h.compute_dtype or 'the files'} arithmetic, written as {h.dtype or 'the base is'}"
     rows = [
         ["model", run.model.name],

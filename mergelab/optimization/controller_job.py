@@ -55,7 +55,7 @@ def command(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def _scheduler(run: Run) -> Scheduler:
-    scheduler = scheduler_of(run.hardware)
+    scheduler = scheduler_of(run)
     assert scheduler is not None
     return scheduler.for_controller(run)
 

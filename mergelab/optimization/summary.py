@@ -71,7 +71,7 @@ def show_header(setup: Setup, plan: Plan, folder: Path, lines: Sequence[Mapping[
 def _cluster_rows(setup: Setup, plan: Plan) -> list[list[str]]:
     """What is requested of a cluster, and how much reading `hardware.candidates_per_task` saves."""
     h = setup.run.hardware
-    scheduler = scheduler_of(h)
+    scheduler = scheduler_of(setup.run)
     if scheduler is None:
         return []
     tasks = -(-setup.population // h.candidates_per_task)
@@ -92,7 +92,7 @@ def _cluster_rows(setup: Setup, plan: Plan) -> list[list[str]]:
 
 def _where(setup: Setup, folder: Path) -> str:
     h = setup.run.hardware
-    if (scheduler := scheduler_of(h)) is not None:
+    if (scheduler := scheduler_of(setup.run)) is not None:
         tasks = -(-setup.population // h.candidates_per_task)
         return f"on {scheduler.title} as {job_name(folder)}, {tasks} tasks an array"
     return "in this process" if h.workers == 1 else f"in {h.workers} processes"

@@ -147,7 +147,7 @@ def _check_settings(run: Run, dry_run: bool) -> None:
     if h.on_cluster and h.detach and s.controller == "here":
         wrong.append("hardware.detach: true needs search.controller=job, because nothing would drive a "
                      "detached search")  # fmt: skip
-    if not dry_run and not wrong and (scheduler := scheduler_of(h)) is not None:
+    if not dry_run and not wrong and (scheduler := scheduler_of(run)) is not None:
         ask_cluster(scheduler, h.workers, array=True)
     if s.against and not (Path(s.against).expanduser() / "result.json").is_file():
         wrong.append(f"search.against: {s.against} holds no result.json")

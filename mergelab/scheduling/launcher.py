@@ -74,7 +74,7 @@ class ArrayLauncher(Launcher):
         configs = [self._composed(o, first + i) for i, o in enumerate(job_overrides)]
         runs = [composition.typed(c, c) for c in configs]
         h = runs[0].hardware
-        scheduler = scheduler_of(h)
+        scheduler = scheduler_of(runs[0])
         assert scheduler is not None
         sweep = self._sweep = self._sweep or self._folder(runs)
         self.executor = JobArrayExecutor(
@@ -239,7 +239,7 @@ def folder_of(config: DictConfig, runs: Sequence[Run]) -> Path:
     from mergelab.scheduling import resume
     from mergelab.scheduling.scheduler import scheduler_of
 
-    scheduler = scheduler_of(runs[0].hardware)
+    scheduler = scheduler_of(runs[0])
     assert scheduler is not None
     return resume.folder_of(runs, scheduler, Path(str(config.hydra.sweep.dir)), folder_named(config))
 
@@ -270,7 +270,7 @@ def check_cluster(runs: Sequence[Run]) -> None:
             "hardware: the runs of one command ask for different tasks, and an array has tasks of one kind\n"
             "Start them as several commands, with hardware.detach=true."
         )
-    scheduler = scheduler_of(runs[0].hardware)
+    scheduler = scheduler_of(runs[0])
     if scheduler is None:
         raise InputError(
             "hydra/launcher: it submits to a cluster, and hardware names none\nSet hardware=slurm."

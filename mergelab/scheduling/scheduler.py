@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergelab.core.errors import InputError, MergelabError
-from mergelab.core.registry import Registry
+from mergelab.core.registry import Registry, use_extensions
 
 if TYPE_CHECKING:
-    from mergelab.schema import Hardware, Run
+    from mergelab.schema import Run
 
 ENDED = {
     "BOOT_FAIL": "the node failed to boot",
@@ -240,18 +240,20 @@ SCHEDULERS: Registry[Callable[[Any], Scheduler]] = Registry(
 Slurm from `hardware.slurm`."""
 
 
-def scheduler_of(hardware: Hardware) -> Scheduler | None:
+def scheduler_of(run: Run) -> Scheduler | None:
     """The scheduler to which a run's tasks are submitted; None where it works on this machine.
 
     Raises:
         InputError: where there is no scheduler of that name, or its options are wrong.
     """
+    hardware = run.hardware
     if hardware.slurm is not None and hardware.scheduler is not None:
         raise InputError("hardware: slurm and scheduler both name a cluster\nSet one of the two to null.")
     if hardware.slurm is not None:
         return SCHEDULERS.get("slurm")(hardware.slurm)
     if hardware.scheduler is None:
         return None
+    use_extensions(run.composition)
     try:
         make = SCHEDULERS.get(hardware.scheduler.name)
     except LookupError as e:

@@ -48,7 +48,7 @@ def test_the_controller_asks_for_what_the_tasks_do_only_where_it_must(
         "hardware=slurm_1gpu", "hardware.slurm.partition=tasks", "hardware.slurm.account=proj1",
         "hardware.slurm.constraint=a100", "hardware.slurm.setup=[module load cuda]", *overrides,
     )  # fmt: skip
-    scheduler = scheduler_of(run.hardware)
+    scheduler = scheduler_of(run)
     assert scheduler is not None
     assert getattr(scheduler.for_controller(run).settings, key) == value
 

@@ -17,7 +17,7 @@ def make_executor(run: Run, folder: Path) -> Executor:
         folder: the search's.
     """
     h = run.hardware
-    if (scheduler := scheduler_of(h)) is not None:
+    if (scheduler := scheduler_of(run)) is not None:
         from mergelab.optimization.executors.cluster import ClusterExecutor
 
         return ClusterExecutor(run, folder, scheduler)
