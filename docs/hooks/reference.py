@@ -106,7 +106,7 @@ def jobs(root: Path = ROOT) -> str:
 
 STEPS_TEXT = """\
 A step declares in its own file what has to be known of it. [Add a job](../howto/add-a-job.md) shows how to
-write one. *Reads* is the section of the settings that it looks at; setting another step's section is an error."""
+write one. *Reads* is the section of the settings that it looks at. Setting another section is an error."""
 
 TRAITS = {
     "read_only": "only reads",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -92,3 +93,11 @@ def test_the_jobs_page_has_every_step_with_what_it_needs() -> None:
         assert f"| `{name}` | " in text, name
     row = next(line for line in text.splitlines() if line.startswith("| `verify` |"))
     assert "| `merge` | `check` |" in row
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "architecture.ja.md"])
+def test_the_files_that_the_architecture_names_exist(page: str) -> None:
+    text = (ROOT / "docs" / "explain" / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", text))
+    assert len(named) > 20
+    assert {n for n in named if not (ROOT / n).exists() and not (ROOT / "mergelab" / n).exists()} == set()
