@@ -11,7 +11,7 @@ from pathlib import Path
 def blocks(page: Path, language: str = "python") -> list[str]:
     """The blocks of a language, in order."""
     text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}(?: [^\n]*)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -22,10 +22,12 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def files(page: Path) -> dict[str, str]:
-    """The files that a page shows: blocks whose first line is a comment with a path, `# my_conf/...`."""
-    shown = [b for language in ("yaml", "python") for b in blocks(page, language)]
-    named = [(re.match(r"# (my_conf/\S+)\n", b), b) for b in shown]
-    return {found[1]: b for found, b in named if found}
+    """The files that a page shows: blocks with a title, or whose first line is a comment with a path in
+    `my_conf/`."""
+    text = page.read_text(encoding="utf-8")
+    titled = re.findall(r'^```\w+ title="(my_conf/[^"]+)"\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    commented = re.findall(r"^```\w+\n(?=# (my_conf/\S+)\n)(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return dict(titled + commented)
 
 
 def write_files(page: Path, root: Path) -> None:
