@@ -65,13 +65,16 @@ class Run:
 
 
 def identity_of(run: Run) -> Dict[str, Any]:
-    """The settings by which the same command is recognised. Settings that earlier versions did not have
-    count only where they are set, so that what was begun by those is still found."""
+    """The settings by which the same command is recognised, and the code that its `--config-dir` brings.
+    Settings that earlier versions did not have count only where they are set, so that what was begun by
+    those is still found."""
     out = settings_of(run)
     if not run.eval.options:
         del out["eval"]["options"]
     if run.hardware.scheduler is None:
         del out["hardware"]["scheduler"]
+    if run.composition is not None and run.composition.code:
+        out["code"] = dict(run.composition.code)
     return out
 
 

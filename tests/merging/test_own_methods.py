@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mergelab.methods import registry
 from mergelab.models import checkpoint
 from mergelab.optimization.candidate_evaluator import CandidateEvaluator
 from mergelab.recipes import tensor_plan
-from mergelab.schema import Hardware, Run
+from mergelab.schema import Hardware, Run, identity_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "add-a-method.md"
 ROLES = ("math", "physics", "code")
@@ -268,6 +269,26 @@ def test_mergekits_own_register_will_do(compose: Callable[..., Run], conf: Path,
     assert registry.get("noisy").code
 
 
+def test_an_installed_package_brings_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "noisy_package.py").write_text(NOISY)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("noisy", "noisy_package", "mergelab.methods")
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [point] if group == point.group else [])
+    methods = registry._Methods()
+    monkeypatch.setattr(registry, "METHODS", methods)
+    assert registry.get("noisy").origin.label == "noisy_package" and registry.get("noisy").traits.random
+    methods.remove("noisy")  # which mergekit knows, too
+
+
+def test_it_merges_plain_tensors(compose: Callable[..., Run]) -> None:
+    lab.plan(compose("consensus_ta"))
+    base, experts = torch.zeros(3), [torch.tensor([1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -1.0])]
+    merge = lab.kernels.merge_tensors
+    assert merge("consensus_ta", experts, {"weight": [0.5, 0.25]}, base=base).tolist() == [0.75, 0, -0.75]
+    with pytest.raises(lab.InputError, match="Did you mean 'scale'"):
+        merge("consensus_ta", experts, {"weight": 1, "scael": 1}, base=base)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -302,6 +323,8 @@ def test_a_changed_function_is_another_merge(compose: Callable[..., Run], conf: 
     file = conf / "methods" / "consensus_ta.py"
     file.write_text(file.read_text() + "\n")
     assert key("consensus_ta") != own and key("task_arithmetic") == ours
+    assert identity_of(compose("consensus_ta")) != identity_of(run)
+    assert "code" not in identity_of(composed())
     with pytest.raises(lab.InputError, match=r"consensus_ta\.py has changed since the run was composed"):
         lab.plan(run)
 
