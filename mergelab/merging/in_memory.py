@@ -86,7 +86,7 @@ class Resident:
             StepError: where the method has no answer for a tensor.
         """
         work = sorted((o for o in outputs if o.name in self._targets), key=lambda o: -o.nbytes)
-        queue = _Queue(work)
+        queue, kernel = _Queue(work), kernels.kernel_of(method)
         each = streaming_engine.worker_memory(method, work, dtype)
         workers = streaming_engine.workers(self.hardware, each)
         if self.hardware.device != "cpu":
@@ -96,7 +96,7 @@ class Resident:
             buffers = Buffers(device)
             with torch.no_grad():
                 for output in queue:
-                    self._merge_tensor(method, output, buffers, seed, rescale, dtype)
+                    self._merge_tensor(kernel, output, buffers, seed, rescale, dtype)
 
         with threads(1):
             if len(workers) == 1:
@@ -108,7 +108,7 @@ class Resident:
         return self.model
 
     def _merge_tensor(
-        self, method: str, o: OutputTensor, buffers: Buffers, seed: int, rescale: str, dtype: str
+        self, kernel: kernels.Kernel, o: OutputTensor, buffers: Buffers, seed: int, rescale: str, dtype: str
     ) -> None:
         group = Group(
             o.name,
@@ -126,7 +126,7 @@ class Resident:
         try:
             kernels.merge_into(
                 self._targets[o.name],
-                kernels.kernel_of(method),
+                kernel,
                 group,
                 parameters,
                 # Rounded twice where the model's own dtype is another, as it is when loaded from disk.
@@ -170,8 +170,8 @@ def _room(hardware: Hardware) -> int:
 
 
 class _Queue:
-    """What is left of a sequence, for several threads that draw from it. (A generator may not be asked
-    by one while another waits in it.)"""
+    """What is left of a sequence, for several threads that draw from it. (A generator must not be
+    entered by one thread while another is in it.)"""
 
     def __init__(self, items: Sequence[OutputTensor]):
         self._lock, self._rest = threading.Lock(), iter(items)

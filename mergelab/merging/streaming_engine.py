@@ -152,7 +152,8 @@ def _full(merge: Merge, out: Path) -> str:
 def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) -> None:
     total = sum(o.traffic for o in merge.outputs)
     left = [o for o in merge.outputs if o.name not in writer.done]
-    state = _State(_order(left, merge.layout), total, total - sum(o.traffic for o in left), progress)
+    read = total - sum(o.traffic for o in left)
+    state = _State(kernels.kernel_of(merge.method), _order(left, merge.layout), total, read, progress)
     each = worker_memory(merge.method, merge.outputs, merge.dtype)
     devices = workers(hardware, each)
     memory = parse_size(hardware.memory)
@@ -218,8 +219,10 @@ def _order(outputs: Sequence[OutputTensor], layout: Layout) -> list[OutputTensor
 class _State:
     """What the workers of a merge share."""
 
-    def __init__(self, order: list[OutputTensor], total: int, done: int, progress: Progress):
-        self.order, self.total, self.done, self.progress = order, total, done, progress
+    def __init__(
+        self, kernel: kernels.Kernel, order: list[OutputTensor], total: int, done: int, progress: Progress
+    ):
+        self.kernel, self.order, self.total, self.done, self.progress = kernel, order, total, done, progress
         self.next = 0
         self.stop = threading.Event()
         self._lock = threading.Lock()
@@ -327,8 +330,7 @@ def _merge_tensor(
     share = o.traffic / max(o.nbytes, 1)
     target = writer.tensor(o.name)
     try:
-        kernel = kernels.kernel_of(merge.method)
-        pieces = kernels.merge(kernel, group, {**o.parameters, "rescale_to": merge.rescale})
+        pieces = kernels.merge(state.kernel, group, {**o.parameters, "rescale_to": merge.rescale})
         for _, piece in pieces:
             if state.stop.is_set():
                 return

@@ -65,15 +65,16 @@ DELLA = ON_TASK_VECTORS | {
     "constraints": (PROBABILITIES,),
     "random": True,
 }
+WITHOUT_VOTE = frozenset(("int8_mask",))
 
 TRAITS: dict[str, Traits] = {
     "arcee_fusion": Traits(kernel="pointwise"),
-    "breadcrumbs": Traits(**BREADCRUMBS),
+    "breadcrumbs": Traits(**BREADCRUMBS, unused=WITHOUT_VOTE),
     "breadcrumbs_ties": Traits(**BREADCRUMBS),
-    "dare_linear": Traits(**ON_TASK_VECTORS, random=True),
+    "dare_linear": Traits(**ON_TASK_VECTORS, random=True, unused=WITHOUT_VOTE),
     "dare_ties": Traits(**ON_TASK_VECTORS, random=True),
     "della": Traits(**DELLA),
-    "della_linear": Traits(**DELLA),
+    "della_linear": Traits(**DELLA, unused=WITHOUT_VOTE),
     "karcher": Traits({"tol": POSITIVE, "max_iter": Range(1)}, kernel="spherical"),
     "linear": Traits(divides_by="normalize", kernel="pointwise", exact=True),
     "model_stock": Traits(kernel="pointwise"),

@@ -44,7 +44,7 @@ def choose(
     facts: Mapping[str, ModelMetadata],
     d: MethodInfo,
 ) -> tuple[Engine, list[Finding]]:
-    """The engine of a run, and what is wrong with the wish for one.
+    """The engine of a run, and what is wrong with the one that was asked for.
 
     Args:
         recipe: a sound one.
@@ -111,5 +111,5 @@ def _check_rescale(run: Run, recipe: Mapping[str, Any], d: MethodInfo, engine: E
         remedy = "Leave it out, or set method.parameters.rescale=true." if p else "Leave it out."
         yield error("no-effect", "method.rescale", message, remedy)
     elif engine.name == "mergekit":
-        message = f"mergekit only knows l1, and it merges because {engine.why}"
+        message = f"mergekit, which merges because {engine.why}, only rescales by l1"
         yield error("engine", "method.rescale", message, "Leave it out.")

@@ -123,7 +123,7 @@ def _composed(
 
 
 def _not_taken(d: MethodInfo, overrides: list[str]) -> Iterator[Finding]:
-    """A weight or density that somebody typed, and that the method does not take."""
+    """A weight or density that was typed, and that the method does not take."""
     for o in overrides:
         key = o.lstrip("+").partition("=")[0]
         parts = key.split(".")

@@ -49,13 +49,13 @@ def file_place(file: str) -> KeyOf:
 def check(recipe: Any, place: KeyOf) -> list[Finding]:
     """Unknown keys, wrong types, and which of models, slices and modules is there."""
     if not isinstance(recipe, dict):
-        return [error("structure", place(()), "it is not a mapping, so it is no mergekit configuration")]
+        return [error("structure", place(()), "it is not a mapping, so it is not a mergekit configuration")]
     out = list(_keys(recipe, TOP, (), place))
     if not isinstance(recipe.get("merge_method"), str):
         out.append(error("structure", place(("merge_method",)), "it has to name a merge method"))
     for k in ("base_model", "tokenizer_source", "chat_template", "dtype", "out_dtype"):
         if not isinstance(recipe.get(k), str | None):
-            out.append(error("structure", place((k,)), f"{recipe[k]!r} is no text"))
+            out.append(error("structure", place((k,)), f"{recipe[k]!r} is not text"))
     for k in ("dtype", "out_dtype"):
         name = plain_name(recipe.get(k) or MERGEABLE[0])
         if name not in MERGEABLE:
@@ -110,7 +110,7 @@ def _check_tokenizer(recipe: Mapping[str, Any], place: KeyOf) -> Iterator[Findin
         model = origin.get("model") if isinstance(origin, dict) else origin
         if model is not None and model not in known[2:]:
             at = place(("tokenizer", "tokens", token))
-            yield error("structure", at, f"'{model}' is no model of this merge: {', '.join(known[2:])}")
+            yield error("structure", at, f"'{model}' is not a model of this merge: {', '.join(known[2:])}")
 
 
 def _keys(
@@ -121,7 +121,7 @@ def _keys(
             yield error(
                 "unknown-key",
                 place((*path, k)),
-                f"mergekit has no use for this key.{did_you_mean(str(k), known)}",
+                f"mergekit does not know this key.{did_you_mean(str(k), known)}",
                 f"Known here: {', '.join(known)}.",
             )
     parameters = node.get("parameters")

@@ -1,4 +1,4 @@
-"""How many models a merge method takes, and whether it wants one of them as base. Pure."""
+"""How many models a merge method takes, and whether one of them has to be the base. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MORE = "Choose a larger set, such as experts=balanced."
 
 
 def check_inputs(d: MethodInfo, g: Group) -> list[Finding]:
-    """How many models the method takes, and whether it wants one of them as base.
+    """How many models the method takes, and whether one of them has to be the base.
 
     The rules are those of mergekit's InputContract.validate_ids; messages count the models that were listed.
     """
@@ -23,7 +23,7 @@ def check_inputs(d: MethodInfo, g: Group) -> list[Finding]:
     base = None if policy == "ignored" else g.base
     has_base = base is not None and base in g.inputs
     if base is not None and not has_base:
-        out.append(error("no-base", g.place, f"{d.name} wants its base model, {base}, among the sources"))
+        out.append(error("no-base", g.place, f"{d.name} needs its base model, {base}, among the sources"))
     elif policy == "required" and not has_base:
         remedy = "Set method.base=model, or base_model in a file."
         out.append(error("no-base", g.place, f"{d.name} needs a base model", remedy))

@@ -1,8 +1,8 @@
-"""Mixtures of experts: which can be built of what, and what is wrong with a wish for one.
+"""Mixtures of experts: which can be built of what, and what is wrong with a request for one.
 
 mergekit-moe puts the MLPs of several models side by side, keeps the rest of the base, and makes each
 layer's gate from prompts (https://github.com/arcee-ai/mergekit, docs/moe.md). It finds out late, or
-never, most of what is told here.
+never, most of what is checked here.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def place(names: list[str]) -> KeyOf:
 def compose(
     run: Run, sources: Mapping[str, Source], shape: ModelMetadata | None, overrides: Iterable[str]
 ) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """The mergekit-moe YAML of a composed run, and what is wrong with the wish itself.
+    """The mergekit-moe YAML of a composed run, and what is wrong with the request itself.
 
     Args:
         sources: the base and the experts that were found, by name.
@@ -127,7 +127,7 @@ def _unknown(run: Run) -> Iterator[Finding]:
 
 
 def _typed_in_vain(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
-    """What somebody typed and a mixture has no use for."""
+    """What was typed and has no effect on a mixture."""
     random = run.method.parameters.get("gate_mode") in RANDOM
     for o in overrides:
         key = o.lstrip("+").partition("=")[0]
@@ -137,7 +137,7 @@ def _typed_in_vain(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
                 message = f"method=moe takes no {parts[2]}: each expert goes in as it is"
                 yield error("unused", o, message, "Leave it out, or choose a merge method.")
             elif random and parts[2] in ("prompts", "negative_prompts"):
-                yield error("unused", o, "a random gate looks at no prompts", "Leave it out.")
+                yield error("unused", o, "a random gate does not look at prompts", "Leave it out.")
     for key, value, default, why in (
         ("model.tokenizer", run.model.tokenizer, None, "a mixture keeps the base's tokenizer"),
         ("method.rescale", run.method.rescale, "l1", "a mixture drops nothing"),
@@ -145,13 +145,13 @@ def _typed_in_vain(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
         ("hardware.engine", run.hardware.engine, "auto", "mergekit builds mixtures"),
     ):
         if value != default:
-            yield error("unused", key, f"it has no effect, for {why}", "Leave it out.")
+            yield error("unused", key, f"it has no effect because {why}", "Leave it out.")
 
 
 def check_structure(recipe: Any, at: KeyOf) -> list[Finding]:
     """Whether a mergekit-moe YAML is one: keys and types. mergekit ignores keys that it does not know."""
     if not isinstance(recipe, dict):
-        return [error("structure", at(()), "it is not a mapping, so it is no mergekit-moe configuration")]
+        return [error("structure", at(()), "it is not a mapping, so it is not a mergekit-moe configuration")]
     if "merge_method" in recipe:
         message = "it is a merge, not a mixture of experts"
         return [error("structure", at(("merge_method",)), message, "Set method=mergekit.")]
@@ -201,7 +201,7 @@ def _keys(
 ) -> Iterator[Finding]:
     for k, value in node.items():
         if k not in known:
-            message = f"mergekit-moe has no use for this key.{did_you_mean(str(k), known)}"
+            message = f"mergekit-moe does not know this key.{did_you_mean(str(k), known)}"
             yield error("unknown-key", at((*path, k)), message, f"Known here: {', '.join(known)}.")
         elif value is not None and not known[k][1](value):
             yield error("type", at((*path, k)), f"{value!r} is not {known[k][0]}")
@@ -232,7 +232,7 @@ def check(
             "same-experts", at(("experts",)), message, "Pass allow=[same-experts] to train it further."
         )
     if len(experts) & (len(experts) - 1):
-        message = f"{len(experts)} experts are no power of two, which llama.cpp wants"
+        message = f"{len(experts)} experts are not a power of two, which llama.cpp needs"
         yield note("llama.cpp", at(("experts",)), message)
     for s in sources:
         if s.adapter:
@@ -269,7 +269,7 @@ def _check_kind(recipe: Mapping[str, Any], types: Mapping[str, str | None], at: 
     if not named:
         yield error("setting", at(("architecture",)), f"'{asked}' is none of mixtral, qwen, qwen3")
         return
-    if base is None:  # other models than the base's type are told by the comparison
+    if base is None:  # the comparison reports models of another type than the base's
         return
     fit = [k for k in named if base in k.of]
     if not fit:
@@ -301,7 +301,7 @@ def _check_prompts(recipe: Mapping[str, Any], at: KeyOf) -> Iterator[Finding]:
     lacking = [("experts", i) for i, e in enumerate(experts) if not e.get("positive_prompts")]
     lacking += [("shared_experts", i) for i, e in enumerate(shared) if not e.get("positive_prompts")]
     for path in lacking:
-        message = f"gate_mode={gate} knows an expert by its prompts, and there are none"
+        message = f"gate_mode={gate} needs prompts for each expert, and there are none"
         yield error("prompts", at((*path, "positive_prompts")), message, "Give some that it shall answer.")
     if lacking or gate in RANDOM:
         return

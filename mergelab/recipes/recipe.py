@@ -138,7 +138,7 @@ def build(
     Returns:
         what `dump` turns into a file that `mergekit-yaml` takes.
     Raises:
-        InputErrors: for every value that is no setting, and an unknown `method.base`.
+        InputErrors: for every value that is not a setting, and an unknown `method.base`.
     """
     wrong: list[str] = []
 
@@ -200,7 +200,7 @@ def build_mixture(
     for name, e in run.experts.items():
         own = e.prompts or run.model.prompts.get(name) or []
         if not own and p.get("gate_mode") == "uniform_random":
-            own = [name]  # mergekit wants prompts here too, and does not look at them
+            own = [name]  # mergekit needs prompts here too, and does not look at them
         prompts |= dict.fromkeys(own)
         item = {"source_model": references.get(name, name), "positive_prompts": own,
                 "negative_prompts": e.negative_prompts, **e.parameters}  # fmt: skip

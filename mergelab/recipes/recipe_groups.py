@@ -1,6 +1,6 @@
 """What a recipe asks for: which models meet in which layers, with which parameters. Pure.
 
-Works on mergekit's YAML as a plain dict, whether a Run was turned into it or somebody wrote it.
+Works on mergekit's YAML as a plain dict, whether it was made from a Run or written by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KeyOf = Callable[[tuple[Any, ...]], str]
 
 @dataclass(frozen=True)
 class Assignment:
-    """One parameter given a setting, and the key where somebody gave it."""
+    """One parameter given a setting, and the key that gave it."""
 
     key: str
     parameter: str

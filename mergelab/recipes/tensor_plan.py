@@ -1,7 +1,7 @@
 """From a recipe to the list of tensors to make: of which inputs, with which parameters. Pure.
 
 This is mergekit's planner for the plain case: whole models of one architecture, as they are. What
-is not plain is told from the recipe and the headers, with the reason, and is left to mergekit.
+is not plain is recognised from the recipe and the headers, with the reason, and is left to mergekit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class OutputTensor:
     shape: tuple[int, ...]
     base: SourceTensor | None
     experts: tuple[SourceTensor, ...]
-    """In the order of the recipe; all inputs of a method that knows no base."""
+    """In the order of the recipe; all inputs of a method without a base."""
     parameters: Mapping[str, Any]
     """What each parameter comes to; a list in the experts' order where it is set for each model, and in
     that of all inputs of the recipe where the base has one as well."""
@@ -98,7 +98,7 @@ def assemble(
         facts: what is known of each model, by its reference.
         d: what the method declares.
     Raises:
-        NotPlain: where it takes more than merging tensor by tensor.
+        UnsupportedByFastEngine: where it takes more than merging tensor by tensor.
     """
     if reason := why_not(recipe):
         raise UnsupportedByFastEngine(reason)

@@ -104,7 +104,10 @@ def test_a_file_in_bfloat16_is_computed_in_float32_by_the_fast_engine(
         (["hardware.engine=fast", "model.tokenizer=union"], "fast cannot do this recipe: it has a tokenizer"),
         (["method=ties", "method.rescale=density"], "method.rescale: it has no effect"),
         (["method=linear", "method.rescale=density"], "method.rescale: it has no effect"),
-        (["hardware.engine=mergekit", "method.rescale=density"], "method.rescale: mergekit only knows l1"),
+        (
+            ["hardware.engine=mergekit", "method.rescale=density"],
+            "method.rescale: mergekit, which merges because",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: list[str], message: str, mergelab: Command) -> None:

@@ -217,7 +217,7 @@ MERGEKIT: list[tuple[str, Arguments, list[str]]] = [
      ["my.yaml: models", "in/math takes part twice"]),
     ("no base", lambda m: m.recipe(without="base_model"), ["my.yaml: models", "ties needs a base model"]),
     ("dtype", lambda m: m.recipe({"dtype": "bf16"}), ["my.yaml: dtype", "'bf16'", "bfloat16"]),
-    ("base_model no text", lambda m: m.recipe({"base_model": 3}), ["my.yaml: base_model", "3 is no text"]),
+    ("base_model no text", lambda m: m.recipe({"base_model": 3}), ["my.yaml: base_model", "3 is not text"]),
     ("chat template", lambda m: m.recipe({"chat_template": "lama3"}),
      ["my.yaml: chat_template", "'lama3'", "Did you mean 'llama3'?"]),
     ("two tokenizers", lambda m: m.recipe({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}),

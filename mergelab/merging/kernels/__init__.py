@@ -90,7 +90,7 @@ def merge_tensors(
 
     Args:
         method: its name.
-        experts: the tensors to combine, of one shape; of a method that knows no base, all inputs.
+        experts: the tensors to combine, of one shape; of a method without a base, all inputs.
         parameters: all that the method takes; those set for each model as lists in the experts' order.
         base: the tensor from which task vectors are taken.
         name: the output tensor's name; with `seed` and `keys` it decides random masks.

@@ -170,7 +170,7 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class Scanned:
-    """Columns of which nothing is known: each question is ways over them."""
+    """Unsorted columns: every query costs full passes over the data."""
 
     scan: Scan
     width: int

@@ -24,7 +24,7 @@ T = TypeVar("T")
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Entries of a chunk, by the kind of device. On a CPU the buffers of a chunk fit the cache, and an
 operation takes long enough that several threads do not wait for Python's lock; a GPU wants large
-pieces. Sums over several chunks round differently with another value, so it is no setting."""
+pieces. Sums over several chunks round differently with another value, so it is not a setting."""
 
 
 ALIGNED = 16
