@@ -9,7 +9,6 @@ from mergelab.evaluation.evaluator import Evaluator
 from mergelab.evaluation.kind import (
     KINDS,
     SPLITS,
-    Conditions,
     EvaluationKind,
     kind_of,
     known_kind,
@@ -20,6 +19,7 @@ from mergelab.evaluation.kind import (
 )
 from mergelab.evaluation.loading import load
 from mergelab.evaluation.measures import Measure, fitness, mean_score
+from mergelab.evaluation.scorer import Conditions
 from mergelab.evaluation.validation import check
 from mergelab.result import Score
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from mergelab.core.hashing import digest
 from mergelab.core.run_dir import read_json, write_json
-from mergelab.evaluation.kind import Conditions, kind_of, score_settings
+from mergelab.evaluation.kind import kind_of, score_settings
 from mergelab.evaluation.measures import Measure
+from mergelab.evaluation.scorer import Conditions
 from mergelab.result import Score
 from mergelab.schema import Evaluation, Hardware
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.evaluation import cache
-from mergelab.evaluation.kind import Conditions, Progress, kind_of
+from mergelab.evaluation.kind import kind_of
 from mergelab.evaluation.measures import Measure
+from mergelab.evaluation.scorer import Conditions, Progress
 from mergelab.result import Score
 from mergelab.schema import Evaluation, Hardware
 

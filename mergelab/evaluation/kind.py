@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,97 +15,19 @@ from mergelab import config_errors
 from mergelab.core.errors import InputError, MergelabError, StepError, summary
 from mergelab.core.findings import Finding
 from mergelab.core.library_output import silence_libraries
-from mergelab.core.registry import OURS, Registry
+from mergelab.core.registry import OURS, Registry, explained, line_of
 from mergelab.evaluation.isolation import seeded, threads
-from mergelab.evaluation.loading import load
 from mergelab.evaluation.measures import Measure
-from mergelab.evaluation.task_index import Catalogue
+from mergelab.evaluation.scorer import Conditions, Progress, Scorer
 from mergelab.result import Score
-from mergelab.schema import Evaluation, Hardware, Run
-
-T = TypeVar("T")
+from mergelab.schema import Evaluation, Run
 
 Split = Literal["validation", "search"]
 SPLITS: tuple[Split, ...] = ("validation", "search")
 """What results are reported on, and what a search uses as fitness: other data."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with a measure's name, how many of its requests are answered, and how many there are."""
-
 SCORE_SETTINGS = ("num_fewshot", "limit", "chat_template", "max_length", "batch_size", "backend")
 """Settings of every evaluation on which its scores depend."""
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """All that decides a score besides the model and the measure."""
-
-    settings: Evaluation
-    hardware: Hardware
-    seed: int = 0
-    tasks_path: Path | None = None
-    """The folder of the model family's own tasks."""
-    trust_remote_code: bool = False
-
-    @cached_property
-    def catalogue(self) -> Catalogue:
-        """The lm_eval tasks of the family, of `eval.include_path`, and of lm_eval itself."""
-        own = self.settings.include_path
-        folders = [self.tasks_path, None if own is None else Path(own).expanduser()]
-        return Catalogue([folder.resolve() for folder in folders if folder is not None])
-
-    def first(self, items: Sequence[T]) -> Sequence[T]:
-        """The first items, as many as `eval.limit` leaves."""
-        limit = self.settings.limit
-        if limit is None:
-            return items
-        return items[: math.ceil(len(items) * limit) if limit < 1 else int(limit)]
-
-
-class Scorer:
-    """Measures any number of models under the same conditions."""
-
-    def __init__(self, conditions: Conditions):
-        self.conditions = conditions
-
-    def build(self, measures: Sequence[Measure]) -> None:
-        """Read what the measures need besides a model, so that what is wrong with it shows first.
-
-        Raises:
-            StepError: naming the measure and the data.
-        """
-
-    def score(
-        self, model: Any, tokenizer: Any, measures: Sequence[Measure], progress: Progress | None = None
-    ) -> dict[str, Score]:
-        """Scores by measure name of a loaded model, which stays as it is.
-
-        Raises:
-            StepError: where it cannot be measured.
-        """
-        raise NotImplementedError
-
-    def score_folder(
-        self,
-        path: Path,
-        measures: Sequence[Measure],
-        adapter: Path | None = None,
-        progress: Progress | None = None,
-    ) -> dict[str, Score]:
-        """Scores by measure name of the model in a folder, with the LoRA in `adapter`.
-
-        Raises:
-            StepError: where it cannot be loaded or measured.
-        """
-        c = self.conditions
-        model, tokenizer = load(path, c.hardware, adapter=adapter, trust_remote_code=c.trust_remote_code)
-        return self.score(model, tokenizer, measures, progress)
-
-    def prompts(
-        self, model: Any, tokenizer: Any, measures: Sequence[Measure], *, most: int
-    ) -> dict[str, list[str]]:
-        """The first `most` prompts of each measure; none where a kind has no prompts to show."""
-        return {}
 
 
 @dataclass
@@ -247,7 +168,7 @@ class FunctionScorer(Scorer):
     ) -> dict[str, Score]:
         import torch
 
-        out: dict[str, Score] = {}
+        kind, out = self.conditions.settings.kind, {}
         for measure in measures:
             try:
                 with silence_libraries(), torch.inference_mode(), seeded(self.conditions.seed, many):
@@ -255,10 +176,12 @@ class FunctionScorer(Scorer):
             except MergelabError:
                 raise
             except Exception as e:
-                what = f"'{measure.name}' (eval.kind={self.conditions.settings.kind})"
-                raise StepError(f"{what} could not be measured: {summary(e)}") from e
+                file = KINDS.origin(kind).label
+                at = line_of(e, file)
+                where = f"{file}{at}: " if at else ""
+                what = f"'{measure.name}' (eval.kind={kind})"
+                raise StepError(f"{what} could not be measured: {where}{summary(e)}") from e
             if not isinstance(out[measure.name], Score):
-                kind = self.conditions.settings.kind
                 raise StepError(f"eval.kind={kind}: it returned {out[measure.name]!r}, which is not a Score")
             if progress is not None:
                 progress(measure.name, 1, 1)
@@ -279,7 +202,12 @@ def register(name: str, kind: EvaluationKind) -> EvaluationKind:
 
     Raises:
         InputError: where the name is taken by a kind from elsewhere.
+        TypeError: where it is not an EvaluationKind, or its options are not a dataclass.
     """
+    if not isinstance(kind, EvaluationKind):
+        raise TypeError(f"'{name}' is not an object of a subclass of EvaluationKind: {kind!r}")
+    if not is_dataclass(kind.options):
+        raise TypeError(f"the options of '{name}' are not a dataclass: {kind.options!r}")
     return KINDS.add(name, kind)
 
 
@@ -316,11 +244,13 @@ def measures(run: Run, split: str = "validation") -> list[Measure]:
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; choose validation or search")
-    metrics, shares = run.eval.metrics, run.eval.shares
-    return [
-        replace(m, metric=metrics.get(m.name, m.metric), share=shares.get(m.name, m.share))
-        for m in kind_of(run.eval).measures(run, split)
-    ]
+    kind, metrics, shares = kind_of(run.eval), run.eval.metrics, run.eval.shares
+    origin = KINDS.origin(run.eval.kind)
+    with nullcontext() if origin is OURS else explained(origin.label):
+        return [
+            replace(m, metric=metrics.get(m.name, m.metric), share=shares.get(m.name, m.share))
+            for m in kind.measures(run, split)
+        ]
 
 
 def score_settings(settings: Evaluation) -> dict[str, Any]:

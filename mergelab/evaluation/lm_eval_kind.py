@@ -8,9 +8,10 @@ from typing import Any
 
 from mergelab.core.findings import Finding, error
 from mergelab.evaluation import tasks
-from mergelab.evaluation.kind import SPLITS, Conditions, EvaluationKind, Split, measures
+from mergelab.evaluation.kind import SPLITS, EvaluationKind, Split, measures
 from mergelab.evaluation.lm_eval_scorer import LmEvalScorer
 from mergelab.evaluation.measures import Measure
+from mergelab.evaluation.scorer import Conditions
 from mergelab.evaluation.task_hash import definition
 from mergelab.evaluation.task_index import Catalogue, scan
 from mergelab.schema import Run

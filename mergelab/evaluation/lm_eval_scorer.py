@@ -10,8 +10,8 @@ from typing import Any
 from mergelab.core.errors import MergelabError, StepError, summary
 from mergelab.evaluation import results, tasks
 from mergelab.evaluation.isolation import seeded, silence_lm_eval, threads
-from mergelab.evaluation.kind import Conditions, Progress, Scorer
 from mergelab.evaluation.measures import Measure
+from mergelab.evaluation.scorer import Conditions, Progress, Scorer
 from mergelab.result import Score
 
 _RESAMPLES = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import mergelab as lab
 from mergelab import context, evaluation
 from mergelab.core import registry
 from mergelab.core.errors import InputError, StepError
-from mergelab.optimization.candidate_evaluator import search_measures
+from mergelab.optimization.candidate_evaluator import CandidateEvaluator, search_measures
 from mergelab.schema import Evaluation, Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "add-an-evaluation.md"
@@ -107,9 +108,36 @@ def test_a_score_is_known_by_code_options_and_model(my_conf: Path) -> None:
 def test_a_failure_names_the_kind(my_conf: Path) -> None:
     file = my_conf / "evaluations" / "length.py"
     model = type("Model", (), {"num_parameters": lambda self: 1})()
-    for body, message in (("1 / 0", "ZeroDivisionError: division by zero."), ("7", "which is not a Score")):
+    for body, message in (("1 / 0", r"length\.py, line \d+: ZeroDivisionError"), ("7", "not a Score")):
         file.write_text(CODE.replace("lengths = []", f"return {body}"))
         run = composed("eval=length", my_conf=my_conf)
         with pytest.raises(StepError, match=message) as raised:
             context.evaluator(run).score(model, None, evaluation.measures(run))
         assert "eval.kind=length" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("Length())", "Length)", "'length' is not an object of a subclass of EvaluationKind"),
+        ("@dataclass\nclass", "class", "the options of 'length' are not a dataclass"),
+        ("if prompts else", "if prompt else", "NameError: name 'prompt' is not defined"),
+        ("lass Length", "lass 5", "SyntaxError: invalid"),
+    ],
+)
+def test_what_is_wrong_with_the_code_names_the_line(
+    before: str, after: str, message: str, my_conf: Path
+) -> None:
+    (my_conf / "evaluations" / "length.py").write_text(CODE.replace(before, after))
+    run = composed("eval=length", my_conf=my_conf)
+    with pytest.raises(InputError, match=rf"length\.py, line \d+: .*{message}"):
+        evaluation.measures(run)
+
+
+def test_another_process_knows_the_kind(my_conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = composed("eval=length", "experts=math_code", my_conf=my_conf)
+    sent = pickle.dumps(run)
+    monkeypatch.setattr(registry, "_used", None)
+    assert "length" not in evaluation.KINDS
+    CandidateEvaluator(pickle.loads(sent))
+    assert "length" in evaluation.KINDS

@@ -10,9 +10,10 @@ from mergelab.core.errors import StepError, none_of
 from mergelab.core.findings import Finding, error
 from mergelab.core.hashing import file_hash
 from mergelab.evaluation import perplexity, tasks
-from mergelab.evaluation.kind import Conditions, Split, register
+from mergelab.evaluation.kind import Split, register
 from mergelab.evaluation.lm_eval_kind import LmEvalKind
 from mergelab.evaluation.measures import TEXT, Measure
+from mergelab.evaluation.scorer import Conditions
 from mergelab.schema import Evaluation, Run
 
 
