@@ -352,7 +352,7 @@ def test_merge_takes_mergekits_recipes(here: Path) -> None:
     two = lab.merge(path, "two", folder="second", console=False)
     assert two.model == here / "two"
     assert (two.model / "model.safetensors").read_bytes() == (one.model / "model.safetensors").read_bytes()
-    with pytest.raises(lab.InputError, match="no merge method"):
+    with pytest.raises(lab.InputError, match="is not a merge method"):
         lab.merge({**recipe, "merge_method": "linaer"}, folder="three", console=False)
     with pytest.raises(lab.InputError, match="cannot read"):
         lab.merge("nowhere.yaml", folder="four", console=False)

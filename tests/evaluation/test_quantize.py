@@ -203,7 +203,7 @@ def test_on_cuda_bitsandbytes_is_asked_for(
         (["hardware.quantize=int8", "hardware.device=cuda"],
          "int8 on cuda needs bitsandbytes, which is not installed pip install 'mergelab[quant]'"),
         (["-m", "search=cma", "hardware.quantize=int8"],
-         "hardware.quantize: int8 is not possible, for a search measures a model in memory"),
+         "hardware.quantize: int8 cannot be combined with a search"),
     ],
     ids=["int4 on a CPU", "misspelt", "not installed", "search"],
 )  # fmt: skip
