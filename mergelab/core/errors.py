@@ -59,6 +59,11 @@ def summary(e: BaseException) -> str:
     return message if message.endswith((".", "!", "?")) else f"{message}."
 
 
+def flattened(e: BaseException) -> str:
+    """The kind of an exception and its whole message on one line, for journals and logs."""
+    return " ".join(f"{type(e).__name__}: {e}".split())
+
+
 def did_you_mean(word: str, choices: object) -> str:
     """` Did you mean 'x'?` for the choice nearest to `word`, or an empty string."""
     from difflib import get_close_matches

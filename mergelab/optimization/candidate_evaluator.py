@@ -13,7 +13,7 @@ from typing import Any
 
 from mergelab import context, evaluation
 from mergelab.core import heartbeat
-from mergelab.core.errors import InputError, InputErrors, MergelabError, StepError
+from mergelab.core.errors import InputError, InputErrors, MergelabError, StepError, flattened
 from mergelab.core.registry import use_extensions
 from mergelab.evaluation import Evaluator, Measure
 from mergelab.methods import registry
@@ -162,7 +162,7 @@ def run_guarded(work: Callable[[], Scores], timeout: float | None) -> Outcome:
         return Outcome(reason=f"out of time, {timeout:g} s")
     except Exception as e:  # a candidate must not end the sweep
         log.exception("a candidate failed")
-        return Outcome(reason=f"{type(e).__name__}: {' '.join(str(e).split())}"[:300])
+        return Outcome(reason=flattened(e)[:300])
 
 
 @contextmanager

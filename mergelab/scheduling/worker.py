@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core import heartbeat, run_log
-from mergelab.core.errors import MergelabError
+from mergelab.core.errors import MergelabError, flattened
 from mergelab.core.run_dir import write_json
 from mergelab.scheduling.batch_dir import result_file, revoked_mark, started_mark, work_file
 
@@ -108,7 +108,7 @@ def _do(folder: Path, item: Any) -> None:
     except MergelabError as e:
         result = {"reason": " ".join(str(e).split())}
     except Exception as e:
-        result = {"reason": f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]}
+        result = {"reason": flattened(e)[:300]}
     write_json(result_file(folder, item.key), result)
     if "reason" in result:
         _event(item.folder, "failed", reason=result["reason"])

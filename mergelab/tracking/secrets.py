@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.errors import flattened
+
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SECRET = re.compile(r"(?<![a-z])(api)?(token|key|secret|passw(or)?d|passphrase|credential)s?(?![a-z])", re.I)
 
@@ -45,5 +47,4 @@ def scrub(value: Any, *, by_name: bool = True) -> Any:
 
 def error_line(e: Exception) -> str:
     """An exception as one line for the log, without secrets because the log is a file of the run."""
-    text = " ".join(f"{type(e).__name__}: {e}".split())
-    return str(scrub(text))[:300]
+    return str(scrub(flattened(e)))[:300]
