@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,9 +44,7 @@ def check(run: Run, *, tasks_path: Path | None = None) -> list[Finding]:
 
 
 def _settings(settings: Evaluation, kind: EvaluationKind) -> Iterator[Finding]:
-    """Settings outside their range, or that this kind does not read."""
-    for name, wrong in _wrong_numbers(settings):
-        yield error("setting", f"eval.{name}", wrong)
+    """Settings that this kind does not read, or cannot work with."""
     for name, remedy in OPTIONAL.items():
         if name not in kind.settings_read and getattr(settings, name) not in (None, [], {}):
             message = f"has no effect with eval.kind={settings.kind}; {remedy}"
@@ -55,22 +52,6 @@ def _settings(settings: Evaluation, kind: EvaluationKind) -> Iterator[Finding]:
     if settings.backend == "vllm" and settings.backend not in kind.backends:
         message = f"{settings.backend} cannot be used with eval.kind={settings.kind}; set it to hf"
         yield error("setting", "eval.backend", message)
-
-
-def _wrong_numbers(settings: Evaluation) -> Iterator[tuple[str, str]]:
-    if settings.batch_size < 1:
-        yield "batch_size", f"{settings.batch_size} is too small; at least 1"
-    if settings.num_fewshot is not None and settings.num_fewshot < 0:
-        yield "num_fewshot", f"{settings.num_fewshot} is negative; null is the task's own"
-    if settings.max_length is not None and settings.max_length < 2:
-        yield "max_length", f"{settings.max_length} is too small; null is the model's own"
-    limit = settings.limit
-    if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
-        yield (
-            "limit",
-            f"{limit:g} is neither a number of prompts (1, 2, ...) nor a share of them below 1; "
-            "null is all of them",
-        )
 
 
 def _shares(run: Run) -> Iterator[Finding]:
@@ -83,11 +64,6 @@ def _shares(run: Run) -> Iterator[Finding]:
                 known = f"measured are {', '.join(names) or 'none'}."
                 message = f"nothing of this name is measured; {known}{did_you_mean(name, names)}"
                 yield error("setting", f"{key}.{name}", message)
-    for measure in measured["validation"]:
-        if not 0 <= measure.share < math.inf:
-            own = measure.name in run.eval.shares or measure.name not in run.model.skills
-            key = f"eval.shares.{measure.name}" if own else f"model.skills.{measure.name}.share"
-            yield error("setting", key, f"{measure.share:g} is not a share; 0 or a positive number")
     for split, those in measured.items():
         if those and all(measure.share == 0 for measure in those):
             message = f"all shares of the {split} split are 0, which makes no fitness"

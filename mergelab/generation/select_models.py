@@ -11,7 +11,6 @@ from mergelab.context import family
 from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, error, settle, stop_on_errors
 from mergelab.core.run_dir import find_model
-from mergelab.generation.settings import MERGED
 from mergelab.models import adapters, checkpoint, compatibility, remote_code
 from mergelab.models.json_files import load_json
 from mergelab.models.resolver import Source
@@ -19,6 +18,7 @@ from mergelab.preflight import evaluation_checks, resolve_inputs, resources
 from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import terminal
 from mergelab.schema import Run
+from mergelab.schema.jobs import MERGED
 
 OF_ALL = ("duplicate", "inputs")
 """Codes of what is wrong with the composition as a whole, and no matter to a model by itself."""

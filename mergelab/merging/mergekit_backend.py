@@ -25,7 +25,6 @@ from zipfile import is_zipfile
 from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
-from mergelab.core.sizes import parse_size
 from mergelab.merging import model_files
 from mergelab.merging.torch_threads import threads
 from mergelab.recipes import recipe as recipes
@@ -92,7 +91,7 @@ def _merge(
         device=hardware.device,
         low_cpu_memory=hardware.low_memory,
         read_to_gpu=hardware.low_memory and hardware.device != "cpu",
-        out_shard_size=parse_size(hardware.shard_size),
+        out_shard_size=hardware.shard_bytes,
         lora_merge_cache=str(adapters),
         trust_remote_code=trust,
     )

@@ -17,7 +17,6 @@ from unittest import mock
 from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import read_json, write_json
-from mergelab.core.sizes import parse_size
 from mergelab.merging import model_files
 from mergelab.merging.mergekit_backend import chat_template, failed, fresh_loaders, ordered, readable
 from mergelab.merging.torch_threads import threads
@@ -77,7 +76,7 @@ def _build(
         random_seed=seed,
         device=hardware.device,
         trust_remote_code=trust,
-        out_shard_size=parse_size(hardware.shard_size),
+        out_shard_size=hardware.shard_bytes,
     )
     config = MoEMergeConfig.model_validate(dict(recipe))
     base = Path(config.base_model.model.path)

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from mergelab.core import dtypes
 from mergelab.core.hashing import digest
 from mergelab.core.machine import available_processors
-from mergelab.core.sizes import format_size, parse_size
+from mergelab.core.sizes import format_size
 from mergelab.merging import kernels
 from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.tensor_group import CHUNK, Group
@@ -102,7 +102,7 @@ def plan(
     hardware: Hardware,
 ) -> Merge:
     """The merge that makes these tensors."""
-    layout = lay_out(outputs, parse_size(hardware.shard_size))
+    layout = lay_out(outputs, hardware.shard_bytes)
     return Merge(method, outputs, names, seed, rescale, dtype, layout, hardware.device)
 
 
@@ -156,7 +156,7 @@ def _work(merge: Merge, writer: Writer, hardware: Hardware, progress: Progress) 
     state = _State(kernels.kernel_of(merge.method), _order(left, merge.layout), total, read, progress)
     each = worker_memory(merge.method, merge.outputs, merge.dtype)
     devices = workers(hardware, each)
-    memory = parse_size(hardware.memory)
+    memory = hardware.memory_bytes
     spare = memory // len(devices)
     if hardware.device == "cpu":
         spare -= each
@@ -188,7 +188,7 @@ def workers(hardware: Hardware, each: int) -> list[str]:
         count = hardware.devices or torch.cuda.device_count() - first
         return [f"cuda:{i}" for i in range(first, first + count) for _ in range(PER_GPU)]
     count = hardware.threads or available_processors()
-    return ["cpu"] * max(1, min(count, parse_size(hardware.memory) // each))
+    return ["cpu"] * max(1, min(count, hardware.memory_bytes // each))
 
 
 def worker_memory(method: str, outputs: Sequence[OutputTensor], dtype: str) -> int:

@@ -14,11 +14,12 @@ from rich.live import Live
 from rich.text import Text
 
 from mergelab.core.errors import InputError
+from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import short_path
 from mergelab.monitor.collector import Row, Snapshot, Sweep, Watcher
 from mergelab.report import terminal
 from mergelab.report.progress_table import duration
-from mergelab.schema import Monitor
+from mergelab.schema import Monitor, validation
 
 HERE = ("outputs", "multirun")
 """Where Hydra puts runs and sweeps."""
@@ -35,9 +36,7 @@ def watch(settings: Monitor, console: Console | None = None) -> None:
     Raises:
         InputError: where the settings are wrong.
     """
-    for name, value in (("interval", settings.interval), ("hours", settings.hours)):
-        if not value > 0:
-            raise InputError(f"monitor.{name}: {value:g} is not above 0")
+    stop_on_errors(validation.check_section(settings, "monitor"))
     folder = Path(settings.folder).expanduser().absolute() if settings.folder is not None else None
     if folder is not None and not folder.is_dir():
         raise InputError(f"monitor.folder: {settings.folder} is not a folder")

@@ -17,10 +17,11 @@ from mergelab.optimization import candidate_evaluator, optimizer, search_space, 
 from mergelab.optimization.gene import Gene, Genome
 from mergelab.optimization.request import Compose, Request, Setup
 from mergelab.preflight import Plan, reads_file
-from mergelab.recipes.recipe import MIXTURE
 from mergelab.scheduling.scheduler import dry_run as ask_cluster
 from mergelab.scheduling.scheduler import scheduler_of
 from mergelab.schema import Run, with_overrides
+from mergelab.schema.conditions import MIXTURE
+from mergelab.schema.validation import check_section
 
 VALUE_CODES = ("range", "type", "unknown-parameter", "scope", "setting", "filter")
 """Finding codes about a single value; both bounds of every search range are checked for them."""
@@ -45,7 +46,8 @@ def prepare(request: Request, dry_run: bool = False) -> tuple[Setup, Plan]:
     starts = _starts(genes, request)
     measures = candidate_evaluator.search_measures(run)
     _check_objectives(run, measures)
-    setup = Setup(run, genes, starts, _population(run, genes), measures, _composer(request))
+    population = run.search.population or optimizer.default_population(len(genes))
+    setup = Setup(run, genes, starts, population, measures, _composer(request))
     plan = _preflight(request, dry_run)
     _check_bounds(setup, request)
     return setup, plan
@@ -70,16 +72,6 @@ def _starts(genes: list[Gene], request: Request) -> Genome:
     if wrong:
         raise InputErrors(wrong)
     return starts
-
-
-def _population(run: Run, genes: list[Gene]) -> int:
-    default = optimizer.default_population(len(genes))
-    population = run.search.population or default
-    if population < 2:
-        raise InputError(
-            f"search.population: {population} is out of range; 2 or more (CMA's own is {default})"
-        )
-    return population
 
 
 def _check_objectives(run: Run, measures: list[Measure]) -> None:
@@ -111,23 +103,12 @@ def _first_choices(request: Request) -> dict[str, str]:
 
 
 def _check_settings(run: Run, dry_run: bool) -> None:
-    s, f = run.search, run.search.fidelity
-    bounds = (
-        ("search.budget", s.budget, s.budget >= 1, "1 or more"),
-        ("search.sigma", s.sigma, 0 < s.sigma <= 1, "above 0, at most 1"),
-        ("search.resolution", s.resolution, 0 < s.resolution < 1, "above 0, below 1"),
-        ("search.finalists", s.finalists, s.finalists >= 1, "1 or more"),
-        ("search.max_failure_rate", s.max_failure_rate, 0 <= s.max_failure_rate <= 1, "0 to 1"),
-        ("search.timeout", s.timeout, s.timeout is None or s.timeout > 0, "seconds above 0"),
-        ("search.seed", s.seed, 0 <= s.seed < 2**32, "0 to 4294967295"),
-        ("search.fidelity.share", f.share, 0 < f.share <= 1, "above 0, at most 1"),
-        ("search.fidelity.promote", f.promote, 0 < f.promote <= 1, "above 0, at most 1"),
-        ("hardware.workers", run.hardware.workers, run.hardware.workers >= 1, "1 or more"),
-    )
-    wrong = [f"{key}: {value} is out of range; {right}" for key, value, sound, right in bounds if not sound]
+    s = run.search
+    sections = {"search": s, "hardware": run.hardware}
+    wrong = [f.text() for key, section in sections.items() for f in check_section(section, key)]
     if len(s.objectives) == 1:
         wrong.append("search.objectives: one objective is a fitness; name two or more, or none")
-    if s.objectives and f.share < 1:
+    if s.objectives and s.fidelity.share < 1:
         wrong.append(
             "search.fidelity: it ranks by one fitness, and cannot be combined with search.objectives"
         )
@@ -140,8 +121,6 @@ def _check_settings(run: Run, dry_run: bool) -> None:
     if run.eval.backend == "vllm":
         wrong.append(f"eval.backend: {run.eval.backend} {live} transformers model\n"
                      "Set it to hf; job=evaluate evaluate.path=FOLDER measures the result.")  # fmt: skip
-    if s.controller not in ("here", "job"):
-        wrong.append(f"search.controller: '{s.controller}' is not one of here, job")
     if s.controller == "job" and not h.on_cluster:
         wrong.append("search.controller: job needs a cluster; set hardware=slurm")
     if h.on_cluster and h.detach and s.controller == "here":

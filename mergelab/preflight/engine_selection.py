@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergelab.core import dtypes
-from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, error, note
 from mergelab.methods.registry import MethodInfo
 from mergelab.models import remote_code
@@ -15,9 +14,6 @@ from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight.resolve_inputs import reads_file
 from mergelab.recipes import tensor_plan
 from mergelab.schema import Run
-
-CHOICES = ("auto", "fast", "mergekit")
-RESCALES = ("l1", "density")
 
 
 @dataclass(frozen=True)
@@ -75,16 +71,6 @@ def choose(
         findings.append(note("arithmetic", "hardware.engine", message))
     findings += _check_rescale(run, recipe, d, engine)
     return engine, findings
-
-
-def check(run: Run) -> Iterator[Finding]:
-    """The values of hardware.engine, hardware.devices and method.rescale."""
-    for key, value, choices in (("hardware.engine", run.hardware.engine, CHOICES),
-                                ("method.rescale", run.method.rescale, RESCALES)):  # fmt: skip
-        if value not in choices:
-            yield error("setting", key, none_of(value, choices))
-    if run.hardware.devices < 0:
-        yield error("setting", "hardware.devices", f"{run.hardware.devices} is out of range; 0 (all) or more")
 
 
 def _reason(recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: MethodInfo) -> str | None:

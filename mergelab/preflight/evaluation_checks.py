@@ -6,25 +6,17 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from mergelab import evaluation
-from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, Severity, error, note
 from mergelab.jobs.step import loads_models, steps_of
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.schema import Run
-
-QUANTIZE = ("none", "int8", "int4")
-BACKENDS = ("hf", "vllm")
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of config.json for the number of experts in a layer."""
 
 
 def check(run: Run) -> Iterator[Finding]:
-    """Values that are none, and what cannot be loaded in that way, here or anywhere."""
-    for key, value, choices in (("hardware.quantize", run.hardware.quantize, QUANTIZE),
-                                ("eval.backend", run.eval.backend, BACKENDS)):  # fmt: skip
-        if value not in choices:
-            yield error("setting", key, none_of(value, choices))
+    """What cannot be loaded in that way, here or anywhere."""
     yield from _check_quantize(run)
     if run.eval.backend == "vllm" and evaluation.measures_anything(run.eval):
         yield from _check_vllm(run)

@@ -11,7 +11,6 @@ from mergelab import evaluation
 from mergelab.core import dtypes
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
 from mergelab.core.plan_file import PlannedModel
-from mergelab.core.sizes import parse_size
 from mergelab.jobs.step import loads_models
 from mergelab.methods import registry
 from mergelab.models import adapters, architecture, checkpoint, compatibility, hub_access, remote_code
@@ -225,10 +224,7 @@ def _task_memory(run: Run) -> int | None:
         return None
     if run.hardware.slurm is None:
         return 0
-    try:
-        return parse_size(str(run.hardware.slurm.memory))
-    except ValueError:  # none is set, or 0, which is all of a node's
-        return 0
+    return run.hardware.slurm.memory_bytes or 0
 
 
 def _estimate(
@@ -242,7 +238,8 @@ def _estimate(
     there: int,
 ) -> Estimate | None:
     try:
-        shard, memory = parse_size(run.hardware.shard_size), parse_size(run.hardware.memory)
+        shard, memory = run.hardware.shard_bytes, run.hardware.memory_bytes
+        ram_free = _task_memory(run)
     except ValueError:
         return None
     out_dtype, compute = (
@@ -279,7 +276,7 @@ def _estimate(
         beside=sum(f.stat().st_size for f in files if f.is_file())
         + sum(sizes[s.name] for s in used if s.adapter),
         exact=len(facts) == len(asked.sources),
-        ram_free=_task_memory(run),
+        ram_free=ram_free,
     )
 
 

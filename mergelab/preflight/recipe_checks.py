@@ -74,7 +74,7 @@ def _mixture(
     if recipe is None:
         if not run.experts:
             return None, []
-        recipe, findings = mixtures.compose(run, {s.name: s for s in inputs.sources}, shape, overrides)
+        recipe, findings = mixtures.compose(run, {s.name: s for s in inputs.sources}, shape)
     if recipe is not None:
         types = {
             s.reference: facts[s.name].config.get("model_type") for s in inputs.sources if s.name in facts

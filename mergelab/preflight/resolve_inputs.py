@@ -16,9 +16,7 @@ from mergelab.recipes import file_schema, mixtures
 from mergelab.recipes import recipe as recipes
 from mergelab.recipes.recipe_groups import KeyOf
 from mergelab.schema import Run
-
-FILE_METHODS = ("mergekit", mixtures.FILE_METHOD)
-"""The methods' names that mean: run the YAML at method.path."""
+from mergelab.schema.conditions import FILE_METHODS
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.findings import Finding, Severity, error, warning
+from mergelab.core.findings import Finding, Severity, warning
 from mergelab.core.machine import existing
-from mergelab.core.sizes import format_size, parse_size
+from mergelab.core.sizes import format_size
+from mergelab.schema.hardware import DEVICE
 
 START = 1.5e9
 """Bytes that Python, torch and transformers take before any weight; measured, CPU build."""
@@ -48,14 +49,6 @@ class Estimate:
     def json(self) -> dict[str, Any]:
         """As plan.json has it."""
         return asdict(self)
-
-
-def check_size(text: str, key: str) -> Iterator[Finding]:
-    """Whether a setting is a size such as `5GB`."""
-    try:
-        parse_size(text)
-    except ValueError as e:
-        yield error("type", key, str(e), "Write it as 5GB or 500MB.")
 
 
 def whole_tensor_bytes(elements: int, inputs: int, size: int) -> int:
@@ -160,12 +153,9 @@ def check(e: Estimate, output: Path, missing_severity: Severity) -> Iterator[Fin
 def check_device(device: str, devices: int, missing_severity: Severity) -> Iterator[Finding]:
     """Whether torch sees the device, and as many from it on (imports torch for anything but the CPU);
     else `missing_severity`."""
-    if device == "cpu":
+    if device == "cpu" or DEVICE.wrong(device):  # the rule of its field reports the latter
         return
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
-        yield error("device", "hardware.device", f"'{device}' is none of cpu, cuda, cuda:N")
-        return
+    _, _, index = device.partition(":")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -19,16 +19,15 @@ from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.resolver import Source
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
+from mergelab.schema.conditions import MIXTURE
+from mergelab.schema.experts import RANDOM_GATES
 
-METHOD, FILE_METHOD = recipes.MIXTURE, "mergekit_moe"
+METHOD, FILE_METHOD = MIXTURE, "mergekit_moe"
 """The names of method that mean: a mixture of the composed experts, or of a mergekit-moe YAML file."""
 
 GATES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 """How a gate is made: of the base's hidden states for the prompts (of the last token, or the mean of
 all), of the prompts' token embeddings, or at random (normal, or uniform as torch starts a layer)."""
-
-RANDOM = ("random", "uniform_random")
-"""Gates that do not look at prompts."""
 
 PARAMETERS = ("gate_mode", "experts_per_token", "shared_expert", "residual_scale", "architecture")
 OF_EXPERT = ("residual_scale", "noise_scale")
@@ -88,17 +87,16 @@ def place(names: list[str]) -> KeyOf:
 
 
 def compose(
-    run: Run, sources: Mapping[str, Source], shape: ModelMetadata | None, overrides: Iterable[str]
+    run: Run, sources: Mapping[str, Source], shape: ModelMetadata | None
 ) -> tuple[dict[str, Any] | None, list[Finding]]:
     """The mergekit-moe YAML of a composed run, and what is wrong with the request itself.
 
     Args:
         sources: the base and the experts that were found, by name.
         shape: the base, or what is known of it.
-        overrides: what the user typed, to tell a setting that has no effect from a default.
     """
     p = run.method.parameters
-    findings = [*_unknown(run), *_typed_in_vain(run, overrides)]
+    findings = list(_unknown(run))
     shared = p.get("shared_expert", "auto")
     choices = ("auto", "none", "base", *run.experts)
     if shared not in choices:
@@ -124,28 +122,6 @@ def _unknown(run: Run) -> Iterator[Finding]:
         for name in set(parameters) - {*known}:
             message = f"moe has no parameter '{name}'.{did_you_mean(str(name), known)}"
             yield error("unknown-parameter", f"{where}.{name}", message, f"It takes {', '.join(known)}.")
-
-
-def _typed_in_vain(run: Run, overrides: Iterable[str]) -> Iterator[Finding]:
-    """What was typed and has no effect on a mixture."""
-    random = run.method.parameters.get("gate_mode") in RANDOM
-    for o in overrides:
-        key = o.lstrip("+").partition("=")[0]
-        parts = key.split(".")
-        if parts[0] == "experts" and len(parts) == 3:
-            if parts[2] in recipes.PER_MODEL:
-                message = f"method=moe takes no {parts[2]}: each expert goes in as it is"
-                yield error("unused", o, message, "Leave it out, or choose a merge method.")
-            elif random and parts[2] in ("prompts", "negative_prompts"):
-                yield error("unused", o, "a random gate does not look at prompts", "Leave it out.")
-    for key, value, default, why in (
-        ("model.tokenizer", run.model.tokenizer, None, "a mixture keeps the base's tokenizer"),
-        ("method.rescale", run.method.rescale, "l1", "a mixture drops nothing"),
-        ("method.base", run.method.base, "model", "a mixture is built on the family's base"),
-        ("hardware.engine", run.hardware.engine, "auto", "mergekit builds mixtures"),
-    ):
-        if value != default:
-            yield error("unused", key, f"it has no effect because {why}", "Leave it out.")
 
 
 def check_structure(recipe: Any, at: KeyOf) -> list[Finding]:
@@ -226,7 +202,7 @@ def check(
     yield from _check_prompts(recipe, at)
     experts = recipe["experts"]
     same = {e["source_model"] for e in experts}
-    if len(same) == 1 and recipe.get("gate_mode") not in RANDOM:
+    if len(same) == 1 and recipe.get("gate_mode") not in RANDOM_GATES:
         message = "all experts are the same model: the mixture would only be a slower copy of it"
         yield error(
             "same-experts", at(("experts",)), message, "Pass allow=[same-experts] to train it further."
@@ -303,7 +279,7 @@ def _check_prompts(recipe: Mapping[str, Any], at: KeyOf) -> Iterator[Finding]:
     for path in lacking:
         message = f"gate_mode={gate} needs prompts for each expert, and there are none"
         yield error("prompts", at((*path, "positive_prompts")), message, "Give some that it shall answer.")
-    if lacking or gate in RANDOM:
+    if lacking or gate in RANDOM_GATES:
         return
     seen: dict[tuple[tuple[str, ...], ...], int] = {}
     for i, e in enumerate(experts):

@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from mergelab.core.errors import InputError, InputErrors
+from mergelab.core.errors import InputError, InputErrors, none_of
 from mergelab.schema import Run
+from mergelab.schema.conditions import MIXTURE
 
 REST = "*"
 """The filter that stands for every tensor not named before."""
-
-MIXTURE = "moe"
-"""What a mixture of experts is called where a merge has the name of its method."""
 
 PER_MODEL = ("weight", "density")
 """Parameters that every expert carries, whatever the method."""
@@ -151,7 +149,7 @@ def build(
     recipe: dict[str, Any] = {"merge_method": run.method.name}
     bases = {"model": references.get("base"), "first": references[next(iter(run.experts))], "none": None}
     if run.method.base not in bases:
-        wrong.append(f"method.base: '{run.method.base}' is none of {', '.join(bases)}")
+        wrong.append(f"method.base: {none_of(run.method.base, bases)}")
     recipe["base_model"] = bases.get(run.method.base)
     recipe["models"] = []
     for name, expert in run.experts.items():

@@ -1,9 +1,44 @@
 """Jobs, and the settings of their single steps."""
 
+import re
 from dataclasses import dataclass, field
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from omegaconf import MISSING
+
+from mergelab.schema.fields import Form, NoEffect, limited, setting
+
+MERGED = "merged"
+"""The name of the model of `generate.path` in `generate.models`."""
+
+
+def _pattern(value: Any) -> Optional[str]:
+    try:
+        re.compile(value)
+    except re.error as e:
+        return f"'{value}' is not a regular expression: {e}"
+    return None
+
+
+def _branch(value: Any) -> Optional[str]:
+    sound = value.strip() and not re.fullmatch("[0-9a-f]{40}", value)
+    return None if sound else f"'{value}' is not a branch; null is main"
+
+
+def _message(value: Any) -> Optional[str]:
+    return None if value.strip() else "it is empty; null writes one"
+
+
+PATTERN = Form("regular expressions", _pattern)
+BRANCH = Form("the name of a branch", _branch)
+MESSAGE = Form("a text that is not empty", _message)
+
+GREEDY = NoEffect(
+    "with generate.temperature=0, which always takes the most likely token",
+    lambda run: run.generate.temperature == 0,
+    "Set generate.temperature above 0.",
+    code="setting",
+)
 
 
 @dataclass
@@ -21,9 +56,9 @@ class Check:
     path: Optional[str] = None
     """job=check: a finished model's folder; null checks the composed inputs."""
     prompt: Optional[str] = None
-    """What a finished model is asked to continue. Null: a few of its own tokens."""
+    """The text that a finished model continues. Null: a few of its own tokens."""
     distance: bool = True
-    """Of composed inputs: also read all weights, for how far each expert is from the base."""
+    """Of composed inputs: also read all weights, to measure how far each expert is from the base."""
     text: Optional[str] = None
     """A UTF-8 text file on which a finished model's perplexity is compared with that of its parents. Null:
     the family's typical prompts, `model.prompts`."""
@@ -33,27 +68,46 @@ class Check:
 class Generate:
     """Settings of job=generate."""
 
-    path: Optional[str] = None
+    path: Optional[str] = setting(
+        None,
+        no_effect=[
+            NoEffect(
+                f"unless generate.models names '{MERGED}'",
+                lambda run: run.generate.models and MERGED not in run.generate.models,
+                code="setting",
+            )
+        ],
+    )
     """A finished model's folder, or that of the run that made it: what `merged` stands for."""
     models: List[str] = field(default_factory=list)
-    """Who answers, side by side: `merged`, `base`, experts by name. Empty: `merged` where there is a
-    path, else the base and every expert."""
+    """The models that answer, side by side: `merged`, `base`, experts by name. Empty: `merged` where there
+    is a path, else the base and every expert."""
     prompts: List[str] = field(default_factory=list)
     """What is asked. Without prompts and file: what is typed, a conversation where that is a terminal."""
     file: Optional[str] = None
     """A UTF-8 text file with a prompt a line, or JSON lines with the key `prompt`."""
-    system: Optional[str] = None
+    system: Optional[str] = setting(
+        None,
+        no_effect=[
+            NoEffect(
+                "with generate.chat_template=false, which sends prompts as they are",
+                lambda run: run.generate.chat_template is False,
+                code="setting",
+            )
+        ],
+    )
     """What stands before a conversation, for models with a chat template."""
     chat_template: Optional[bool] = None
     """Put prompts through the chat template. Null: where the model has one."""
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    """0: always the likeliest token. Above: sampled, by `seed`."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that make up this probability."""
-    top_k: int = 0
+    max_new_tokens: int = limited(256, at_least=1)
+    """The largest number of tokens of an answer."""
+    temperature: float = limited(0.0, at_least=0, note="0: the most likely token")
+    """0: always the most likely token. Above: sampled, by `seed`."""
+    top_p: float = limited(1.0, above=0, at_most=1, no_effect=[GREEDY])
+    """Sample from the most likely tokens that make up this probability."""
+    top_k: int = limited(0, at_least=0, note="0: all tokens", no_effect=[GREEDY])
     """Sample from this many tokens at most. 0: from all."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = limited(1.0, above=0, note="1: none")
     """Above 1: tokens that have occurred become less likely."""
 
 
@@ -62,10 +116,10 @@ class Fetch:
     """Settings of job=fetch."""
 
     dry_run: bool = False
-    """Only say what is here, what is missing, and how much that is."""
+    """Only report what is here, what is missing, and how large that is."""
     data: bool = True
     """Also the data sets that the evaluation reads."""
-    workers: int = 8
+    workers: int = limited(8, at_least=1)
     """Files that are downloaded at once."""
 
 
@@ -76,15 +130,15 @@ class Publish:
     path: Optional[str] = None
     """The finished model's folder, or that of the run that made it."""
     repo: Optional[str] = None
-    """Where it goes: `owner/name`."""
+    """The repository on the hub: `owner/name`."""
     private: bool = True
-    """Of a repository that is made for it."""
-    revision: Optional[str] = None
-    """A branch, made where it is not there. Null: main."""
-    message: Optional[str] = None
-    """Of the commit."""
+    """Whether a repository that is created for it is private."""
+    revision: Optional[str] = setting(None, BRANCH)
+    """A branch, which is created where there is none of this name. Null: main."""
+    message: Optional[str] = setting(None, MESSAGE)
+    """The commit's message."""
     dry_run: bool = False
-    """Only list exactly what would go."""
+    """Only list exactly what would be uploaded."""
 
 
 @dataclass
@@ -95,15 +149,15 @@ class Extract:
     """The expert, by name."""
     path: Optional[str] = None
     """Instead: a finished model's folder, or that of the run that made it."""
-    rank: int = 32
+    rank: int = limited(32, at_least=1)
     """The largest rank of a module's two factors."""
-    epsilon: float = 0.0
+    epsilon: float = limited(0.0, at_least=0, note="0: leave nothing out")
     """Singular values up to this are left out."""
     embeddings: bool = False
-    """Also of the embeddings, which else are saved whole where they have changed."""
-    include: List[str] = field(default_factory=list)
+    """Also factorize the embeddings, which are otherwise saved whole where they have changed."""
+    include: List[str] = setting([], PATTERN)
     """Regular expressions: only modules whose names match one. Empty: all."""
-    exclude: List[str] = field(default_factory=list)
+    exclude: List[str] = setting([], PATTERN)
     """Regular expressions: not those modules."""
 
 
@@ -111,16 +165,16 @@ class Extract:
 class Analyze:
     """Settings of job=analyze."""
 
-    top: float = 0.1
+    top: float = limited(0.1, above=0, below=1)
     """The share of a task vector's entries, the largest, whose overlap is counted."""
     landscape: bool = True
     """Also measure models along the line between two experts, or on the plane through three models."""
     models: List[str] = field(default_factory=list)
-    """Who spans it, of `base` and the experts: two for a line, three for a plane. Empty: the two experts
-    there are, else the base and the first two of them."""
-    points: int = 7
+    """The models that span it, of `base` and the experts: two for a line, three for a plane. Empty: the two
+    experts where there are two, else the base and the first two experts."""
+    points: int = limited(7, at_least=3)
     """Grid points along each axis of it."""
-    margin: float = 0.25
+    margin: float = limited(0.25, at_least=0)
     """How far the grid reaches beyond the models, as a share of their distance."""
 
 
@@ -129,12 +183,12 @@ class Monitor:
     """Settings of job=monitor."""
 
     folder: Optional[str] = None
-    """What to look at: a run, a sweep, or any folder above them. Null: outputs/ and multirun/ here."""
+    """What to show: a run, a sweep, or any folder above them. Null: outputs/ and multirun/ here."""
     once: bool = False
-    """Print what there is and return. Always so where the output is no terminal."""
-    interval: float = 2.0
-    """Seconds between two looks."""
-    hours: float = 24.0
+    """Print the state and return. Always so where the output is not a terminal."""
+    interval: float = limited(2.0, above=0)
+    """Seconds between two updates."""
+    hours: float = limited(24.0, above=0, infinite=True)
     """What ended longer ago is not shown, unless its folder was named."""
 
 

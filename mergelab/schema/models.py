@@ -5,10 +5,13 @@ from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
+from mergelab.schema.conditions import DECIDED_BY_FILE, of_mixture
+from mergelab.schema.fields import limited, one_of, setting
+
 
 @dataclass
 class Checkpoint:
-    """Where one model lies."""
+    """Where a model is."""
 
     path: str = MISSING
     """A local folder, a hub id (`org/name`), either with `+adapter` for a LoRA, or `zoo:ROLE`
@@ -28,7 +31,7 @@ class Skill:
     metric: Optional[str] = None
     """The task's metric, as lm_eval names it (`exact_match`, or `exact_match,strict-match` with
     its filter). Null: the first that the task declares."""
-    share: float = 1.0
+    share: float = limited(1.0, at_least=0)
     """How much this skill counts in the fitness."""
 
 
@@ -50,17 +53,19 @@ class Model:
     gated: bool = False
     """The hub asks for an accepted licence before it lets anyone download."""
     allow: List[str] = field(default_factory=list)
-    """Findings of preflight that are known of this family and harmless, by their code."""
-    tokenizer: Optional[str] = None
+    """Codes of findings of preflight that are known to be harmless for this family."""
+    tokenizer: Optional[str] = one_of(
+        None, "base", "union", no_effect=[DECIDED_BY_FILE, of_mixture("which keeps the base's tokenizer")]
+    )
     """Null keeps the base's tokenizer files as they are. `base` or `union` let mergekit build one
     and fit the embeddings to it, for experts whose vocabularies differ."""
-    chat_template: Optional[str] = None
+    chat_template: Optional[str] = setting(None, no_effect=[DECIDED_BY_FILE])
     """Null keeps the base's. Otherwise `auto`, one of mergekit's names, or a Jinja template."""
     prompts: Dict[str, List[str]] = field(default_factory=dict)
-    """Typical prompts of each role, by which the gate of a mixture of experts knows its expert where
-    `experts.ROLE.prompts` names none."""
+    """Typical prompts of each role. The gate of a mixture of experts recognizes its expert by them where
+    `experts.ROLE.prompts` is empty."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model, where its architecture is not transformers' own. It can do
-    whatever you can do: read it first, and name the revision that you have read."""
-    zoo_seed: int = 0
+    whatever you can do. Read it first, and name the revision that you have read."""
+    zoo_seed: int = limited(0)
     """The seed from which the tiny family is trained (only where paths begin with `zoo:`)."""

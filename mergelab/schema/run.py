@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
+from mergelab.schema.conditions import DECIDED_BY_FILE
 from mergelab.schema.evaluation import Evaluation
 from mergelab.schema.experts import Expert, Method
+from mergelab.schema.fields import limited, setting
 from mergelab.schema.hardware import Hardware
 from mergelab.schema.jobs import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
 from mergelab.schema.models import Model
@@ -31,7 +33,7 @@ class Run:
     """One composed experiment."""
 
     model: Model = field(default_factory=Model)
-    experts: Dict[str, Expert] = field(default_factory=dict)
+    experts: Dict[str, Expert] = setting({}, no_effect=[DECIDED_BY_FILE])
     """Who takes part, by role."""
     method: Method = field(default_factory=Method)
     hardware: Hardware = field(default_factory=Hardware)
@@ -47,16 +49,16 @@ class Run:
     extract: Extract = field(default_factory=Extract)
     analyze: Analyze = field(default_factory=Analyze)
     monitor: Monitor = field(default_factory=Monitor)
-    seed: int = 0
-    """Of everything random: the masks of DARE and DELLA, few-shot choices."""
+    seed: int = limited(0, at_least=0, at_most=2**32 - 1)
+    """The seed of everything random: the masks of DARE and DELLA, few-shot choices."""
     output: Optional[str] = None
     """Where the merged model goes. Null: `model/` in the run's folder."""
     allow: List[str] = field(default_factory=list)
-    """Findings to let pass, by the code shown in brackets, when you know better."""
+    """Codes of findings to let pass, as shown in brackets, when you know better."""
     composition: Optional[Composition] = field(
         default=None, compare=False, repr=False, metadata={"omegaconf_ignore": True}
     )
-    """What it was composed from: no setting, and not a part of what decides a result."""
+    """What it was composed from. Not a setting, and without influence on a result."""
 
     @property
     def overrides(self) -> List[str]:
@@ -86,5 +88,5 @@ def settings_of(run: Run) -> Dict[str, Any]:
 
 
 def with_overrides(run: Run, overrides: Iterable[str]) -> Run:
-    """The run with other arguments as those that it was composed from."""
+    """The run with other arguments recorded as those that it was composed from."""
     return replace(run, composition=replace(run.composition or Composition(), overrides=tuple(overrides)))

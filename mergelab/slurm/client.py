@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergelab.core.errors import MergelabError
+from mergelab.core.slurm_time import parse_minutes
 from mergelab.scheduling.scheduler import (
     SchedulerLimitReached,
     SchedulerRejected,
@@ -248,18 +249,11 @@ def longest(partition: str | None) -> tuple[str, str]:
 
 
 def minutes(time: str) -> float:
-    """A time as Slurm writes it: `90`, `90:30`, `12:00:00`, `2-12`, `infinite`."""
-    if not time[:1].isdigit():
+    """A time limit that Slurm reports; infinite where it is not a time, as `NOT_SET`."""
+    try:
+        return parse_minutes(time)
+    except ValueError:
         return float("inf")
-    days, _, rest = time.rpartition("-")
-    parts = [int(x) for x in rest.split(":")]
-    if days:
-        hours, mins, secs = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, mins, secs = parts
-    else:
-        hours, (mins, secs) = 0, [*parts, 0][:2]
-    return int(days or 0) * 1440 + hours * 60 + mins + secs / 60
 
 
 def array_limit() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
 def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with the settings of this step."""
     a, names = run.analyze, (BASE, *run.experts)
-    if not 0 < a.top < 1:
-        yield error("setting", "analyze.top", f"{a.top:g} is out of range; a share between 0 and 1")
-    if a.points < 3:
-        yield error("setting", "analyze.points", f"{a.points} is out of range; at least 3")
-    if not 0 <= a.margin < math.inf:
-        yield error("setting", "analyze.margin", f"{a.margin:g} is out of range; 0 or more")
     if a.landscape:
         why = "a landscape is measured on a model in memory whose weights are moved about"
         for key, value, only in (("hardware.quantize", run.hardware.quantize, "none"),
@@ -44,7 +37,7 @@ def findings(run: Run) -> Iterator[Finding]:
     from mergelab.analysis.landscape import untold
 
     if reason := untold(run):
-        yield error("setting", "analyze.models", f"it has no effect, for {reason}")
+        yield error("setting", "analyze.models", f"it has no effect, because {reason}")
         return
     for name in a.models:
         if name not in names:

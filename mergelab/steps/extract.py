@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -35,7 +34,7 @@ WHOLE = "whole model"
 
 
 def findings(run: Run) -> Iterator[Finding]:
-    """What is wrong with the settings by themselves."""
+    """What is wrong with the choice of a model."""
     e = run.extract
     if e.model is None and e.path is None:
         yield error(
@@ -50,25 +49,13 @@ def findings(run: Run) -> Iterator[Finding]:
         yield error(
             "setting",
             "extract.model",
-            f"'{e.model}' is no expert.{near} There are {', '.join(names) or 'none'}.",
+            f"'{e.model}' is not an expert.{near} There are {', '.join(names) or 'none'}.",
         )
     elif e.path is not None:
         try:
             find_model(e.path)
         except LookupError as wrong:
             yield error("setting", "extract.path", str(wrong.args[0]))
-    if e.rank < 1:
-        yield error("setting", "extract.rank", f"{e.rank} is out of range; at least 1")
-    if not 0 <= e.epsilon < math.inf:
-        yield error(
-            "setting", "extract.epsilon", f"{e.epsilon:g} is out of range; 0 (leave nothing out) or above"
-        )
-    for key in ("include", "exclude"):
-        for pattern in getattr(e, key):
-            try:
-                re.compile(pattern)
-            except re.error as wrong:
-                yield error("setting", f"extract.{key}", f"'{pattern}' is no regular expression: {wrong}")
 
 
 def execute(run: Run, run_dir: RunDir) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mergelab import context, evaluation
 from mergelab.core.errors import InputError, StepError
-from mergelab.core.findings import Finding, error, settle, stop_on_errors
+from mergelab.core.findings import settle, stop_on_errors
 from mergelab.core.run_dir import RunDir
 from mergelab.core.sizes import format_size
 from mergelab.hub import cache
@@ -23,12 +23,6 @@ from mergelab.schema import Run
 
 COMMIT = 40
 """Digits of a whole commit."""
-
-
-def findings(run: Run) -> Iterator[Finding]:
-    """What is wrong with the settings by themselves."""
-    if run.fetch.workers < 1:
-        yield error("setting", "fetch.workers", f"{run.fetch.workers} is out of range; at least 1")
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -146,6 +140,4 @@ def _read_data(run: Run) -> None:
             raise StepError(str(e)) from e
 
 
-STEP = register(
-    Step("fetch", execute, settings="fetch", findings=findings, recorded=False, on_login_node=True)
-)
+STEP = register(Step("fetch", execute, settings="fetch", recorded=False, on_login_node=True))

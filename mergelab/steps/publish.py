@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +26,6 @@ SHOWN = ("library_name", "license", "base_model", "tags", "language")
 def findings(run: Run) -> Iterator[Finding]:
     """What is wrong with the settings, and with what they name."""
     yield from _repo_problems(run.publish.repo)
-    branch = run.publish.revision
-    if branch is not None and (not branch.strip() or re.fullmatch("[0-9a-f]{40}", branch)):
-        yield error("setting", "publish.revision", f"'{branch}' is no branch; null is main")
-    if run.publish.message is not None and not run.publish.message.strip():
-        yield error("setting", "publish.message", "it is empty; null writes one")
     if run.publish.path is None:
         yield error(
             "setting", "publish.path", "it is not set; name a model's folder, or that of the run that made it"

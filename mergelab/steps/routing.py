@@ -15,10 +15,10 @@ from mergelab.core.run_dir import RunDir, read_json, read_memo
 from mergelab.evaluation import routing
 from mergelab.jobs import Step, register
 from mergelab.measured_models import MERGED, models
-from mergelab.recipes import mixtures
 from mergelab.report import routing as report
 from mergelab.report import terminal
 from mergelab.schema import Run
+from mergelab.schema.experts import RANDOM_GATES
 
 OWN_RECIPE = "mergekit_moe_config.yml"
 """The recipe that mergekit-moe writes into a mixture's folder."""
@@ -89,7 +89,7 @@ def _experts(run: Run, run_dir: RunDir, folder: Path) -> tuple[list[str], dict[s
         for name, e in zip(names, experts, strict=True)
         if e.get("positive_prompts")
     }
-    return names, prompts, "recipe" if recipe.get("gate_mode") in mixtures.RANDOM else "gates"
+    return names, prompts, "recipe" if recipe.get("gate_mode") in RANDOM_GATES else "gates"
 
 
 def _plan(run: Run, run_dir: RunDir, folder: Path) -> Mapping[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.errors import InputError, did_you_mean
+from mergelab.core.errors import InputError, none_of
 from mergelab.schema import Tracking
 from mergelab.tracking import wandb_run
 from mergelab.tracking.base import Tracker
@@ -16,7 +16,6 @@ from mergelab.tracking.secrets import error_line, scrub
 from mergelab.tracking.wandb_mode import has_key, server_name
 
 NAMES = ("none", "wandb")
-MODES = ("auto", "online", "offline")
 
 
 @contextmanager
@@ -48,7 +47,7 @@ def track(
         InputError: `settings.name` is unknown.
     """
     if settings.name not in NAMES:
-        raise InputError(_choose(settings.name, NAMES))
+        raise InputError(f"tracking.name: {none_of(settings.name, NAMES)}")
     default = settings.project == Tracking.project
     project = os.environ.get("WANDB_PROJECT", settings.project) if default else settings.project
     about = {
@@ -78,14 +77,7 @@ def track(
 
 def problems(settings: Tracking) -> list[tuple[str, str]]:
     """What is wrong with the settings, as (key, message). Empty if a run may start."""
-    found = []
-    if settings.name not in NAMES:
-        found.append(("tracking.name", _choose(settings.name, NAMES)))
-    if settings.mode not in MODES:
-        found.append(("tracking.mode", _choose(settings.mode, MODES)))
-    if not 0 < settings.timeout < float("inf"):
-        message = f"{settings.timeout} is not a time to wait; give seconds above 0, such as 5"
-        found.append(("tracking.timeout", message))
+    found: list[tuple[str, str]] = []
     if settings.name != "wandb":
         return found
     try:
@@ -103,10 +95,6 @@ def problems(settings: Tracking) -> list[tuple[str, str]]:
         message = f"no API key for {where}; run `wandb login`, set WANDB_API_KEY, or use mode=auto"
         found.append(("tracking.mode", message))
     return found
-
-
-def _choose(word: str, choices: Sequence[str]) -> str:
-    return f"unknown {word!r}; choose {', '.join(choices)}.{did_you_mean(word, choices)}"
 
 
 @contextmanager

@@ -138,7 +138,7 @@ METHODS = [
     ("two to pass through", "method=passthrough experts=stem",
      ["passthrough takes exactly 1 model; here are 2", "experts=single_math"]),
     ("path of another", "method.path=my.yaml",
-     ["method.path", "method=ties reads no file", "method=mergekit"]),
+     ["method.path", "no effect unless method=mergekit", "Set method=mergekit"]),
 ]  # fmt: skip
 
 ELSEWHERE = [

@@ -163,7 +163,7 @@ LAYERS = {
     "report": {"core", "search_history"},
     "result": {"core"},
     "scheduling": {"composition", "core", "hydra", "merging", "report", "schema", "tracking"},
-    "schema": set(),
+    "schema": {"core"},
     "search_history": set(),
     "slurm": {"core", "scheduling", "schema"},
     "steps": {

@@ -222,17 +222,15 @@ def test_what_is_sound_has_no_problems(folder: Path, tmp_path: Path) -> None:
 
 def test_everything_wrong_is_told_at_once(folder: Path) -> None:
     run = skills_run(
-        batch_size=0, num_fewshot=-1, limit=-2.0, max_length=0, tasks=["m"], text="t",
-        shares={"maths": 1.0, "code": -1.0}, metrics={"cod": "acc", "math": "acuracy"},
+        shares={"maths": 1.0}, metrics={"cod": "acc", "math": "acuracy"},
         include_path="nowhere",
     )  # fmt: skip
     run.model.skills["math"].search = "m_serch"
     run.model.skills["code"].validation = "unsafe"
     found = problems(run, folder)
     assert found.keys() == {
-        "eval.batch_size", "eval.num_fewshot", "eval.limit", "eval.max_length", "eval.tasks", "eval.text",
-        "eval.shares.maths", "eval.shares.code", "eval.metrics.cod", "eval.metrics.math",
-        "eval.include_path", "model.skills.math.search", "model.skills.code.validation",
+        "eval.shares.maths", "eval.metrics.cod", "eval.metrics.math", "eval.include_path",
+        "model.skills.math.search", "model.skills.code.validation",
     }  # fmt: skip
     for key, near in {
         "eval.shares.maths": "math",
@@ -274,11 +272,6 @@ def test_metrics_that_a_task_does_not_declare(folder: Path, task: str, metric: s
     assert message in problems(run, folder)[f"eval.metrics.{task}"]
 
 
-@pytest.mark.parametrize("limit", [0.0, -1.0, 2.5, math.nan, math.inf])
-def test_limits_that_limit_nothing(folder: Path, limit: float) -> None:
-    assert problems(tasks_run("m", limit=limit), folder).keys() == {"eval.limit"}
-
-
 def test_kinds() -> None:
     found = problems(Run(eval=Evaluation(kind="skill")))
     assert "There are skills, tasks, perplexity, none" in found["eval.kind"]
@@ -294,8 +287,6 @@ def test_shares_that_make_no_fitness(folder: Path) -> None:
     assert problems(run, folder) == {
         "eval.shares": "all shares of the search split are 0, which makes no fitness"
     }
-    run.model.skills["code"].share = math.nan
-    assert "model.skills.code.share" in problems(run, folder)
     zero = tasks_run("m", "c", shares={"m": 0.0, "c": 0.0})
     assert "validation split" in problems(zero, folder)["eval.shares"]
 

@@ -421,26 +421,27 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "ranges": (
         ["generate.max_new_tokens=0", "generate.temperature=-1", "generate.top_p=1.5", "generate.top_k=-2",
          "generate.repetition_penalty=0", "generate.models=[math,math]", prompts("507+3=", " ")],
-        ["generate.max_new_tokens: 0 is out of range; at least 1",
-         "generate.temperature: -1 is out of range; 0 (the likeliest token) or above",
-         "generate.top_p: 1.5 is out of range; above 0 to 1",
-         "generate.top_k: -2 is out of range; at least 1, or 0 for all tokens",
-         "generate.repetition_penalty: 0 is out of range; above 0, and 1 is none",
-         "generate.prompts: prompt 2: it is empty",
-         "generate.models: 'math' is named 2 times"],
+        ["generate.prompts: prompt 2: it is empty",
+         "generate.models: 'math' is named 2 times",
+         "generate.max_new_tokens: 0 is out of range; at least 1",
+         "generate.temperature: -1 is out of range; at least 0 (0: the most likely token)",
+         "generate.top_p: 1.5 is out of range; above 0, at most 1",
+         "generate.top_k: -2 is out of range; at least 0 (0: all tokens)",
+         "generate.repetition_penalty: 0 is out of range; above 0 (1: none)"],
     ),
     "without effect": (
         ["generate.top_p=0.9", "generate.top_k=5", "generate.system=x", "generate.chat_template=false",
          "generate.path=/x", "generate.models=[base]", prompts("1")],
-        ["generate.top_p, generate.top_k: it has no effect because generate.temperature=0 always takes the "
-         "likeliest token",
-         "generate.system: it has no effect because generate.chat_template=false sends prompts as they are",
-         "generate.path: it has no effect because generate.models does not name 'merged'"],
+        ["generate.path: it has no effect unless generate.models names 'merged' Leave it out.",
+         "generate.system: it has no effect with generate.chat_template=false, which sends prompts as they "
+         "are Leave it out.",
+         "generate.top_p, generate.top_k: it has no effect with generate.temperature=0, which always takes "
+         "the most likely token Set generate.temperature above 0."],
     ),
     "merged without a path": (
         ["generate.models=[base,merged]", "generate.temperature=nan", prompts("1")],
-        ["generate.temperature: nan is out of range; 0 (the likeliest token) or above",
-         "generate.path: is not set, but generate.models names 'merged'; set it to the model's folder"],
+        ["generate.path: is not set, but generate.models names 'merged'; set it to the model's folder",
+         "generate.temperature: nan is out of range; at least 0 (0: the most likely token)"],
     ),
     "unknown models": (
         ["experts=single_math", "experts.law.weight=1", "generate.models=[bass,law,nobody]", prompts("1")],

@@ -187,7 +187,7 @@ def test_what_is_wrong_is_told_at_once(mergelab: Command, model: Path, tmp_path:
         assert out.status == 2 and "publish.repo: " in out.err and says in out.err, out.err
     wrong = ("publish.repo=me/x", "publish.message=''", f"publish.revision={'ab' * 20}")
     out = mergelab("job=publish", f"publish.path={tmp_path}/no", *wrong)
-    assert f"publish.revision: '{'ab' * 20}' is no branch; null is main" in out.err
+    assert f"publish.revision: '{'ab' * 20}' is not a branch; null is main" in out.err
     assert (
         "publish.path: " in out.err
         and "is no folder" in out.err

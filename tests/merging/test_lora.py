@@ -305,9 +305,10 @@ def test_a_merged_model_by_its_run_and_output(family: Any, mergelab: Command, tm
         (
             ["extract.model=mth", "extract.rank=0", "extract.epsilon=-1", "extract.include=['[a']",
              "model.base.path=zoo:bas"],
-            ["extract.model: 'mth' is no expert. Did you mean 'math'?", "physics", "model.base: ", "'bas'",
+            ["extract.model: 'mth' is not an expert. Did you mean 'math'?", "physics", "model.base: ",
+             "'bas'",
              "extract.rank: 0 is out of range; at least 1", "extract.epsilon: -1 is out of range",
-             "extract.include: '[a' is no regular expression"],
+             "extract.include: '[a' is not a regular expression"],
         ),
         (
             ["extract.model=math", "extract.include=[q_prooj]", "extract.embeddings=true",

@@ -139,9 +139,9 @@ def test_nothing_runs_yet(look: Callable[..., str], tmp_path: Path) -> None:
     [
         ({"folder": "nowhere"}, "monitor.folder: nowhere is not a folder"),
         ({"folder": "file"}, "monitor.folder: file is not a folder"),
-        ({"interval": 0.0}, "monitor.interval: 0 is not above 0"),
-        ({"hours": -1.0}, "monitor.hours: -1 is not above 0"),
-        ({"hours": float("nan")}, "monitor.hours: nan is not above 0"),
+        ({"interval": 0.0}, "monitor.interval: 0 is out of range; above 0"),
+        ({"hours": -1.0}, "monitor.hours: -1 is out of range; above 0"),
+        ({"hours": float("nan")}, "monitor.hours: nan is out of range; above 0"),
     ],
 )
 def test_wrong_settings(look: Callable[..., str], tmp_path: Path, settings: Any, message: str) -> None:

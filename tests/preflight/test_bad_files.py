@@ -237,9 +237,9 @@ MERGEKIT: list[tuple[str, Arguments, list[str]]] = [
      lambda m: m.recipe({"modules": {"text": {"models": [m.model("math")]}}}, without="models"),
      ["my.yaml: modules.text", "no module 'text'", "default"]),
     ("setting of the file", lambda m: [*m.recipe(), "hardware.dtype=float16"],
-     ["hardware.dtype=float16", "my.yaml decides it"]),
+     ["hardware.dtype=float16", "whose file decides it"]),
     ("experts beside the file", lambda m: [*m.recipe(), "experts=stem"],
-     ["experts=stem", "my.yaml decides it"]),
+     ["experts=stem", "whose file decides it"]),
 ]  # fmt: skip
 
 

@@ -72,7 +72,12 @@ def test_a_job_steers_where_it_is_asked_for_and_is_not_the_job_itself(
         (["slurm.cpus=0"], "setting", "slurm.cpus", "0 is out of range; at least 1"),
         (["slurm.gpus=-1"], "setting", "slurm.gpus", "-1 is out of range; at least 0"),
         (["slurm.warning=-1"], "setting", "slurm.warning", "-1 is out of range; at least 0"),
-        (["slurm.parallel=0"], "setting", "slurm.parallel", "0 is out of range; at least 1"),
+        (
+            ["slurm.parallel=0"],
+            "setting",
+            "slurm.parallel",
+            "0 is out of range; at least 1 (null: as many as fit)",
+        ),
         (["candidates_per_task=0"], "setting", "candidates_per_task", "0 is out of range; at least 1"),
         (["device=cuda"], "setting", "slurm.gpus", "0, but hardware.device=cuda needs one"),
         (["slurm.gpus=2"], "no-effect", "slurm.gpus", "2, but hardware.device=cpu uses none"),

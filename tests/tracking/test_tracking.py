@@ -450,15 +450,9 @@ def test_scrub_tells_secrets_from_namesakes(monkeypatch: pytest.MonkeyPatch) -> 
 # ---------------------------------------------------------------- preflight
 
 
-def test_problems_are_named_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_wandb_refuses_is_found_before_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(Tracking()) == []
     assert problems(WANDB) == []
-    wrong = dict(problems(Tracking(name="wandbb", mode="of_line", timeout=0.0)))
-    assert wrong.keys() == {"tracking.name", "tracking.mode", "tracking.timeout"}
-    assert "'wandbb'; choose none, wandb. Did you mean 'wandb'?" in wrong["tracking.name"]
-    assert "choose auto, online, offline." in wrong["tracking.mode"]
-    for timeout in (float("nan"), float("inf"), -1.0):
-        assert dict(problems(Tracking(timeout=timeout))).keys() == {"tracking.timeout"}
     ((key, message),) = problems(Tracking(name="wandb", project="a/b"))
     assert key == "tracking" and "Invalid project name 'a/b'" in message
     ((key, message),) = problems(Tracking(name="wandb", tags=["x" * 65]))
@@ -482,5 +476,5 @@ def test_wandb_missing_is_a_problem(monkeypatch: pytest.MonkeyPatch, folder: Pat
 
 
 def test_unknown_tracking_is_refused_at_the_start(folder: Path) -> None:
-    with pytest.raises(InputError, match="choose none, wandb"):
+    with pytest.raises(InputError, match=r"tracking\.name: 'mlflow' is none of none, wandb"):
         record(Tracking(name="mlflow"), folder)
