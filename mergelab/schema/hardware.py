@@ -42,9 +42,7 @@ TASK_TIME = Form(
 MORE_WORKERS_THAN_CANDIDATES = NoEffect(
     "above hardware.candidates_per_task on a cluster, because the processes of a task share out its "
     "candidates",
-    lambda run: (
-        run.hardware.slurm is not None and run.hardware.workers > run.hardware.candidates_per_task >= 1
-    ),
+    lambda run: run.hardware.on_cluster and run.hardware.workers > run.hardware.candidates_per_task >= 1,
     "Raise hardware.candidates_per_task as well.",
 )
 
