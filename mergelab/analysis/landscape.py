@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergelab import evaluation
 from mergelab.analysis.affine import BASE, At, Span
@@ -17,8 +17,10 @@ from mergelab.methods import registry
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight import engine_selection, reads_file
 from mergelab.recipes import recipe as recipes
-from mergelab.recipes import tensor_plan
 from mergelab.schema import Method, Run
+
+if TYPE_CHECKING:
+    from mergelab.merging.in_memory import Resident
 
 METHOD = Method(
     name="task_arithmetic",
@@ -67,7 +69,7 @@ class Landscape:
     def __init__(self, run: Run, span: Span, folders: Mapping[str, Path], facts: Mapping[str, ModelMetadata]):
         self.span, self._run, self._base = span, run, facts[BASE]
         names = (BASE, *(m for m in span.models if m != BASE))
-        self._donor, self._references = folders[BASE], {n: str(folders[n]) for n in names}
+        self._config_source, self._references = folders[BASE], {n: str(folders[n]) for n in names}
         self._facts = {self._references[n]: facts[n] for n in names}
         self._method = registry.get(METHOD.name)
         recipe = self._recipe(span.corners()[0])
@@ -77,7 +79,7 @@ class Landscape:
             raise Unmergeable(engine.why)
         if wrong := [f.text() for f in findings if f.severity == "error"]:
             raise InputErrors(wrong)
-        self._resident: Any = None
+        self._live: Resident | None = None
 
     def measure(
         self, places: Sequence[At], measures: Sequence[Measure], evaluator: Evaluator
@@ -96,29 +98,17 @@ class Landscape:
 
     def _merge(self, at: At) -> tuple[Any, Any]:
         """The live model of a place, until the next is asked for, and the tokenizer."""
-        from mergelab.merging import backends
-        from mergelab.merging.in_memory import Resident
+        from mergelab.merging import prepared_merge
 
-        recipe, hardware = self._recipe(at), self._run.hardware
+        hardware = self._run.hardware
         if self._base.parameters < SMALL and hardware.threads is None:
             hardware = replace(hardware, threads=1)  # more would mostly wait for one another
-        outputs = tensor_plan.assemble(recipe, self._facts, self._method)
-        if self._resident is None:
-            self._resident = Resident(
-                self._donor,
-                outputs,
-                {reference: name for name, reference in self._references.items()},
-                hardware=hardware,
-                template=backends.template(recipe),
-            )
-        model = self._resident.merge(
-            METHOD.name,
-            outputs,
-            seed=self._run.seed,
-            rescale=METHOD.rescale,
-            dtype=backends.arithmetic(recipe, self._base.dtype),
-        )
-        return model, self._resident.tokenizer
+        run = replace(self._run, method=METHOD, hardware=hardware)
+        names = {reference: name for name, reference in self._references.items()}
+        prepared = prepared_merge.prepare(run, self._recipe(at), self._facts, names)
+        if self._live is None:
+            self._live = prepared.live_model(self._config_source)
+        return prepared.merge_into(self._live)
 
     def _recipe(self, at: At) -> dict[str, Any]:
         weights = self.span.weights(at)

@@ -12,13 +12,10 @@ from typing import Any
 
 import torch
 
-from mergelab.core import dtypes
 from mergelab.core.errors import StepError
-from mergelab.merging import model_files, streaming_engine
+from mergelab.merging import model_files, prepared_merge, streaming_engine
 from mergelab.merging.resume import MergeInterrupted
-from mergelab.methods import registry
 from mergelab.models import checkpoint
-from mergelab.recipes import tensor_plan
 from mergelab.schema import Run
 
 log = logging.getLogger(__name__)
@@ -34,16 +31,8 @@ def prepare(
         models: name and folder of each model, by its reference in the recipe.
     """
     facts = {ref: checkpoint.weights(folder) for ref, (_, folder) in models.items()}
-    outputs = tensor_plan.assemble(recipe, facts, registry.get(recipe["merge_method"]))
-    return streaming_engine.plan(
-        recipe["merge_method"],
-        outputs,
-        {ref: name for ref, (name, _) in models.items()},
-        seed=run.seed,
-        rescale=run.method.rescale,
-        dtype=arithmetic(recipe, next(iter(facts.values())).dtype),
-        hardware=run.hardware,
-    )
+    names = {ref: name for ref, (name, _) in models.items()}
+    return prepared_merge.prepare(run, recipe, facts, names).to_disk()
 
 
 def merge(
@@ -67,7 +56,7 @@ def merge(
         there = streaming_engine.run(merge, out, hardware=run.hardware, progress=progress)
         model_files.write_config(config_source, out, {}, {})
         model_files.copy_generation_config(config_source, out, {})
-        model_files.copy_tokenizer(config_source, out, template(recipe))
+        model_files.copy_tokenizer(config_source, out, prepared_merge.chat_template(recipe))
     except streaming_engine.MergeError as e:
         raise StepError(f"the merge failed at {e}") from e
     except torch.OutOfMemoryError as e:
@@ -77,18 +66,3 @@ def merge(
         log.exception("the merge failed")
         raise MergeInterrupted(f"the merge failed: {e.strerror or e}: {e.filename or out}") from e
     return there
-
-
-def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
-    """The dtype that our kernels compute a recipe in, as torch calls it; `files` is that of its inputs."""
-    computed = tensor_plan.arithmetic(recipe, files)
-    return computed if computed in dtypes.COMPUTABLE else dtypes.COMPUTABLE[0]
-
-
-def template(recipe: Mapping[str, Any]) -> str | None:
-    """The chat template that a recipe asks for, as mergekit finds it; None to keep the config_source's."""
-    if not recipe.get("chat_template"):
-        return None
-    from mergelab.merging.mergekit_backend import chat_template, ordered
-
-    return chat_template(ordered(recipe))

@@ -1,4 +1,4 @@
-"""Where candidates are made and measured: the experts in memory, one live model, the tasks built once."""
+"""Merges and measures candidates: the experts in memory, one live model, the tasks built once."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from mergelab import context, evaluation
 from mergelab.core import heartbeat
 from mergelab.core.errors import InputError, InputErrors, MergelabError, StepError, flattened
 from mergelab.core.registry import use_extensions
 from mergelab.evaluation import Evaluator, Measure
-from mergelab.methods import registry
 from mergelab.models import checkpoint
+from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight import engine_selection, recipe_checks, resolve_inputs
-from mergelab.recipes import tensor_plan
+from mergelab.preflight.resolve_inputs import Inputs
 from mergelab.schema import Run
+
+if TYPE_CHECKING:
+    from mergelab.merging.in_memory import Resident
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ Scores = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one candidate."""
+    """The outcome of one candidate."""
 
     scores: Scores | None = None
     reason: str | None = None
@@ -38,10 +42,10 @@ class Outcome:
 
 
 def search_measures(run: Run) -> list[Measure]:
-    """What the fitness is made of.
+    """The measures that the fitness is the mean of.
 
     Raises:
-        InputError: where there is nothing to measure, or nothing but what the result is reported on.
+        InputError: where there are none, or only those that the result is reported on.
     """
     kind = evaluation.kind_of(run.eval)
     if kind.measures_nothing:
@@ -66,18 +70,17 @@ def search_measures(run: Run) -> list[Measure]:
 
 
 class CandidateEvaluator:
-    """Makes and measures candidates of one composed run, whatever their weights.
+    """Merges and measures candidates of one composed run, whatever their weights.
 
-    Raises:
-        InputErrors: where the run cannot be merged in memory.
+    Args:
+        run: any of the candidates.
     """
 
     def __init__(self, run: Run):
         use_extensions(run.composition)
         self.run = run
         self._evaluators: dict[float, Evaluator] = {}
-        self._resident: Any = None
-        self._asked: Any = None
+        self._live: Resident | None = None
 
     def measure(self, run: Run, measures: Sequence[Measure], share: float = 1.0) -> Scores:
         """The scores of a candidate.
@@ -87,10 +90,11 @@ class CandidateEvaluator:
             measures: what to measure.
             share: of the prompts of each task, the first ones.
         Raises:
-            StepError, InputErrors: where it cannot be merged or measured.
+            StepError: where it cannot be merged or measured.
+            InputErrors: where its values are not possible.
         """
         model, tokenizer = self.merge(run)
-        scores = self._evaluator(share).score(model, tokenizer, measures, progress=_told)
+        scores = self._evaluator(share).score(model, tokenizer, measures, progress=_report)
         return {name: asdict(score) for name, score in scores.items()}
 
     def _evaluator(self, share: float) -> Evaluator:
@@ -108,51 +112,51 @@ class CandidateEvaluator:
         """A candidate as the live model, and the tokenizer.
 
         Raises:
-            StepError, InputErrors: where it cannot be merged.
+            StepError: where the method has no answer for a tensor.
+            InputErrors: where the candidate's values are not possible.
         """
-        from mergelab.merging import backends, node_local_cache
-        from mergelab.merging.in_memory import Resident
+        from mergelab.merging import prepared_merge
 
-        if self._asked is None:
-            self._asked = resolve_inputs.find(run, lambda role: context.family(run).checkpoint(role))
-            self._facts = {
-                s.name: checkpoint.read(node_local_cache.copy_of(s.folder), s.key)
-                for s in self._asked.sources
-                if s.folder
-            }
-            self._by_reference = {s.reference: self._facts[s.name] for s in self._asked.sources}
-        shape = self._facts[self._asked.sources[0].name]
-        recipe, findings = recipe_checks.recipe_of(run, self._asked, self._facts, shape, [])
+        inputs, facts = self._inputs
+        recipe, findings = recipe_checks.recipe_of(run, inputs, facts, facts[inputs.sources[0].name], [])
         if wrong := [f.text() for f in findings if f.severity == "error"]:
             raise InputErrors(wrong)
         assert recipe is not None
-        outputs = tensor_plan.assemble(recipe, self._by_reference, registry.get(recipe["merge_method"]))
-        if self._resident is None:
-            sources = self._asked.sources
-            config_source = next(s.folder for s in sources if s.name == self._asked.config_source)
-            self._resident = Resident(
-                config_source,
-                outputs,
-                {s.reference: s.name for s in sources},
-                hardware=run.hardware,
-                template=backends.template(recipe),
-            )
-        model = self._resident.merge(
-            recipe["merge_method"],
-            outputs,
-            seed=run.seed,
-            rescale=run.method.rescale,
-            dtype=backends.arithmetic(recipe, shape.dtype),
-        )
-        return model, self._resident.tokenizer
+        by_reference = {s.reference: facts[s.name] for s in inputs.sources}
+        names = {s.reference: s.name for s in inputs.sources}
+        prepared = prepared_merge.prepare(run, recipe, by_reference, names)
+        if self._live is None:
+            folders = {s.name: s.folder for s in inputs.sources}
+            config_source = folders[inputs.config_source] if inputs.config_source else None
+            assert config_source is not None
+            self._live = prepared.live_model(config_source)
+        return prepared.merge_into(self._live)
+
+    @cached_property
+    def _inputs(self) -> tuple[Inputs, dict[str, ModelMetadata]]:
+        """The models that take part, and what is known of each by its name."""
+        from mergelab.merging import node_local_cache
+
+        inputs = resolve_inputs.find(self.run, lambda role: context.family(self.run).checkpoint(role))
+        facts = {
+            s.name: checkpoint.read(node_local_cache.copy_of(s.folder), s.key)
+            for s in inputs.sources
+            if s.folder
+        }
+        return inputs, facts
 
 
-def _told(what: str, done: int, total: int) -> None:
+def _report(what: str, done: int, total: int) -> None:
     heartbeat.report_progress(f"evaluate {what}", done, total)
 
 
 def run_guarded(work: Callable[[], Scores], timeout: float | None) -> Outcome:
-    """Do the work of one candidate; what goes wrong is its outcome, but for Ctrl-C."""
+    """Evaluate one candidate. An exception becomes its outcome, except KeyboardInterrupt.
+
+    Args:
+        work: gives its scores.
+        timeout: seconds that it may take.
+    """
     try:
         with time_limit(timeout):
             return Outcome(scores=work())
@@ -160,14 +164,14 @@ def run_guarded(work: Callable[[], Scores], timeout: float | None) -> Outcome:
         return Outcome(reason=" ".join(str(e).split()))
     except TimeoutError:
         return Outcome(reason=f"out of time, {timeout:g} s")
-    except Exception as e:  # a candidate must not end the sweep
+    except Exception as e:  # a candidate must not end the search
         log.exception("a candidate failed")
         return Outcome(reason=flattened(e)[:300])
 
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise TimeoutError after a while, in a process's main thread."""
+    """Raise TimeoutError in the body after some seconds, in a process's main thread."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -185,7 +189,11 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 
 def check_engine(run: Run, plan: Any) -> None:
-    """Raise InputError where only mergekit's own path could merge a run."""
+    """Check that our kernels can merge the candidates of a run.
+
+    Raises:
+        InputError: where only mergekit's own engine can.
+    """
     engine: engine_selection.Engine | None = plan.engine
     if engine is not None and engine.name != "fast":
         raise InputError(
@@ -195,7 +203,11 @@ def check_engine(run: Run, plan: Any) -> None:
 
 
 def finite(scores: Scores) -> Scores:
-    """Raise StepError where a score is no number."""
+    """The scores, if all of them are finite.
+
+    Raises:
+        StepError: where one is not.
+    """
     for name, score in scores.items():
         if not math.isfinite(score["value"]):
             raise StepError(f"{name} is {score['value']}: the model gives no usable numbers")
