@@ -40,6 +40,18 @@ def file_hash(path: Path, on_read: Callable[[int], None] = lambda done: None) ->
     return sha.hexdigest()
 
 
+def stamp(path: Path) -> list[int]:
+    """Size and time of change of a file: a cheap stand-in for its content."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def folder_stamp(folder: Path) -> list[tuple[str, int, int]]:
+    """Name and stamp of each file in a folder."""
+    files = sorted(f for f in folder.iterdir() if f.is_file())
+    return [(f.name, *stamp(f)) for f in files]  # type: ignore[misc]
+
+
 def file_hashes(
     folder: Path, memo: Path, progress: Callable[[str, int, int], None] = lambda what, done, total: None
 ) -> dict[str, str]:
@@ -61,12 +73,11 @@ def file_hashes(
     done, learnt = 0, False
     for f in files:
         real = f.resolve()
-        stat = real.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
+        of_file = stamp(real)
         entry = known.get(str(real))
         if re.fullmatch(r"[0-9a-f]{64}", real.name):
             out[f.name] = real.name
-        elif isinstance(entry, list) and entry[:2] == stamp:
+        elif isinstance(entry, list) and entry[:2] == of_file:
             out[f.name] = entry[2]
         else:
             start = done
@@ -75,8 +86,8 @@ def file_hashes(
                 progress("read inputs", start + n, total)
 
             out[f.name] = file_hash(real, on_read)
-            done += stat.st_size
-            known[str(real)] = [*stamp, out[f.name]]
+            done += of_file[0]
+            known[str(real)] = [*of_file, out[f.name]]
             learnt = True
     if learnt:
         write_json(memo, known)

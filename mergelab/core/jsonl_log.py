@@ -1,4 +1,4 @@
-"""Files of lines that survive a kill: one JSON object a line, on the disk before anything goes on."""
+"""Append-only JSONL files that survive a kill: each line is on the disk before the program continues."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mergelab.core.errors import InputError
 
 
 class JsonlLog:
-    """The lines of a file. One process writes it; anyone may read.
+    """The lines of a file. One process writes it, any number may read it.
 
     Args:
-        path: of the file, which need not be there yet.
+        path: of the file, which may not exist yet.
     Raises:
         InputError: where it is damaged before its last line.
     """
@@ -29,7 +29,7 @@ class JsonlLog:
         return [line for line in self.lines if line["event"] == event]
 
     def append(self, event: str, **data: Any) -> dict[str, Any]:
-        """Append a line, and see it onto the disk."""
+        """Append a line, and return it once it is on the disk."""
         line = {"event": event, **data}
         new = not self.path.exists()
         with self.path.open("ab") as f:
@@ -42,7 +42,7 @@ class JsonlLog:
         return line
 
     def _repair(self) -> None:
-        """Cut off a last line that a kill has torn."""
+        """Remove a last line that a kill has cut short."""
         if not self.path.exists():
             return
         content = self.path.read_bytes()
@@ -50,7 +50,7 @@ class JsonlLog:
         if b"\n" in content[whole:-1]:
             number = content[:whole].count(b"\n") + 1
             raise InputError(
-                f"{self.path}: line {number} is damaged, and others follow it\nMend or remove it."
+                f"{self.path}: line {number} is damaged, and others follow it\nRepair or remove it."
             )
         if whole < len(content):
             with self.path.open("r+b") as f:
@@ -59,7 +59,7 @@ class JsonlLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that may still be written; a torn last one is left out."""
+    """The lines of a file that another process may be writing, without an incomplete last one."""
     try:
         return [json.loads(line) for line in _whole(path.read_bytes())]
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _whole(content: bytes) -> list[bytes]:
-    """The lines that are whole; what follows the first that is not was written after it, and is not."""
+    """The complete lines, up to the first that is not one."""
     out = []
     for line in content.splitlines(keepends=True):
         try:
@@ -81,7 +81,7 @@ def _whole(content: bytes) -> list[bytes]:
 
 
 def sync_folder(folder: Path) -> None:
-    """See that a folder's names are on the disk."""
+    """Ensure that the names in a folder are on the disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

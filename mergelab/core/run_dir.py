@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and how files come to be there whole or not at all."""
+"""A run's folder: what is in it, and how its files are written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULT_SCHEMA = 1
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` whole or not at all: aside first, then renamed into place."""
+    """Write `content` to `path` atomically: to a temporary file first, which is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -61,8 +61,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_memo(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of what is only remembered: empty where there is none, or where it is
-    not ours, for then it is made anew."""
+    """The mapping in a JSON file that can be made anew: empty where there is none, or where it is damaged."""
     try:
         content = read_json(path)
     except (OSError, ValueError):
@@ -71,7 +70,7 @@ def read_memo(path: Path) -> dict[str, Any]:
 
 
 def short_path(path: Path) -> str:
-    """A path as somebody in this directory would type it."""
+    """A path as a user in this directory would type it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -98,7 +97,7 @@ def find_model(path: str) -> Path:
     """
     folder = Path(os.path.expanduser(path)).resolve()  # noqa: PTH111 (pathlib's raises for ~nobody)
     if not folder.is_dir():
-        raise LookupError(f"{folder} is no folder")
+        raise LookupError(f"{folder} is not a folder")
     if (folder / "config.json").exists():
         return folder
     made = read_memo(folder / "result.json")
@@ -126,6 +125,13 @@ def refuse_finished(folder: Path) -> None:
     result = folder / "result.json"
     if result.exists() and read_json(result).get("status") == "done":
         raise InputError(f"{folder} holds a finished run\nChoose another folder: hydra.run.dir=DIR")
+
+
+def append_event(folder: Path, kind: str, **data: Any) -> None:
+    """Append one line to events.jsonl in a run's folder, without fsync because nothing depends on it."""
+    line = json.dumps({"time": round(time.time(), 3), "event": kind, **data})
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as f:
+        f.write(line + "\n")
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,7 @@ class RunDir:
 
     def event(self, kind: str, **data: Any) -> None:
         """Append one line to events.jsonl: what happened, and when (seconds since 1970)."""
-        line = json.dumps({"time": round(time.time(), 3), "event": kind, **data})
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as f:
-            f.write(line + "\n")
+        append_event(self.folder, kind, **data)
 
     def begin(self, parts: Mapping[str, Any]) -> None:
         """Start result.json anew.

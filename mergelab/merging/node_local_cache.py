@@ -1,14 +1,12 @@
-"""The node's own disk: experts are read from a copy there, a merge is written there first.
+"""A cache on the node's own disk: experts are read from a copy there, a merge is written there first.
 
     <scratch>/mergelab-<uid>-models/<key>/    a copy of a model, shared by all tasks that use it now
     <scratch>/mergelab-<uid>-task-<job>/      what one task writes
 
-Each has a lock file beside it that its users hold. The kernel lets go of the locks of a killed process, so
-that what nobody holds is rubbish, and whoever comes next (or the task's own batch script, by
+Each has a lock file beside it that its users hold. The kernel releases the locks of a killed process. What no
+process holds is therefore removed by the next one, or by the task's own batch script:
 
     python -m mergelab.merging.node_local_cache <scratch>
-
-) removes it.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergelab.core.errors import InputError, StepError
-from mergelab.core.hashing import digest
+from mergelab.core.hashing import digest, folder_stamp
 
 
 def ours(what: str) -> str:
-    """A name of this user: others have their own in the same place."""
+    """A name of this user: others have their own in the same folder."""
     return f"mergelab-{os.getuid()}-{what}"
 
 
@@ -48,7 +46,7 @@ def opened(path: str | None, task: str) -> Iterator[None]:
         path: the folder, with $VARIABLES of the node.
         task: a name that no other task has.
     Raises:
-        InputError: where it is no folder, or may not be written to.
+        InputError: where it is not a folder, or may not be written to.
     """
     if not path:
         yield
@@ -56,7 +54,7 @@ def opened(path: str | None, task: str) -> Iterator[None]:
     root = Path(os.path.expandvars(path)).expanduser()
     if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
         raise InputError(
-            f"hardware.scratch: {root} is no folder on {os.uname().nodename} that can be written to"
+            f"hardware.scratch: {root} is not a folder on {os.uname().nodename} that can be written to"
         )
     clean(root)
     mine = root / ours(f"task-{task}")
@@ -90,20 +88,19 @@ def copy_of(model: Path) -> Path:
     if root is None:
         return model
     files = sorted(f for f in model.iterdir() if f.is_file())
-    stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    copy = root / ours("models") / digest([str(model.resolve()), stamps])[:24]
+    copy = root / ours("models") / digest([str(model.resolve()), folder_stamp(model)])[:24]
     copy.parent.mkdir(exist_ok=True)
     while copy not in _held:
-        lock = _lock(copy, fcntl.LOCK_SH)  # waits while somebody makes it
+        lock = _lock(copy, fcntl.LOCK_SH)  # waits while another process makes it
         assert lock is not None
         try:
             if not copy.exists():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _copy(files, copy)
-                fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it is nobody's, and may be tidied away
+                fcntl.flock(lock, fcntl.LOCK_SH)  # unlocked for a moment, so it may be removed
             if copy.exists():
                 _held[copy] = lock
-        except BlockingIOError:  # others are here at the same time; one of them will make it
+        except BlockingIOError:  # others wait as well; one of them will make it
             time.sleep(random.uniform(0.05, 0.2))
         finally:
             if copy not in _held:
@@ -121,15 +118,15 @@ def _copy(files: list[Path], to: Path) -> None:
             f"hardware.scratch: a copy needs {format_size(size)}, but only {format_size(free)} are free "
             f"in {to.parent}"
         )
-    aside = to.with_name(f"{to.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    part = to.with_name(f"{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        aside.mkdir()
+        part.mkdir()
         for file in files:
-            shutil.copy2(file, aside / file.name)
-        aside.rename(to)
+            shutil.copy2(file, part / file.name)
+        part.rename(to)
     except OSError as e:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise StepError(f"hardware.scratch: {e.strerror}: {e.filename or to}") from e
 
 

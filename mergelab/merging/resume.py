@@ -1,55 +1,59 @@
-"""Merges that were interrupted, and how the same command finds them again.
+"""Merges that were interrupted, and how the same command resumes them.
 
-A run's folder is new each time, so an unfinished merge is found by its key: a small file in
-mergelab's cache names the folder in which it lies. Whoever goes on with it moves it, and holds its
-lock; a merge that somebody is still working on is never touched.
+An unfinished merge is found by its key in the registry `merges`. The run that resumes it moves its folder,
+and holds the lock in it. A merge that another process is working on is never touched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergelab.core import jsonl_log
 from mergelab.core.errors import StepError
 from mergelab.core.hashing import digest
-from mergelab.core.run_dir import read_json, write_json
+from mergelab.core.resume_registry import ResumeRegistry
 from mergelab.merging import shards
 from mergelab.merging.shards import JOURNAL, LOCK
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-NOTES = "merges"
-"""Folder in the cache, with a file a key."""
+KIND = "merges"
+"""In the registry of unfinished work."""
 
 _held: dict[Path, BaseFileLock] = {}
-"""The locks of this process, by the folder; kept until the model has its final name."""
+"""The locks of this process, by folder; kept until the model has its final name."""
 
 
 class MergeInterrupted(StepError):
-    """The merge cannot go on now, and can later: a full disk, a file system that failed."""
+    """The merge cannot continue now, and can be resumed later: a full disk, a file system that failed."""
 
 
 @contextlib.contextmanager
 def folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> Iterator[None]:
-    """Work on the merge of this key in the folder `partial`, which has then what an interrupted one
-    left of it. After an interruption the folder is kept if anything in it is finished.
+    """Work on the merge of a key in the folder `partial`, which then holds what an interrupted merge of this
+    key has finished. After an interruption the folder is kept if anything in it is finished.
 
+    Args:
+        partial: where the model is written before it has its name.
+        key: of the merge.
+        recipe: mergekit's YAML.
+        home: mergelab's cache.
     Raises:
         StepError: when another run is working in it.
     """
-    note = home / NOTES / f"{key}.json"
+    registry = ResumeRegistry(KIND, home)
     _release(partial)  # of an earlier run in this process
     if not partial.exists():
-        _claim(note, partial)
+        _take_over(registry.folder(key), partial)
     partial.mkdir(parents=True, exist_ok=True)
     if partial not in _held and not _lock(partial):
         raise StepError(f"another run is writing to {partial}\nChoose another folder: output=DIR")
-    write_json(note, {"folder": str(partial), "recipe": digest(recipe)})
+    registry.record(key, partial, recipe=digest(recipe))
     try:
         yield
     except BaseException as e:
@@ -58,26 +62,24 @@ def folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> It
 
 
 def end(partial: Path, home: Path, e: BaseException) -> None:
-    """An exception has ended a run: keep what it has merged if that can go on and anything of it is
-    finished, remove it otherwise. Somebody who interrupts is told."""
+    """An exception has ended a run: keep what it has merged if it can be resumed and anything is finished,
+    else remove it. A KeyboardInterrupt gets a message that says so."""
     outside = isinstance(e, MergeInterrupted) or not isinstance(e, Exception)  # Ctrl-C, or a cluster's signal
     if not outside or not started(partial):
-        drop(partial, home)
+        discard(partial, home)
         return
     _release(partial)
     if isinstance(e, KeyboardInterrupt):
         kept = f"interrupted; what is merged is kept in {partial}"
-        e.args = (f"{kept}\nThe same command goes on from there.",)
+        e.args = (f"{kept}\nThe same command resumes from there.",)
 
 
 def started(partial: Path) -> bool:
     """Whether any tensor of a merge is finished."""
-    with contextlib.suppress(OSError):
-        return len((partial / JOURNAL).read_text(encoding="utf-8").splitlines()) > 1
-    return False
+    return len(_journal(partial)) > 1
 
 
-def settle(partial: Path, home: Path) -> None:
+def complete(partial: Path, home: Path) -> None:
     """The merge in `partial` has become a model: leave nothing in its folder but the model."""
     _forget(partial, home)
     _release(partial)
@@ -85,46 +87,45 @@ def settle(partial: Path, home: Path) -> None:
         (partial / name).unlink(missing_ok=True)
 
 
-def drop(partial: Path, home: Path) -> None:
-    """Remove a merge that is of no use."""
+def discard(partial: Path, home: Path) -> None:
+    """Remove a merge that cannot be resumed."""
     _forget(partial, home)
     _release(partial)
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def _journal(partial: Path) -> list[dict[str, Any]]:
+    with contextlib.suppress(OSError):
+        return jsonl_log.read(partial / JOURNAL)
+    return []
+
+
 def _forget(partial: Path, home: Path) -> None:
-    with contextlib.suppress(OSError, ValueError, LookupError):
-        first = (partial / JOURNAL).read_text(encoding="utf-8").splitlines()[0]
-        note = home / NOTES / f"{json.loads(first)['key']}.json"
-        if read_json(note)["folder"] == str(partial):
-            note.unlink()
+    with contextlib.suppress(OSError):
+        for key in [str(line["key"]) for line in _journal(partial)[:1] if "key" in line]:
+            ResumeRegistry(KIND, home).forget(key, partial)
 
 
 def allocated(recipe: Mapping[str, Any], disk: Path, home: Path) -> int:
-    """Bytes that unfinished merges of this recipe hold on the disk of a folder: what is left to write
-    needs that much less room."""
+    """Bytes that unfinished merges of this recipe hold on the disk of a folder. So much less room is needed
+    for what is left to write."""
+    wanted = digest(recipe)
     total = 0
-    for note in (home / NOTES).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, LookupError):
-            content = read_json(note)
-            there = Path(content["folder"])
-            if not there.exists():
-                note.unlink()  # somebody has removed it
-            elif content["recipe"] == digest(recipe) and there.stat().st_dev == disk.stat().st_dev:
+    for there, content in ResumeRegistry(KIND, home).entries():
+        with contextlib.suppress(OSError):
+            if content.get("recipe") == wanted and there.stat().st_dev == disk.stat().st_dev:
                 total += shards.allocated(there)
     return total
 
 
-def _claim(note: Path, partial: Path) -> None:
-    """Move what an interrupted merge left to where it is needed, unless it is in use or on another
-    disk."""
-    with contextlib.suppress(OSError, ValueError, LookupError):
-        there = Path(read_json(note)["folder"])
-        if (there / JOURNAL).exists() and _lock(there):
-            lock = _held.pop(there)
+def _take_over(earlier: Path | None, partial: Path) -> None:
+    """Move what an interrupted merge left to where it is needed, unless it is in use or on another disk."""
+    with contextlib.suppress(OSError):
+        if earlier is not None and (earlier / JOURNAL).exists() and _lock(earlier):
+            lock = _held.pop(earlier)
             try:
                 partial.parent.mkdir(parents=True, exist_ok=True)
-                there.rename(partial)
+                earlier.rename(partial)
             except OSError:
                 lock.release()
                 return

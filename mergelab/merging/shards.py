@@ -1,8 +1,8 @@
-"""The weight files of a merge in the making: where each tensor goes, and which are done.
+"""The weight files of a merge in progress: where each tensor goes, and which are done.
 
-The layout is known before anything is computed, so every tensor is written straight to its place,
-by whichever worker, in whatever order. A journal beside the files names the tensors that are
-finished, each with a hash of its bytes: what is there after a crash is looked at and used.
+The layout is known before anything is computed, so every tensor is written directly to its position,
+by any worker, in any order. A journal beside the files names the tensors that are finished, each with
+a hash of its bytes: after a crash, those whose bytes match are used.
 
 safetensors files: 8 bytes with the length of the header, the header as JSON, the tensors
 (https://github.com/huggingface/safetensors#format). The library writes whole files only.
@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import xxhash
 
+from mergelab.core import jsonl_log
 from mergelab.core.run_dir import write_json, write_text
 from mergelab.recipes.tensor_plan import OutputTensor
 
@@ -231,16 +232,8 @@ def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def _recorded(journal: Path, key: str) -> dict[str, str] | None:
-    """The hash of each finished tensor, or None where there is no merge of this key. The last line
-    of a killed merge may be torn."""
-    try:
-        lines = journal.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    """The hash of each finished tensor, or None where there is no merge of this key."""
+    lines = jsonl_log.read(journal)
+    if not lines or lines[0].get("key") != key:
         return None
-    entries = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    if not entries or entries[0].get("key") != key:
-        return None
-    return {e["tensor"]: e["hash"] for e in entries[1:] if "tensor" in e}
+    return {line["tensor"]: line["hash"] for line in lines[1:] if "tensor" in line}

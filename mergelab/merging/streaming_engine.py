@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mergelab.core import dtypes
-from mergelab.core.hashing import digest
+from mergelab.core.hashing import digest, stamp
 from mergelab.core.machine import available_processors
 from mergelab.core.sizes import format_size
 from mergelab.merging import kernels
@@ -87,8 +87,7 @@ class Merge:
 
 def _stamp(path: Path) -> Any:
     real = path.resolve()
-    stat = real.stat()
-    return [real.name, stat.st_size, stat.st_mtime_ns]
+    return [real.name, *stamp(real)]
 
 
 def plan(

@@ -59,8 +59,7 @@ def _stamp(source: Any) -> str:
     first candidate would take too long."""
     if source.commit:
         return str(source.commit)
-    files = sorted(f for f in Path(source.folder).iterdir() if f.is_file())
-    return hashing.digest([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])[:16]
+    return hashing.digest(hashing.folder_stamp(Path(source.folder)))[:16]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -9,20 +9,18 @@ then costs only the item in progress. A task that the scheduler starts again ski
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import pickle
 import signal
 import sys
-import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from mergelab.core import heartbeat, run_log
 from mergelab.core.errors import MergelabError, flattened
-from mergelab.core.run_dir import write_json
+from mergelab.core.run_dir import append_event, write_json
 from mergelab.scheduling.batch_dir import result_file, revoked_mark, started_mark, work_file
 
 log = logging.getLogger("mergelab.scheduling")
@@ -131,9 +129,7 @@ def _event(folder: Path, state: str, **data: Any) -> None:
         "node": heartbeat.node(),
         "restarts": int(os.environ.get("MERGELAB_RESTARTS") or 0),
     }
-    line = {"time": round(time.time(), 3), "event": "task", "state": state, **about, **data}
-    with (folder / "events.jsonl").open("a", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
+    append_event(folder, "task", state=state, **about, **data)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
         run_dir.record({"model": str(run_dir.model)})
         write_card(run_dir, run_dir.partial)
         sync(run_dir.partial)
-        resume.settle(run_dir.partial, cache_dir.home())
+        resume.complete(run_dir.partial, cache_dir.home())
         move(run_dir.partial, run_dir.model)
     except BaseException as e:
         resume.end(run_dir.partial, cache_dir.home(), e)

@@ -168,7 +168,8 @@ ELSEWHERE = [
     ("empty text", "eval=perplexity eval.text=/dev/null", ["eval.text", "/dev/null holds no text"]),
     ("check nothing", "job=check check.path=/nowhere", ["check.path", "/nowhere"]),
     ("check in vain", "check.path=/tmp", ["check.path", "job=merge does not look at it", "job=check"]),
-    ("evaluate nothing", "job=evaluate evaluate.path=/nowhere", ["evaluate.path", "/nowhere is no folder"]),
+    ("evaluate nothing", "job=evaluate evaluate.path=/nowhere",
+     ["evaluate.path", "/nowhere is not a folder"]),
     ("evaluate no model", "job=evaluate evaluate.path=/etc", ["evaluate.path", "/etc is neither a model's"]),
 ]  # fmt: skip
 

@@ -453,7 +453,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "not there": (
         ["generate.path=/nowhere", "experts.math.path=/nowhere", "experts.code.path=/nor/here",
          "generate.models=[merged,base,math]", prompts("1")],
-        ["generate.path: /nowhere is no folder", "experts.math: /nowhere does not exist"],
+        ["generate.path: /nowhere is not a folder", "experts.math: /nowhere does not exist"],
     ),
     "too long": (
         [prompts("1", *(str(n) * 64 for n in range(9))), "generate.models=[base,math]"],

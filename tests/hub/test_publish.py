@@ -190,7 +190,7 @@ def test_what_is_wrong_is_told_at_once(mergelab: Command, model: Path, tmp_path:
     assert f"publish.revision: '{'ab' * 20}' is not a branch; null is main" in out.err
     assert (
         "publish.path: " in out.err
-        and "is no folder" in out.err
+        and "is not a folder" in out.err
         and "publish.message: it is empty" in out.err
     )
 

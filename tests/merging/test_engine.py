@@ -195,7 +195,7 @@ def test_killed_again_and_again(large: list[str], mergelab: Command, warm: Forks
     done = finished.read_text(encoding="utf-8").splitlines()
     assert len(done) == len(set(done)), "a tensor was merged twice"
     assert not list(tmp_path.glob("killed*/.model.partial"))
-    notes = [n.read_text(encoding="utf-8") for n in (cache_dir.home() / resume.NOTES).glob("*.json")]
+    notes = [n.read_text(encoding="utf-8") for n in (cache_dir.home() / resume.KIND).glob("*.json")]
     assert not [n for n in notes if str(tmp_path) in n]
 
 
@@ -308,8 +308,8 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
         assert resume.started(one)
     process.kill()
     process.wait()
-    resume.drop(two, home)
-    (home / resume.NOTES / "key.json").write_text(json.dumps({"folder": str(one), "recipe": ""}))
+    resume.discard(two, home)
+    (home / resume.KIND / "key.json").write_text(json.dumps({"folder": str(one), "recipe": ""}))
     with resume.folder(two, "key", {}, home):
         assert resume.started(two)
         assert not one.exists()
@@ -327,7 +327,7 @@ def test_interrupted_while_it_is_checked(
         patch.setattr("mergelab.context.verify", interrupt)
         outcome = mergelab(*large, "seed=13")
     assert outcome.status == 130
-    assert "The same command goes on from there." in outcome.err
+    assert "The same command resumes from there." in outcome.err
     again = mergelab(*large, "seed=13")
     assert again.status == 0, again.err
     size = sum(t.numel() * t.element_size() for t in weights(again.folder / "model").values())
@@ -359,7 +359,7 @@ def test_interrupted(
     assert partial.exists() is started
     if started:
         assert f"interrupted; what is merged is kept in {partial}" in outcome.err
-        assert "The same command goes on from there." in outcome.err
+        assert "The same command resumes from there." in outcome.err
     again = mergelab(*large, "seed=11")
     assert again.status == 0, again.err
     assert ("were there already" in again.out) is started

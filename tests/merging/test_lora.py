@@ -320,7 +320,7 @@ def test_a_merged_model_by_its_run_and_output(family: Any, mergelab: Command, tm
             ["extract.model=math", "extract.path=nowhere", "extract.exclude=[proj]"],
             ["extract.path: extract.model=math names a model, too"],
         ),
-        (["extract.path=nowhere"], ["extract.path: ", "nowhere is no folder"]),
+        (["extract.path=nowhere"], ["extract.path: ", "nowhere is not a folder"]),
         (["extract.model=math", "extract.exclude=[proj]"], ["extract.exclude: it leaves no weight matrix"]),
     ],
     ids=["neither", "base", "values", "models", "both", "nowhere", "nothing-left"],

@@ -186,7 +186,7 @@ def test_variables_of_the_node_are_filled_in(
 @pytest.mark.parametrize("name", ["nowhere", "model/weights"])
 def test_a_folder_that_is_none_is_named(tmp_path: Path, model: Path, name: str) -> None:
     with (
-        pytest.raises(InputError, match=rf"hardware\.scratch: {tmp_path / name} is no folder"),
+        pytest.raises(InputError, match=rf"hardware\.scratch: {tmp_path / name} is not a folder"),
         node_local_cache.opened(str(tmp_path / name), "57-0"),
     ):
         raise AssertionError
@@ -202,7 +202,7 @@ def test_too_little_room_is_told_before_anything_is_copied(
     full(monkeypatch, 1001)
     with (
         node_local_cache.opened(str(disk), "57-0"),
-        pytest.raises(StepError, match=r"hardware\.scratch: a copy needs 1\.0 kB, and"),
+        pytest.raises(StepError, match=r"hardware\.scratch: a copy needs 1\.0 kB, but"),
     ):
         node_local_cache.copy_of(model)
     assert not list(disk.rglob("weights"))
