@@ -148,10 +148,16 @@ def register(method: Any = None, /, **traits: Any) -> Any:
         the method.
     Raises:
         InputError: where the name is taken.
+        TypeError: for traits that the method cannot have.
     """
     if method is None:
         return lambda made: register(made, **traits)
-    METHODS.register(method, Traits(**traits))
+    known = Traits(**traits)
+    if not (known.kernel is None or callable(known.kernel)):
+        raise TypeError(f"kernel has to be a function, not {known.kernel!r}")
+    if unknown := known.named - {p.name for p in method.spec.parameters}:
+        raise TypeError(f"{method.spec.name} has no parameter {', '.join(sorted(unknown))}")
+    METHODS.register(method, known)
     return method
 
 

@@ -49,6 +49,13 @@ class Traits:
     """Chunk-sized buffers of a worker besides three for each input, at most; no kernel of ours needs more
     (della and sce come closest)."""
 
+    @property
+    def named(self) -> set[str]:
+        """The parameters of which it speaks."""
+        switch = {self.divides_by, "weight"} - {ALWAYS} if self.divides_by else set()
+        constrained = {p for c in self.constraints for p in c.parameters}
+        return {str(p) for p in {*self.ranges, *self.unused, *constrained, *switch}}
+
 
 TASK_VECTORS = "task_vectors"
 ON_TASK_VECTORS: dict[str, Any] = {

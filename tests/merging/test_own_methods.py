@@ -261,6 +261,20 @@ def test_a_name_is_taken_once(name: str, words: str, compose: Callable[..., Run]
     assert registry.get("ties").origin is registry.MERGEKIT  # nothing of it has stayed
 
 
+@pytest.mark.parametrize(
+    ("traits", "words"),
+    [
+        ("kernel='fast'", r"line 6: TypeError: kernel has to be a function, not 'fast'"),
+        ("divides_by='normalize'", r"line 6: TypeError: noisy has no parameter normalize, weight"),
+        ("exakt=True", r"line 6: TypeError: .*unexpected keyword argument 'exakt'"),
+    ],
+)
+def test_traits_that_it_cannot_have(traits: str, words: str, compose: Callable[..., Run], conf: Path) -> None:
+    (conf / "methods" / "noisy.py").write_text(NOISY.replace("random=True", traits))
+    with pytest.raises(lab.InputError, match=words):
+        lab.plan(compose("noisy"))
+
+
 def test_mergekits_own_register_will_do(compose: Callable[..., Run], conf: Path, tmp_path: Path) -> None:
     text = NOISY.replace("mergelab.methods", "mergekit.merge_methods").replace("@register(random=True)\n", "")
     (conf / "methods" / "noisy.py").write_text(text.replace("torch.randn_like", "torch.ones_like") +
