@@ -34,7 +34,7 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class TensorPosition:
-    """Where a tensor lies."""
+    """Where a tensor is stored."""
 
     file: str
     offset: int
@@ -46,18 +46,18 @@ class TensorPosition:
 class Layout:
     """The weight files of a model."""
 
-    places: dict[str, TensorPosition]
+    positions: dict[str, TensorPosition]
     headers: dict[str, bytes]
     """The start of each file, by its name, in order."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(p.nbytes for p in self.places.values())
+        return sum(p.nbytes for p in self.positions.values())
 
     def size(self, file: str) -> int:
         """Bytes of a file."""
-        return len(self.headers[file]) + sum(p.nbytes for p in self.places.values() if p.file == file)
+        return len(self.headers[file]) + sum(p.nbytes for p in self.positions.values() if p.file == file)
 
 
 def lay_out(outputs: Sequence[OutputTensor], largest: int) -> Layout:
@@ -71,16 +71,16 @@ def lay_out(outputs: Sequence[OutputTensor], largest: int) -> Layout:
             size = 0
         files[-1].append(o)
         size += o.nbytes
-    places: dict[str, TensorPosition] = {}
+    positions: dict[str, TensorPosition] = {}
     headers: dict[str, bytes] = {}
     for i, tensors in enumerate(files, start=1):
         file = "model.safetensors" if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
         headers[file] = _header(tensors)
         offset = len(headers[file])
         for o in tensors:
-            places[o.name] = TensorPosition(file, offset, o.nbytes)
+            positions[o.name] = TensorPosition(file, offset, o.nbytes)
             offset += o.nbytes
-    return Layout(places, headers)
+    return Layout(positions, headers)
 
 
 def _header(tensors: Iterable[OutputTensor]) -> bytes:
@@ -104,7 +104,7 @@ class Writer:
     """The files of a layout in a folder, open for writing; a context manager.
 
     Args:
-        folder: there already. What an earlier merge of the same key has finished in it stays;
+        folder: which exists. What an earlier merge of the same key has finished in it stays;
             anything else but the lock is removed.
         key: of the merge: two with one key write the same bytes.
         progress: called with (bytes looked at, bytes in all) while the finished tensors of an
@@ -148,15 +148,15 @@ class Writer:
                 path.unlink()
 
     def _check(self, recorded: dict[str, str], progress: Callable[[int, int], None]) -> None:
-        """Take over the tensors whose bytes are what the journal says."""
-        there = {name: h for name, h in recorded.items() if name in self.layout.places}
-        total, seen = sum(self.layout.places[name].nbytes for name in there), 0
-        for name, expected in there.items():
-            place = self.layout.places[name]
+        """Adopt the tensors whose bytes match the journal."""
+        hashes = {name: h for name, h in recorded.items() if name in self.layout.positions}
+        total, seen = sum(self.layout.positions[name].nbytes for name in hashes), 0
+        for name, expected in hashes.items():
+            position = self.layout.positions[name]
             digest = xxhash.xxh3_128()
-            for at in range(0, place.nbytes, BLOCK):
-                size = min(BLOCK, place.nbytes - at)
-                digest.update(os.pread(self._files[place.file], size, place.offset + at))
+            for at in range(0, position.nbytes, BLOCK):
+                size = min(BLOCK, position.nbytes - at)
+                digest.update(os.pread(self._files[position.file], size, position.offset + at))
                 seen += size
                 progress(seen, total)
             if digest.hexdigest() == expected:
@@ -173,18 +173,18 @@ class Writer:
             self._journal.flush()
             self.done.add(name)
 
-    def write(self, place: TensorPosition, at: int, data: memoryview) -> None:
+    def write(self, position: TensorPosition, at: int, data: memoryview) -> None:
         """Write bytes of a tensor; for several threads at once."""
-        _write(self._files[place.file], data, place.offset + at)
+        _write(self._files[position.file], data, position.offset + at)
 
     def complete(self) -> None:
         """All tensors are written: put the index of several files beside them. The journal stays, for
         the merge can still be interrupted before the model has its name."""
-        missing = self.layout.places.keys() - self.done
+        missing = self.layout.positions.keys() - self.done
         if missing:
             raise AssertionError(f"not written: {sorted(missing)}")
         if len(self.layout.headers) > 1:
-            files = {name: place.file for name, place in self.layout.places.items()}
+            files = {name: position.file for name, position in self.layout.positions.items()}
             index = {"metadata": {"total_size": self.layout.nbytes}, "weight_map": files}
             write_json(self.folder / "model.safetensors.index.json", index)
 
@@ -207,20 +207,20 @@ class TensorWriter:
 
     def __init__(self, writer: Writer, name: str):
         self._writer, self._name = writer, name
-        self._place = writer.layout.places[name]
+        self._position = writer.layout.positions[name]
         self._at = 0
         self._digest = xxhash.xxh3_128()
 
     def append(self, data: memoryview) -> None:
         """Write the next bytes."""
-        self._writer.write(self._place, self._at, data)
+        self._writer.write(self._position, self._at, data)
         self._digest.update(data)
         self._at += len(data)
 
     def close(self) -> None:
         """Record the tensor as finished."""
-        if self._at != self._place.nbytes:
-            raise AssertionError(f"{self._name}: {self._at} of {self._place.nbytes} bytes")
+        if self._at != self._position.nbytes:
+            raise AssertionError(f"{self._name}: {self._at} of {self._position.nbytes} bytes")
         self._writer.finish(self._name, self._digest.hexdigest())
 
 

@@ -124,7 +124,7 @@ def run(
         with Writer(
             out, merge.layout, merge.key, lambda d, t: progress("check what is there", d, t)
         ) as writer:
-            there = sum(merge.layout.places[name].nbytes for name in writer.done)
+            there = sum(merge.layout.positions[name].nbytes for name in writer.done)
             _work(merge, writer, hardware, progress)
             writer.complete()
             return there
@@ -212,7 +212,7 @@ def chunk_memory(inputs: int, dtype: str, buffers: int) -> int:
 def _order(outputs: Sequence[OutputTensor], layout: Layout) -> list[OutputTensor]:
     """File by file, in each the large tensors first, so that all workers end together."""
     files = {file: i for i, file in enumerate(layout.headers)}
-    return sorted(outputs, key=lambda o: (files[layout.places[o.name].file], -o.nbytes))
+    return sorted(outputs, key=lambda o: (files[layout.positions[o.name].file], -o.nbytes))
 
 
 class _State:

@@ -31,7 +31,7 @@ FIRST = ("running", "pending", "done", "failed")
 
 
 def watch(settings: Monitor, console: Console | None = None) -> None:
-    """Show what runs until Ctrl-C; once where that is asked for, or where there is no terminal.
+    """Show what runs, until Ctrl-C; only once if that is asked for, or if the output is not a terminal.
 
     Raises:
         InputError: where the settings are wrong.
@@ -63,39 +63,39 @@ def watch(settings: Monitor, console: Console | None = None) -> None:
 
 
 def view(look: Snapshot, roots: Sequence[Path], width: int, height: int | None = None) -> Group:
-    """All rows, and below them how many there are.
+    """All rows, and below them their number.
 
     Args:
-        height: lines that there is room for; None: any number.
+        height: lines that fit; None: any number.
     """
     clock = time.strftime("%H:%M:%S", time.localtime(look.time))
     last = [Text(), Text.assemble(counts(look.rows), "   ", (clock, "dim"))]
     if look.trouble:
         last.insert(1, Text(look.trouble, style="yellow"))
     if not look.rows:
-        places = " and ".join(short_path(r) + "/" for r in roots)
-        last[0] = Text(f"nothing runs under {places}")
+        folders = " and ".join(short_path(r) + "/" for r in roots)
+        last[0] = Text(f"nothing runs under {folders}")
     lines = shortened(blocks(look, width), None if height is None else height - len(last) - 2)
     return Group(*(_one_line(line, width) for line in [*lines, *last]))
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """`2 running, 0 pending, 5 done, 1 failed`, and what else there is. A sweep counts as one."""
+    """`2 running, 0 pending, 5 done, 1 failed`, and other states that occur. A sweep counts as one."""
     states = ["failed" if r.state == "invalid" else r.state for r in rows]
-    there = {"running", *states}
-    names = [*(s for s in FIRST if s in there), *sorted(there - set(FIRST))]
+    present = {"running", *states}
+    names = [*(s for s in FIRST if s in present), *sorted(present - set(FIRST))]
     return ", ".join(f"{states.count(s)} {s}" for s in names)
 
 
 def blocks(look: Snapshot, width: int) -> list[list[Text]]:
-    """The lines of each row. A sweep stands by itself; of a grid's waiting runs the last are only counted."""
+    """The lines of each row. Sweeps are set apart. Of a grid's waiting runs the last ones are only counted."""
     paths = {r.folder: short_path(r.folder) for r in look.rows}
-    places = min(max((cell_len(p) for p in paths.values()), default=0), max(width * 7 // 20, 12))
+    widest = min(max((cell_len(p) for p in paths.values()), default=0), max(width * 7 // 20, 12))
     names = min(max((cell_len(r.name) for r in look.rows), default=0), max(width // 4, 8))
     out: list[list[Text]] = []
     waiting: dict[Path, int] = {}
     for i, row in enumerate(look.rows):
-        head = Text(_padded(_tail(paths[row.folder], places), places), style="bold" if row.rank == 0 else "")
+        head = Text(_padded(_tail(paths[row.folder], widest), widest), style="bold" if row.rank == 0 else "")
         head = Text.assemble(head, "  ", _padded(row.name, names) + "  " if row.name else "")
         head.append(state(row, look.time), style=STYLES.get(row.state, "red"))
         grid = row.folder.parent
@@ -115,7 +115,7 @@ def blocks(look: Snapshot, width: int) -> list[list[Text]]:
 
 
 def shortened(parts: Iterable[list[Text]], room: int | None) -> list[Text]:
-    """As many lines as there is room for; then how many rows are not shown."""
+    """As many lines as fit, and the number of rows that are not shown."""
     parts = list(parts)
     lines: list[Text] = []
     for i, part in enumerate(parts):
@@ -132,7 +132,7 @@ def shortened(parts: Iterable[list[Text]], room: int | None) -> list[Text]:
 
 
 def run_lines(row: Row, head: Text, now: float, width: int) -> list[Text]:
-    """A run: what it is and how it stands; below that, how far and where, or why it failed."""
+    """A run: its name and state, and below that its progress and node, or why it failed."""
     value = f"fitness {row.fitness:.3f}" if row.fitness is not None else ""
     head.append(_after(_fitting([value, _age(row, now)], width - cell_len(head.plain) - 2), "dim"))
     below = _below(row, width)
@@ -140,7 +140,7 @@ def run_lines(row: Row, head: Text, now: float, width: int) -> list[Text]:
 
 
 def sweep_lines(row: Sweep, head: Text, now: float, width: int) -> list[Text]:
-    """A sweep: how far it is, what it has found, and its tasks."""
+    """A sweep: its progress, its best results, and its tasks."""
     turn = f"generation {row.generation} of {row.generations}" if row.generations else ""
     head.append(_after(_age(row, now) if row.rank == 2 else turn, "dim"))
     pace = ""
@@ -163,7 +163,7 @@ def sweep_lines(row: Sweep, head: Text, now: float, width: int) -> list[Text]:
 
 
 def task_lines(tasks: Sequence[Row], now: float, width: int) -> list[Text]:
-    """A line a task, in columns; of many the last are only counted."""
+    """One line for each task, in columns. Of many the last ones are only counted."""
     if not tasks:
         return []
     shown, rest = tasks[:TASKS], tasks[TASKS:]
@@ -178,21 +178,21 @@ def task_lines(tasks: Sequence[Row], now: float, width: int) -> list[Text]:
         lines.append(line)
     if rest:
         waiting = sum(r.rank == 1 for r in rest)
-        told = [f"{n} {word}" for n, word in ((len(rest) - waiting, "running"), (waiting, "pending")) if n]
-        lines.append(Text("  and " + ", ".join(told).replace(" ", " more ", 1), style="dim"))
+        parts = [f"{n} {word}" for n, word in ((len(rest) - waiting, "running"), (waiting, "pending")) if n]
+        lines.append(Text("  and " + ", ".join(parts).replace(" ", " more ", 1), style="dim"))
     return lines
 
 
 def _most(row: Row, room: int) -> str:
-    """How far a task is, and with what: of several ways to say it the fullest that there is room for."""
+    """The progress of a task and what it uses: the most detailed of several texts that fits."""
     steps, far = _text_of(row.step), _progress(row)
     step, memory, gpus = steps.partition(" ")[0], _memory(row), _gpus(row.gpus)
     for parts in (
         (steps, far, memory, gpus), (step, far, memory, gpus), (step, far, gpus), (far, gpus),
         (steps, far), (step, far),
     ):  # fmt: skip
-        if cell_len(told := _joined(parts)) <= room:
-            return told
+        if cell_len(line := _joined(parts)) <= room:
+            return line
     return _cut(far or step, room)
 
 
@@ -221,7 +221,7 @@ def ordinal(n: int) -> str:
 
 
 def _below(row: Row, width: int) -> Text | None:
-    """The second line of a row: how far, where, with what; or the reason."""
+    """The second line of a row: progress, node and what it uses; or the reason."""
     if row.rank == 2:
         where = f"{row.step}: " if row.step else ""
         reason = _first(row.reason)
@@ -233,8 +233,8 @@ def _below(row: Row, width: int) -> Text | None:
     line = Text(f"  {far}")
     if row.share is not None and cell_len(_joined([far, *use])) + 20 <= width:
         line = Text.assemble(f"  {_text_of(row.step)}  ", _bar(row.share, 16), f"  {_progress(row)}")
-    told = _fitting(use, width - cell_len(line.plain) - 2)
-    line.append(_after(told, "dim") if far else Text(told, style="dim"))
+    used = _fitting(use, width - cell_len(line.plain) - 2)
+    line.append(_after(used, "dim") if far else Text(used, style="dim"))
     return line if line.plain.strip() else None
 
 
@@ -259,7 +259,7 @@ def _gpus(gpus: Sequence[Mapping[str, Any]]) -> str:
     return name + (f" {sum(busy) / len(busy):.0%}" if busy else "") + f" {decimal(used)}"
 
 
-# ---------------------------------------------------------------- words
+# ---------------------------------------------------------------- parts of lines
 
 
 def _bar(share: float, size: int) -> Text:
@@ -268,7 +268,7 @@ def _bar(share: float, size: int) -> Text:
 
 
 def _text_of(text: str) -> str:
-    """On one line, without what steers a terminal."""
+    """On one line, without control characters."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
@@ -286,13 +286,13 @@ def _after(text: str, style: str = "") -> Text:
 
 
 def _fitting(parts: Sequence[str], room: int) -> str:
-    """As many parts as there is room for."""
-    told = ""
+    """As many parts as fit."""
+    line = ""
     for part in filter(None, map(_text_of, parts)):
-        more = f"{told}  {part}" if told else part
-        if cell_len(more) <= room:
-            told = more
-    return told
+        longer = f"{line}  {part}" if line else part
+        if cell_len(longer) <= room:
+            line = longer
+    return line
 
 
 def _padded(text: str, size: int) -> str:

@@ -247,7 +247,7 @@ def test_damaged_bytes_are_merged_again(small: Callable[..., streaming_engine.Me
     merge, out = small(), tmp_path / "out"
     run(merge, out)
     before = weights(out)
-    place = merge.layout.places["b"]
+    place = merge.layout.positions["b"]
     with (out / place.file).open("r+b") as f:
         f.seek(place.offset + 3)
         f.write(b"\0")

@@ -68,7 +68,7 @@ def sweep(folder: Path, candidates: int = 22, **status: Any) -> None:
         write(folder / "result.json", {"schema": 1, **status})
 
 
-def ledger(folder: Path, names: list[str], *more: dict[str, Any]) -> None:
+def submission_log(folder: Path, names: list[str], *more: dict[str, Any]) -> None:
     write_lines(
         folder / "slurm" / "jobs.jsonl",
         {"event": "begin", "name": "mergelab-ab12cd34ef"},
@@ -257,7 +257,7 @@ def test_a_sweep_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch:
     folder = tmp_path / "multirun" / "a"
     sweep(folder)
     heartbeat(folder, done=22, total=64, unit="", step=None)
-    ledger(folder, [*(f"candidate{i}" for i in range(20, 40)), "preset-1"])
+    submission_log(folder, [*(f"candidate{i}" for i in range(20, 40)), "preset-1"])
     heartbeat(folder / "22", job="57_2", host="n07", step="evaluate", what="gsm8k", unit="", gpus=[GPU])
     heartbeat(folder / "23", job="57_3", host="n08", age=40)
     heartbeat(folder / "24", job="12_0", host="n09")  # of an earlier attempt
@@ -283,7 +283,7 @@ def test_a_sweep_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch:
 
 def test_many_tasks_run(look: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(tmp_path / "multirun" / "a", 0)
-    ledger(
+    submission_log(
         tmp_path / "multirun" / "a", [f"screen{i}" for i in range(40)], {"event": "controller", "job": "61"}
     )
     squeue(
@@ -302,7 +302,7 @@ def test_slurm_does_not_answer(
 ) -> None:
     folder = tmp_path / "multirun" / "a"
     sweep(folder, 1)
-    ledger(folder, ["candidate1", "candidate2"])
+    submission_log(folder, ["candidate1", "candidate2"])
     heartbeat(folder / "1", job="57_0")
     if how == "away":
         squeue(monkeypatch)
@@ -321,7 +321,7 @@ def test_what_has_ended_needs_no_slurm(
     look: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep(tmp_path / "multirun" / "a", 2, status="done", winner=None)
-    ledger(tmp_path / "multirun" / "a", ["candidate1", "candidate2"])
+    submission_log(tmp_path / "multirun" / "a", ["candidate1", "candidate2"])
     asked = squeue(monkeypatch)
     assert "done" in look()
     assert asked == []
@@ -335,7 +335,7 @@ def test_a_grid_on_slurm(look: Callable[..., str], tmp_path: Path, monkeypatch: 
     run(grid / "3", age=100)
     heartbeat(grid / "3", age=90, job="57_3")
     over = {"event": "ended", "batch": "b0001", "task": 3, "state": "TIMEOUT", "reason": ""}
-    ledger(grid, [f"run{i}" for i in range(30)], over)
+    submission_log(grid, [f"run{i}" for i in range(30)], over)
     squeue(monkeypatch, task(1, "RUNNING"), *(task(i) for i in range(4, 30)), task(2))
     text = look()
     assert "done" in line_of(text, "multirun/g/0 ")

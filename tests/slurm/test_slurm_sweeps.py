@@ -90,7 +90,7 @@ def steered(lab: Lab) -> tuple[Path, str, str, str]:
     second = lab.command(*search, "hardware.detach=true").stdout
     with lab.typed(*search) as process:
         assert process.stdout is not None
-        third = "".join(takewhile(lambda line: "steers this sweep already" not in line, process.stdout))
+        third = "".join(takewhile(lambda line: "already controls this sweep" not in line, process.stdout))
         lab.cluster.call("scontrol", "release", successor)
         third += process.stdout.read()
     assert process.returncode == 0, third
@@ -101,8 +101,8 @@ def steered(lab: Lab) -> tuple[Path, str, str, str]:
 @after(here, steered)
 def test_a_sweep_steered_by_a_job_outlives_its_controllers(ended: Ended) -> None:
     alone, (sweep, first, second, third) = ended()
-    assert "which steers the sweep" in first
-    assert "steers this sweep already" in second
+    assert "which controls the sweep" in first
+    assert "already controls this sweep" in second
     assert len([x for x in submission_log.read(sweep / "slurm") if x["event"] == "controller"]) == 2
     assert result(sweep)["status"] == "done" and "winner" in third
     assert len(jobs(sweep)) == len(set(jobs(sweep)))

@@ -22,7 +22,7 @@ from mergelab.report import terminal
 from mergelab.scheduling import job_array, on_node, submission_log
 from mergelab.scheduling.job_array import JobArrayExecutor, WorkItem
 from mergelab.scheduling.scheduler import Scheduler
-from mergelab.schema import Run
+from mergelab.schema import Run, identity_of
 
 POPULATION = ("candidate", "screen")
 """Kinds of requests that are submitted as a population."""
@@ -77,9 +77,7 @@ class ClusterExecutor:
             StepError: with the reason, when it has failed twice.
         """
         local = on_node(run)
-        settings = asdict(local)
-        del settings["hardware"]["scheduler"]  # names of before there was a choice stay valid
-        name = f"winner-{turn}-{hashing.digest([settings, str(run_dir.model)])[:8]}"
+        name = f"winner-{turn}-{hashing.digest([identity_of(local), str(run_dir.model)])[:8]}"
         for attempt in (1, 2):
             item = WorkItem(name, partial(finished, local, run_dir), run_dir.folder / "winner",
                             self._spent.get(name, 0) + attempt)  # fmt: skip
