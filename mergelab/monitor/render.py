@@ -88,7 +88,7 @@ def counts(rows: Sequence[Row]) -> str:
 
 
 def blocks(look: Snapshot, width: int) -> list[list[Text]]:
-    """The lines of each row. Sweeps are set apart. Of a grid's waiting runs the last ones are only counted."""
+    """The lines of each row. Sweeps are set apart. Of a grid's waiting runs the last are only counted."""
     paths = {r.folder: short_path(r.folder) for r in look.rows}
     widest = min(max((cell_len(p) for p in paths.values()), default=0), max(width * 7 // 20, 12))
     names = min(max((cell_len(r.name) for r in look.rows), default=0), max(width // 4, 8))
