@@ -5,7 +5,7 @@ Nothing heavy is imported here: `--help`, `--cfg` and `mergelab.compose` must an
 
 import shlex
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
@@ -17,14 +17,14 @@ from hydra import initialize_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import config_errors
 from mergelab.core import registry
-from mergelab.core.errors import InputError, did_you_mean
+from mergelab.core.errors import InputError
 from mergelab.core.run_dir import hydra_value, write_text
 from mergelab.jobs.settings import run_type
 from mergelab.schema import Composition, Expert, Run, settings_of, with_overrides
@@ -137,7 +137,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Run:
                 cfg = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
                 return typed(cfg, cfg)
         except (HydraException, OmegaConfBaseException, ValueError) as e:
-            raise InputError(explain(e, overrides)) from None
+            raise InputError(config_errors.explain_composition(e, overrides)) from None
 
 
 def typed(cfg: DictConfig, whole: DictConfig) -> Run:
@@ -285,38 +285,3 @@ def command(run: Run, *flags: str) -> str:
     c = run.composition or Composition()
     folder = ["--config-dir", c.config_dir] if c.config_dir else []
     return shlex.join(["python", "-m", "mergelab", *folder, *flags, *c.overrides])
-
-
-# ---------------------------------------------------------------- what is wrong with arguments
-
-
-def explain(error: BaseException, arguments: Sequence[str]) -> str:
-    """What Hydra or OmegaConf has against arguments, without their internals.
-
-    Args:
-        error: what they raised.
-        arguments: what was typed.
-    """
-    cause = error.__cause__
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = [o for o in error.options if not str(o).startswith("_")]
-        near = did_you_mean(name, options)
-        return f"{group}={name}: there is no such option.{near}\nThere are {', '.join(options)}."
-    if isinstance(error, OverrideParseException):
-        reason = config_errors.strip_internals(str(error)).splitlines()[-1]
-        reason = reason.replace("missing EQUAL at", "there is no = before")
-        if set(reason) <= {"^"}:  # Hydra points at a sign that it knows only within quotes
-            return f"'{error.override}' cannot be read\nPut texts in quotes: 'key=[\"one\", \"other\"]'."
-        return (
-            f"'{error.override}' cannot be read: {reason}\nArguments are key=value; quote what holds spaces."
-        )
-    if isinstance(error, OmegaConfBaseException):
-        return config_errors.explain(error)
-    if isinstance(cause, OmegaConfBaseException):
-        return config_errors.explain(cause, config_errors.overridden(str(error)))
-    if isinstance(error, ValueError):
-        return f"{shlex.join(arguments)}: {error}"
-    return config_errors.strip_internals(str(error), str(cause or ""))

@@ -1,17 +1,19 @@
 """What is wrong with a command line, said without Hydra's and OmegaConf's internals.
 
-Of their exceptions only what they say is used here; `mergelab.cli.main` knows where they come from.
+`explain_composition` takes whatever composing raises, `explain` what OmegaConf raises.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from mergelab.core.errors import did_you_mean
+from mergelab.core.errors import InputError, did_you_mean
 
 PLAIN = (
     (r"Value '(.*)' of type '\w+' could not be converted to Integer", r"'\1' is not a whole number"),
@@ -64,3 +66,41 @@ def overridden(message: str) -> str | None:
         r"Error merging override (.*)|Could not override '(.*)'\..*", strip_internals(message)
     )
     return next(g for g in found.groups() if g is not None) if found else None
+
+
+def explain_composition(error: BaseException, arguments: Sequence[str]) -> str:
+    """What Hydra or OmegaConf has against arguments, without their internals.
+
+    Args:
+        error: what they raised.
+        arguments: what was typed.
+    """
+    cause = error.__cause__
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [o for o in error.options if not str(o).startswith("_")]
+        near = did_you_mean(name, options)
+        return f"{group}={name}: there is no such option.{near}\nThere are {', '.join(options)}."
+    if isinstance(error, OverrideParseException):
+        reason = strip_internals(str(error)).splitlines()[-1]
+        reason = reason.replace("missing EQUAL at", "there is no = before")
+        if set(reason) <= {"^"}:  # Hydra points at a sign that it knows only within quotes
+            return f"'{error.override}' cannot be read\nPut texts in quotes: 'key=[\"one\", \"other\"]'."
+        return (
+            f"'{error.override}' cannot be read: {reason}\nArguments are key=value; quote what holds spaces."
+        )
+    if isinstance(error, OmegaConfBaseException):
+        return explain(error)
+    if isinstance(cause, OmegaConfBaseException):
+        return explain(cause, overridden(str(error)))
+    if isinstance(error, ValueError):
+        return f"{shlex.join(arguments)}: {error}"
+    return strip_internals(str(error), str(cause or ""))
+
+
+def unwritable(error: OSError) -> str:
+    """Why the run's folder cannot be made, or written to."""
+    at = f" {error.filename}" if error.filename else ""
+    return f"hydra.run.dir: cannot write{at}: {error.strerror}\nChoose another folder: hydra.run.dir=DIR"

@@ -5,7 +5,8 @@ Library code raises; only `mergelab.cli.main` turns an exception into an exit st
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
@@ -15,6 +16,8 @@ class MergelabError(Exception):
     """A failure with a message meant for the person at the terminal: short, and what to do."""
 
     exit_status = 1
+    reported = False
+    """Whether the command has printed it."""
 
 
 class InputError(MergelabError):
@@ -39,6 +42,27 @@ class StepError(MergelabError):
     """A step that had started could not be finished."""
 
     exit_status = 1
+
+
+class CommandFinished(SystemExit):
+    """The end of a command that has reported everything. Not an Exception, so that Hydra prints nothing."""
+
+
+@contextmanager
+def os_errors_reported(what: str) -> Iterator[None]:
+    """Turns an error of the operating system within the body into one with a message.
+
+    Args:
+        what: what the message names where the error has no file.
+    Raises:
+        MergelabError: with the file and the reason.
+    """
+    try:
+        yield
+    except OSError as e:
+        if not e.strerror:
+            raise
+        raise MergelabError(f"{e.filename or what}: {e.strerror}") from e
 
 
 def one_line(message: str) -> str:

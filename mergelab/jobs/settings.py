@@ -5,7 +5,9 @@ Nothing of our own steps is imported here: their sections are in the schema, and
 
 from __future__ import annotations
 
-from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
 from typing import Any
 
@@ -71,3 +73,28 @@ def _restored(composition: Composition | None, ours: dict[str, Any], own: dict[s
     nodes = {k: OmegaConf.merge(OmegaConf.structured(types[k]), v) for k, v in own.items()}
     run: Run = kind(**ours, **{k: OmegaConf.to_object(node) for k, node in nodes.items()})
     return run
+
+
+def with_extensions(run: Run, work: Callable[[], Any]) -> Callable[[], Any]:
+    """Work for another process that can be unpickled there: what a user's files define is imported first."""
+    return work if run.composition is None or run.composition.config_dir is None else _Work(run, work)
+
+
+@dataclass(frozen=True)
+class _Work:
+    run: Run
+    work: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        return self.work()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import cloudpickle
+
+        return _unpickled, (self.run, cloudpickle.dumps(self.work))
+
+
+def _unpickled(run: Run, work: bytes) -> Any:
+    registry.use_extensions(run.composition)
+    STEPS.load()
+    return pickle.loads(work)

@@ -7,7 +7,6 @@ sweep starts: Hydra loads this class at every command.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from mergelab import composition
-from mergelab.core.errors import InputError
+from mergelab.core.errors import InputError, os_errors_reported
 from mergelab.scheduling.launcher import folder_named
 from mergelab.schema import Run, with_overrides
 
@@ -25,22 +24,14 @@ from mergelab.schema import Run, with_overrides
 class SearchSweeper(Sweeper):
     """Evolves the merge; see `mergelab.optimization.run_search`."""
 
-    end: Callable[[BaseException], BaseException]
-    """From what ended a sweep early to what is raised of it; set by the entrypoint, which tells it."""
-
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over."""
         self.hydra_context, self.config, self.launcher = hydra_context, config, None
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run or go on with the sweep that these arguments describe; returns the winner's fitness."""
-        try:
+        with os_errors_reported("the sweep"):
             return self._sweep(arguments)
-        except (Exception, KeyboardInterrupt) as e:
-            ended = type(self).end(e)
-            if ended is e:
-                raise
-            raise ended from None
 
     def _sweep(self, arguments: list[str]) -> float | None:
         from mergelab.optimization import run_search

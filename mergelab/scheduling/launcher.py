@@ -6,7 +6,8 @@ works with is imported when it launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from omegaconf import DictConfig, open_dict
 
 from mergelab import composition
 from mergelab.composition import LAUNCHERS, without_hydra
-from mergelab.core.errors import InputError, MergelabError, StepError
+from mergelab.core.errors import CommandFinished, InputError, MergelabError, StepError, os_errors_reported
 from mergelab.core.heartbeat import job as task_id
-from mergelab.core.run_dir import hydra_value, short_path
+from mergelab.core.run_dir import hydra_value, read_memo, short_path
+from mergelab.jobs.settings import with_extensions
 from mergelab.schema import Run
 
 if TYPE_CHECKING:
@@ -34,13 +36,6 @@ ENV_IN_TASK = "MERGELAB_TASK"
 
 class ArrayLauncher(Launcher):
     """Runs the runs of a sweep as the tasks of a cluster. They survive this process, and their own loss."""
-
-    on_node: Callable[..., dict[str, Any]]
-    """What a task calls: with the launcher, a run's overrides, its number, Hydra's own state, the run's
-    folder and whether it is the only one. Set by the entrypoint, and a function of its module."""
-    end: Callable[[BaseException], BaseException]
-    """From the exception that ended a launch to the one that is raised; set by the entrypoint, which
-    reports it."""
 
     def __init__(self, **_: Any) -> None:
         self.config: DictConfig | None = None
@@ -55,13 +50,8 @@ class ArrayLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run each; returns the results, failures included."""
-        try:
+        with os_errors_reported("the sweep"):
             return self._launch([list(o) for o in job_overrides], initial_job_idx)
-        except (Exception, KeyboardInterrupt) as e:
-            ended = type(self).end(e)
-            if ended is e:
-                raise
-            raise ended from None
 
     def _launch(self, job_overrides: list[list[str]], first: int) -> Sequence[JobReturn]:
         from mergelab.report import terminal
@@ -88,7 +78,8 @@ class ArrayLauncher(Launcher):
             state = Singleton.get_state()
             arguments = [*overrides, f"hydra.sweep.dir={hydra_value(sweep)}"]
             folder = sweep / str(config.hydra.sweep.subdir)
-            work = partial(type(self).on_node, self, arguments, number, state, folder, alone)
+            in_task = partial(self.run_in_task, arguments, number, state, folder, alone)
+            work = with_extensions(runs[i], in_task)
             name = f"run{number}-{resume.settings_digest(runs[i])[:8]}"
             items.append(WorkItem(name, work, folder, attempt=max(before.get(name, {0})) + 1))
         what = "a run" if alone else f"{len(items)} runs"
@@ -107,27 +98,39 @@ class ArrayLauncher(Launcher):
         return [self._returned(config, o, result) for config, o, result in
                 zip(configs, job_overrides, results, strict=True)]  # fmt: skip
 
-    def run_in_task(self, overrides: list[str], number: int, state: Any) -> JobReturn:
-        """Compose a run and do it, in a task.
+    def run_in_task(
+        self, overrides: list[str], number: int, state: Any, folder: Path, alone: bool
+    ) -> dict[str, Any]:
+        """Compose a run and do it, in a task; returns its fitness. A run that a task finished just before it
+        was lost is not done again.
 
         Args:
             overrides: of the run.
             number: of the run in its sweep.
             state: of Hydra's singletons, as it was where the run was submitted.
+            folder: of the run.
+            alone: whether it is the only run of its command.
+        Raises:
+            MergelabError: the exception that ended the run.
         """
+        before = read_memo(folder / "result.json")
+        if before.get("status") == "done":
+            return {"fitness": (before.get("fitness") or {}).get("value")}
+        os.environ[ENV_IN_TASK] = "alone" if alone else "many"
         assert self.hydra_context is not None and self.config is not None and self.task_function is not None
         Singleton.set_state(state)
         setup_globals()
         config = self._composed(overrides, number)
         with open_dict(config.hydra.job):
             config.hydra.job.id = task_id()
-        return run_job(
+        done = run_job(
             hydra_context=self.hydra_context,
             task_function=self.task_function,
             config=config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
+        return {"fitness": done.return_value}
 
     def _folder(self, runs: Sequence[Run]) -> Path:
         """The folder of these runs. If they were begun elsewhere, what Hydra has made for them is removed."""
@@ -212,11 +215,7 @@ class ArrayLauncher(Launcher):
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("task_function", "executor")}
-
-
-class CommandFinished(SystemExit):
-    """The end of a command that has reported everything, or does not wait for it."""
+        return {k: v for k, v in self.__dict__.items() if k != "executor"}
 
 
 def selected(config: DictConfig) -> bool:

@@ -20,7 +20,8 @@ from searching import Pretended, settled, setup_of
 from sweeps import SMALL, candidates, copied, lines
 from weights import generates, same_bits
 
-from mergelab.cli.main import CONF, main
+from mergelab.cli.main import main
+from mergelab.composition import CONF
 
 # ---------------------------------------------------------------- what a search leaves
 
