@@ -1,20 +1,25 @@
 """The generated parts of the reference pages: pure functions from the source tree to Markdown.
 
-They read the code by `ast` and `conf/` as YAML and import neither mergelab nor torch, so the site can be
-built without either. `docs/hooks/site.py` puts them where a page says `<!-- generated: NAME -->`.
+They read the code by `ast`, `conf/` as YAML, and the schema itself, which needs omegaconf alone, so the site
+can be built without torch. `docs/hooks/site.py` puts them where a page says `<!-- generated: NAME -->`.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 GROUPS = ("model", "experts", "hardware", "eval", "search", "tracking", "preset")
 """The groups that share one page. Methods and jobs have their own."""
@@ -89,7 +94,7 @@ def _indented(text: str) -> str:
 
 def jobs(root: Path = ROOT) -> str:
     """Every job with its steps, and the section of its settings."""
-    settings = {c.name: c for c in classes(root)}
+    settings = {c.name: c for c in classes()}
     parts = []
     rows = []
     for o in options("job", root):
@@ -146,6 +151,7 @@ class Field:
     name: str
     type: str
     default: str
+    values: str
     doc: str
 
 
@@ -158,53 +164,29 @@ class Section:
     fields: tuple[Field, ...]
 
 
-def _sources(root: Path) -> list[Path]:
-    return sorted((root / "mergelab" / "schema").glob("*.py"))
-
-
-def classes(root: Path = ROOT) -> list[Section]:
+def classes() -> list[Section]:
     """The dataclasses of the configuration, each field with the docstring below it."""
+    from mergelab import schema  # needs omegaconf alone
+    from mergelab.schema.reference import entries
+
     out = []
-    for file in _sources(root):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and any(
-                "dataclass" in ast.unparse(d) for d in node.decorator_list
-            ):
-                out.append(Section(node.name, ast.get_docstring(node) or "", tuple(_read_fields(node))))
+    for name in ("Run", *(n for n in schema.__all__ if n not in ("Run", "Composition"))):
+        kind = getattr(schema, name)
+        if is_dataclass(kind):
+            found = [_field(e, get_type_hints(kind)[e.key]) for e in entries(kind) if "." not in e.key]
+            out.append(Section(name, inspect.getdoc(kind) or "", tuple(found)))
     return out
 
 
-def _read_fields(node: ast.ClassDef) -> Iterator[Field]:
-    for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-            continue
-        doc = ""
-        if (
-            isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-            and isinstance(after.value.value, str)
-        ):
-            doc = re.sub(r"\s+", " ", after.value.value).strip()
-        yield Field(statement.target.id, ast.unparse(statement.annotation), _default(statement.value), doc)
-
-
-def _default(node: ast.expr | None) -> str:
-    """The default as YAML has it."""
-    if node is None or (isinstance(node, ast.Name) and node.id == "MISSING"):
-        return "required"
-    if isinstance(node, ast.Call):
-        named = {k.arg: k.value for k in node.keywords}
-        if "default" in named:
-            return _default(named["default"])
-        factory = ast.unparse(named["default_factory"]) if "default_factory" in named else ""
-        if factory in ("list", "dict"):
-            return {"list": "[]", "dict": "{}"}[factory]
-        return "" if factory else _default(node.args[0] if node.args else None)
-    value = ast.literal_eval(node)
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, int | float) or isinstance(value, bool)
-        else str(value)
+def _field(entry: Any, hint: Any) -> Field:
+    without = [f"It has no effect {condition}." for condition in entry.no_effect]
+    required = not entry.default and not entry.is_section
+    return Field(
+        name=entry.key,
+        type=getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint),
+        default="required" if required else entry.default,
+        values=entry.values,
+        doc=" ".join([*([entry.meaning] if entry.meaning else []), *without]),
     )
 
 
@@ -212,6 +194,7 @@ TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true 
 
 
 def _type(text: str) -> str:
+    text = re.sub(r"\b(?:typing|mergelab\.schema\.\w+)\.", "", text)
     text = re.sub(r"^Optional\[(.*)\]$", r"\1", text)
     if found := re.fullmatch(r"(?:List|list)\[(.*)\]", text):
         return f"list of {_type(found[1])}"
@@ -226,16 +209,17 @@ def _fields(section: Section, key: str) -> str:
             f"`{key}.{f.name}`" if key else f"`{f.name}`",
             _type(f.type),
             f"`{f.default}`" if f.default else "",
+            f.values,
             f.doc,
         ]
         for f in section.fields
     ]
-    return _table(["key", "type", "default", "what it says"], rows)
+    return _table(["key", "type", "default", "values", "meaning"], rows)
 
 
 def config(root: Path = ROOT) -> str:
     """Every key of a run: type, default, meaning."""
-    found = {c.name: c for c in classes(root)}
+    found = {c.name: c for c in classes()}
     run = found["Run"]
     key_of = {re.sub(r".*\b(\w+)\]*$", r"\1", f.type): f.name for f in run.fields if f.default == ""}
     key_of |= {
@@ -246,10 +230,9 @@ def config(root: Path = ROOT) -> str:
         "SchedulerChoice": "hardware.scheduler",
     }
     key_of |= {"Fidelity": "search.fidelity"}
-    own = Section("Run", run.doc, tuple(f for f in run.fields if f.name != "composition"))
-    parts = ["## Run", own.doc, _fields(own, "")]
+    parts = ["## Run", run.doc, _fields(run, "")]
     for name, section in found.items():
-        if name in ("Run", "Composition") or not section.fields:
+        if name == "Run" or not section.fields:
             continue
         parts += [f"## {name}", section.doc, _fields(section, key_of.get(name, ""))]
     return "\n\n".join(parts)

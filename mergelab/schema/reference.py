@@ -115,7 +115,7 @@ def _plural(hint: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
