@@ -63,7 +63,8 @@ class Optimizer:
             )
         else:
             kind = ng.optimizers.registry[settings.optimizer]
-        self._ng = kind(parametrization=space, budget=settings.budget, num_workers=population)
+        budget = generations(settings, population) * population
+        self._ng = kind(parametrization=space, budget=budget, num_workers=population)
         self._asked: list[Any] = []
         self._worst = 0.0
 

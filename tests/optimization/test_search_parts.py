@@ -123,6 +123,15 @@ def test_the_same_answers_give_the_same_genomes(name: str) -> None:
     assert asked() == asked()
 
 
+@pytest.mark.parametrize("name", ["LHSSearch", "ScrHammersleySearch"])
+def test_an_optimizer_that_depends_on_the_budget_gets_whole_populations(name: str) -> None:
+    def asked(budget: int) -> list[Any]:
+        setup = setup_of(optimizer=name, budget=budget)
+        return optimizer.Optimizer(setup.run.search, setup.genes, setup.starts, 4).ask()
+
+    assert asked(16) == asked(19) != asked(24)
+
+
 def test_cma_starts_around_the_preset_and_steps_by_sigma() -> None:
     setup = setup_of()
     made = optimizer.Optimizer(setup.run.search, setup.genes, setup.starts, 200)
