@@ -25,6 +25,7 @@ from mergelab.scheduling import job_array, submission_log
 from mergelab.scheduling.batch_dir import last_lines_of
 from mergelab.scheduling.scheduler import JobRequest, Scheduler, Task, scheduler_of
 from mergelab.schema import Run
+from mergelab.search_history import INITIAL
 
 INSIDE = "MERGELAB_CONTROLLER"
 """Set in the controller's job."""
@@ -161,7 +162,7 @@ def _show(
 ) -> int:
     """Show the lines that are new; returns how many have been shown."""
     for i, line in enumerate(lines[shown:], start=shown):
-        if line["event"] in ("preset", "candidate"):
+        if line["event"] in (INITIAL, "candidate"):
             table.update(line["event"], line)
         if line["event"] == "candidate" and (line["number"] + 1) % population == 0:
             own = [x for x in lines[: i + 1] if x["event"] == "candidate"][-population:]

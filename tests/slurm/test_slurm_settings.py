@@ -180,3 +180,16 @@ def test_a_result_counts_when_it_is_that_of_the_whole_budget(
     lines = [{"event": "begin"}, *({"event": "candidate"} for _ in range(candidates))]
     assert controller_job.is_of({"status": status, "search": {"budget": told}}, lines, 8) is whole
     assert not controller_job.is_of({}, lines, 8)
+
+
+@pytest.mark.parametrize("name", ["mergelab_cluster", "mergelab_slurm"])
+def test_a_file_may_name_the_launcher_as_before(tmp_path: Path, name: str) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import get_class
+
+    from mergelab import composition
+
+    composition.register()
+    with initialize_config_dir(str(composition.CONF)):
+        cfg = compose("config", [f"hydra/launcher={name}"], return_hydra_config=True)
+    assert get_class(cfg.hydra.launcher._target_).__name__ == "ArrayLauncher"

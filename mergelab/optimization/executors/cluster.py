@@ -23,6 +23,7 @@ from mergelab.scheduling import job_array, on_node, submission_log
 from mergelab.scheduling.job_array import JobArrayExecutor, WorkItem
 from mergelab.scheduling.scheduler import Scheduler
 from mergelab.schema import Run, identity_of
+from mergelab.search_history import INITIAL
 
 POPULATION = ("candidate", "screen")
 """Kinds of requests that are submitted as a population."""
@@ -119,7 +120,7 @@ def attempts_spent(jobs: JobArrayExecutor) -> dict[str, int]:
 
 def _log_folder(request: EvaluationRequest) -> str:
     """The folder of a candidate's log."""
-    return "preset" if request.number < 0 else str(request.number)
+    return INITIAL if request.number < 0 else str(request.number)
 
 
 def _local(request: EvaluationRequest) -> EvaluationRequest:
