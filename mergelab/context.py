@@ -11,11 +11,11 @@ from pathlib import Path
 from mergelab import evaluation, preflight, zoo
 from mergelab.core import cache_dir, hashing
 from mergelab.core.errors import InputError, StepError, one_line
-from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors
+from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors, warning
 from mergelab.core.machine import existing
 from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, write_json, write_text
-from mergelab.jobs.step import steps_of, wrong_steps
+from mergelab.jobs.step import renamed, steps_of, wrong_steps
 from mergelab.merging import resume
 from mergelab.merging.verify import Report, verify
 from mergelab.preflight import value_checks
@@ -157,10 +157,12 @@ def task_files(run: Run, progress: zoo.Progress | None = None) -> Path | None:
 def other_findings(run: Run, progress: zoo.Progress | None = None) -> list[Finding]:
     """What evaluation, tracking and the steps themselves have to say before anything starts."""
     found = evaluation.check(run, tasks_path=task_files(run, progress))
-    problems = list(tracker.problems(run.tracking))
+    found += tracker.findings(run.tracking)
     if reason := wrong_steps(run.job.steps):
-        problems.append(("job.steps", reason))
-    found += [error("setting", key, message) for key, message in problems]
+        found.append(error("setting", "job.steps", reason))
+    for old, new in renamed(run.job.steps).items():
+        message = f"step '{old}' is now '{new}'; the old name will be an error in the next version"
+        found.append(warning("renamed", "job.steps", message, f"Write {new}."))
     return found + [f for step in steps_of(run) for f in step.findings(run)]
 
 
@@ -171,4 +173,8 @@ def check_settings(run: Run, run_dir: RunDir) -> None:
         InputErrors: with all of it.
     """
     found = [*other_findings(run), *value_checks.check(run, run.overrides, "warning")]
-    stop_on_errors(settle(found, [*run.allow, *run.model.allow]))
+    settled = settle(found, [*run.allow, *run.model.allow])
+    for f in settled:
+        if f.code == "renamed":
+            terminal.finding(f.severity, f.text())
+    stop_on_errors(settled)

@@ -1,4 +1,4 @@
-"""The three ways in which a run can end early, and the exit status of each.
+"""The ways in which a run can end early, and the exit status of each.
 
 Library code raises; only `mergelab.cli.main` turns an exception into an exit status.
 """
@@ -42,6 +42,11 @@ class StepError(MergelabError):
     """A step that had started could not be finished."""
 
     exit_status = 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a message: what was kept, and how to resume. Not a MergelabError, because it must not be
+    taken for the failure of a candidate or a run. The exit status is `INTERRUPTED`."""
 
 
 class CommandFinished(SystemExit):

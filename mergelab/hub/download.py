@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from mergelab.core.errors import StepError
+from mergelab.core.errors import Interrupted, StepError
 from mergelab.hub import cache, client
 from mergelab.hub.repository import File, Repository
 
@@ -162,7 +162,7 @@ def _each(jobs: Iterable[Job], work: Callable[[Job, _Meter], None], meter: _Mete
             meter.stopped = True
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(e, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"interrupted; what has been downloaded is kept\n{AGAIN}") from None
+                raise Interrupted(f"interrupted; what has been downloaded is kept\n{AGAIN}") from None
             raise
 
 

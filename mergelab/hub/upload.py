@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.errors import InputError, StepError
+from mergelab.core.errors import InputError, Interrupted, StepError
 from mergelab.hub import client
 from mergelab.hub.repository import TEMPLATES
 from mergelab.models.checkpoint import TOKENIZER_FILES
@@ -153,7 +153,7 @@ def upload(
         with client.quiet():
             return _upload(uploads, target, private, message, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; nothing was committed to {target.repo}\n{AGAIN}") from None
+        raise Interrupted(f"interrupted; nothing was committed to {target.repo}\n{AGAIN}") from None
     except Exception as e:
         if not client.is_external(e):
             raise

@@ -106,6 +106,11 @@ def current_names(names: Sequence[str]) -> list[str]:
     return out
 
 
+def renamed(names: Sequence[str]) -> dict[str, str]:
+    """The names of a job's steps that are those of 0.1, each with what it is called now."""
+    return {old: new for old, new in zip(names, current_names(names), strict=True) if old != new}
+
+
 def steps_of(run: Run) -> list[Step]:
     """The steps of the run's job, in order; names that no step has are left out (see `wrong_steps`)."""
     return named(run.job.steps)

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from mergelab.core.errors import MergelabError, StepError
+from mergelab.core.errors import Interrupted, MergelabError, StepError
 from mergelab.core.run_dir import hydra_value, read_memo, short_path
 from mergelab.optimization import journal
 from mergelab.report import progress_table, terminal
@@ -135,7 +135,7 @@ def follow(run: Run, folder: Path, budget: int, population: int) -> Mapping[str,
     except KeyboardInterrupt:
         end = scheduler.cancel_command(submission_log.job_name(folder))
         how = f"\nTo end it: {end}" if end else ""
-        raise KeyboardInterrupt(f"stopped watching; the sweep keeps running{how}") from None
+        raise Interrupted(f"stopped watching; the sweep keeps running{how}") from None
 
 
 def is_of(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], budget: int) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergelab.core import heartbeat, run_log
-from mergelab.core.errors import StepError
+from mergelab.core.errors import Interrupted, StepError
 from mergelab.core.run_dir import RunDir, short_path
 from mergelab.jobs import offline
 from mergelab.optimization import controller_job, fingerprint, journal, search_folder, summary, validate
@@ -110,7 +110,7 @@ def _evolve_and_finalize(setup: Setup, plan: Plan, journal: Journal, run_dir: Ru
         finalize(setup, plan, journal, run_dir, executor, command)
     except KeyboardInterrupt:
         counted = len(journal.select("candidate"))
-        raise KeyboardInterrupt(
+        raise Interrupted(
             f"interrupted; {counted} of {setup.budget} candidates are safe in {short_path(journal.path)}\n"
             "Run the same command again to resume."
         ) from None

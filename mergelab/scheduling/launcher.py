@@ -21,7 +21,14 @@ from omegaconf import DictConfig, open_dict
 
 from mergelab import composition
 from mergelab.composition import LAUNCHERS, without_hydra
-from mergelab.core.errors import CommandFinished, InputError, MergelabError, StepError, os_errors_reported
+from mergelab.core.errors import (
+    CommandFinished,
+    InputError,
+    Interrupted,
+    MergelabError,
+    StepError,
+    os_errors_reported,
+)
 from mergelab.core.heartbeat import job as task_id
 from mergelab.core.run_dir import hydra_value, read_memo, short_path
 from mergelab.jobs.settings import with_extensions
@@ -159,7 +166,7 @@ class ArrayLauncher(Launcher):
                             results[left[position]] = result
                             _report(items[left[position]], result, alone)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+            raise Interrupted(
                 f"interrupted{self._cancelled()}\nThe same command submits again what has not finished."
             ) from None
         if alone:

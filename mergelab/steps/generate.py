@@ -12,7 +12,7 @@ from itertools import groupby
 from rich.cells import cell_len
 
 from mergelab.context import check_settings
-from mergelab.core.errors import InputError, InputErrors
+from mergelab.core.errors import InputError, InputErrors, Interrupted
 from mergelab.core.findings import Finding
 from mergelab.core.run_dir import RunDir, short_path
 from mergelab.generation import prompts, settings
@@ -58,7 +58,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
             converse(run, subjects, encoders, record)
     except KeyboardInterrupt:
         kept = f"interrupted; what was answered is in {short_path(record.lines)}"
-        raise KeyboardInterrupt(kept if record.answers else "") from None
+        raise Interrupted(kept if record.answers else "") from None
     finally:
         record.close()
         run_dir.record({"generation": record.summary()})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.errors import InputError, none_of
+from mergelab.core.findings import Finding, error
 from mergelab.schema import Tracking
 from mergelab.tracking import wandb_run
 from mergelab.tracking.base import Tracker
@@ -75,11 +76,10 @@ def track(
         tracker.finish(0)
 
 
-def problems(settings: Tracking) -> list[tuple[str, str]]:
-    """What is wrong with the settings, as (key, message). Empty if a run may start."""
-    found: list[tuple[str, str]] = []
+def findings(settings: Tracking) -> Iterator[Finding]:
+    """What is wrong with the settings; nothing if a run may start."""
     if settings.name != "wandb":
-        return found
+        return
     try:
         import wandb
 
@@ -87,14 +87,15 @@ def problems(settings: Tracking) -> list[tuple[str, str]]:
         inherited = wandb.setup(wandb.Settings(silent=True)).settings
     except ImportError as e:
         message = f"wandb cannot be imported ({e}); `pip install wandb`, or tracking=none"
-        return [*found, ("tracking.name", message)]
+        yield error("setting", "tracking.name", message)
+        return
     except Exception as e:
-        return [*found, ("tracking", f"W&B refuses these settings: {error_line(e)}")]
+        yield error("setting", "tracking", f"W&B refuses these settings: {error_line(e)}")
+        return
     if settings.mode == inherited.mode == "online" and not has_key(inherited.base_url):
         where = server_name(inherited.base_url)
         message = f"no API key for {where}; run `wandb login`, set WANDB_API_KEY, or use mode=auto"
-        found.append(("tracking.mode", message))
-    return found
+        yield error("setting", "tracking.mode", message)
 
 
 @contextmanager

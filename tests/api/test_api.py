@@ -264,7 +264,7 @@ def test_refusals_are_exceptions_told_all_at_once(first: lab.Result, here: Path)
         lab.run(lab.compose(*SMALL), first.folder, console=False)
     with pytest.raises(lab.InputError, match=r"mergelab\.search"):
         lab.run(lab.compose("search=cma"))
-    with pytest.raises(lab.InputError, match="Slurm"):
+    with pytest.raises(lab.InputError, match="a task on a cluster"):
         lab.run(lab.compose("hardware=slurm"))
 
 

@@ -41,7 +41,7 @@ def test_the_page_on_it_runs_as_it_stands(my_conf: Path, mergelab: Command, fami
         (["count.unit=many"], "'many' is not a whole number"),
         (["count.unti=1"], "count.unti: there is no key 'unti'. Did you mean 'unit'? There are only, unit."),
         (["count.unit=0"], "count.unit: 0 is out of range; at least 1"),
-        (["job=plan", "count.unit=2"], "count.unit: job=plan has no use for it"),
+        (["job=plan", "count.unit=2"], "count.unit: job=plan does not use it"),
         (["job.steps=[count]"], "job.steps: 'count' has to come after 'preflight'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

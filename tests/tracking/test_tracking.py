@@ -26,7 +26,7 @@ from mergelab.core.errors import InputError, StepError
 from mergelab.schema import Tracking
 from mergelab.tracking import wandb_mode, wandb_run
 from mergelab.tracking.secrets import scrub
-from mergelab.tracking.tracker import problems, track
+from mergelab.tracking.tracker import findings, track
 
 WANDB = Tracking(name="wandb", project="merges", group="sweep-1", tags=["tiny"], timeout=2.0)
 CONFIG = {"seed": 7, "experts": {"math": {"weight": 0.4, "density": [0.3, 0.5]}}}
@@ -96,6 +96,12 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 # ---------------------------------------------------------------- the two ways of recording
+
+
+def only_finding(settings: Tracking) -> tuple[str, str]:
+    """The key and the message of the one thing that is wrong."""
+    (found,) = findings(settings)
+    return found.place, found.message
 
 
 def test_offline_run_holds_config_metrics_table_and_recipe(folder: Path) -> None:
@@ -190,8 +196,8 @@ def test_wandb_is_imported_only_to_be_used(folder: Path) -> None:
     code = """
         import pathlib, sys
         from mergelab.schema import Tracking
-        from mergelab.tracking.tracker import problems, track
-        assert problems(Tracking()) == []
+        from mergelab.tracking.tracker import findings, track
+        assert list(findings(Tracking())) == []
         with track(Tracking(), {}, pathlib.Path(sys.argv[1]), name="x") as tracker:
             tracker.log({"a": 1.0})
         assert "wandb" not in sys.modules
@@ -451,25 +457,25 @@ def test_scrub_tells_secrets_from_namesakes(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_wandb_refuses_is_found_before_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problems(Tracking()) == []
-    assert problems(WANDB) == []
-    ((key, message),) = problems(Tracking(name="wandb", project="a/b"))
+    assert list(findings(Tracking())) == []
+    assert list(findings(WANDB)) == []
+    key, message = only_finding(Tracking(name="wandb", project="a/b"))
     assert key == "tracking" and "Invalid project name 'a/b'" in message
-    ((key, message),) = problems(Tracking(name="wandb", tags=["x" * 65]))
+    key, message = only_finding(Tracking(name="wandb", tags=["x" * 65]))
     assert key == "tracking" and "65 characters" in message
 
 
 def test_online_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     online = Tracking(name="wandb", mode="online")
-    ((key, message),) = problems(online)
+    key, message = only_finding(online)
     assert key == "tracking.mode" and "no API key for" in message and "WANDB_API_KEY" in message
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert problems(online) == []
+    assert list(findings(online)) == []
 
 
 def test_wandb_missing_is_a_problem(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    ((key, message),) = problems(WANDB)
+    key, message = only_finding(WANDB)
     assert key == "tracking.name" and "pip install wandb" in message
     monkeypatch.delitem(sys.modules, "wandb")
     monkeypatch.setitem(sys.modules, "wandb", wandb)
