@@ -1,6 +1,6 @@
-"""The durable record of a sweep: one JSON object a line, on the disk before anything goes on.
+"""The durable record of a search: one JSON object a line, on the disk before the search continues.
 
-There are no times in it: two sweeps that come to the same have the same bytes.
+It holds no times, so that two searches with the same results have the same bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SCHEMA = 1
 
 
 class Journal(JsonlLog):
-    """The journal of a sweep's folder. One process writes it; anyone may read.
+    """The journal in a search's folder. One process writes it, any may read it.
 
     Args:
-        folder: the sweep's.
+        folder: of the search.
     Raises:
         InputError: where the file is not a journal, or is damaged before its last line.
     """
@@ -35,15 +35,15 @@ class Journal(JsonlLog):
 
     @property
     def begin(self) -> dict[str, Any] | None:
-        """The first line, which says what the sweep is."""
+        """The first line, which says which search it is."""
         return self.lines[0] if self.lines else None
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal that may still be written; a torn last one is left out.
+    """The lines of a journal, which may be being written; an incomplete last line is left out.
 
     Raises:
-        InputError: where it is none.
+        InputError: where the file is not a journal.
     """
     found = jsonl_log.read(path)
     if found and (found[0].get("event") != "begin" or found[0].get("schema") != SCHEMA):
@@ -54,14 +54,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class OutOfOrderResults:
-    """Results that came before their turn: a small file each until their line can be written. So the
-    journal has the order of the numbers, and yet nothing that is finished can be lost."""
+    """Results that are ready before their turn: a small file each until their line can be written. The
+    journal keeps the order of the numbers, and nothing that is finished is lost.
+
+    Args:
+        folder: of the search.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder / "early"
 
     def keep(self, name: str, result: Mapping[str, Any]) -> None:
-        """Put a result on the disk."""
+        """Write a result to the disk."""
         write_json(self._folder / f"{name}.json", result)
 
     def found(self, name: str) -> dict[str, Any] | None:
@@ -69,12 +73,12 @@ class OutOfOrderResults:
         return read_memo(self._folder / f"{name}.json") or None
 
     def clear(self, names: Iterable[str]) -> None:
-        """Forget these, when their lines are written."""
+        """Delete these, after their lines are written."""
         for name in names:
             (self._folder / f"{name}.json").unlink(missing_ok=True)
-        with suppress(OSError):  # it is not there, or others are in it
+        with suppress(OSError):  # it does not exist, or is not empty
             self._folder.rmdir()
 
     def end(self) -> None:
-        """Forget all, when every line is written; a kill may have left what `clear` is not told of."""
+        """Delete all, after every line is written; a kill may have left some that `clear` did not get."""
         rmtree(self._folder, ignore_errors=True)

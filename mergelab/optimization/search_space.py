@@ -140,7 +140,8 @@ def overrides(run: Run, genome: Mapping[str, Any]) -> list[str]:
     out = []
     for path, key in settings.items():
         value = genome[key] if len(path) == 1 else _get(_holder(run, path), path[-1], ".".join(path))
-        out.append(f"{'.'.join(path)}={value_text(value, ' ')}")
+        text = value if isinstance(value, str) else value_text(value, " ")  # a choice needs no quotes
+        out.append(f"{'.'.join(path)}={text}")
     return out
 
 

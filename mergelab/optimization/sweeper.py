@@ -1,7 +1,7 @@
 """The Hydra sweeper of `search=...`: from what Hydra composed to a sweep's folder.
 
-With `grammar`, the only module of the search that knows Hydra. Nothing heavy is imported until the
-sweep starts: Hydra loads this class at every command.
+Besides `space_grammar` the only module of the search that knows Hydra. Nothing heavy is imported until the
+search starts, because Hydra loads this class at every command.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from mergelab.schema import Run, with_overrides
 
 
 class SearchSweeper(Sweeper):
-    """Evolves the merge; see `mergelab.optimization.run_search`."""
+    """Searches the parameters of a merge; see `mergelab.optimization.run_search`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over."""
         self.hydra_context, self.config, self.launcher = hydra_context, config, None
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run or go on with the sweep that these arguments describe; returns the winner's fitness."""
-        with os_errors_reported("the sweep"):
+        """Begin or resume the search that these arguments describe; returns the winner's fitness."""
+        with os_errors_reported("the search"):
             return self._sweep(arguments)
 
     def _sweep(self, arguments: list[str]) -> float | None:

@@ -1,7 +1,7 @@
-"""A sweep in Weights & Biases, seen from the controller: a process of its own follows the journal.
+"""The parent of the process that records a search in Weights & Biases.
 
-What W&B takes for a run (20 ms offline, seconds online) is therefore no candidate's time, and nothing
-that it does can end or hold up a sweep. See `recorder` for what is recorded.
+W&B takes 20 ms for a run offline and seconds online. In a process of its own that is not a candidate's time,
+and nothing that W&B does can end or delay a search. See `wandb_process` for what is recorded.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from mergelab.report import terminal
 from mergelab.schema import Run, settings_of
 
 STATE = "recorded.json"
-"""In the sweep's folder: how far the recorder is."""
+"""In the search's folder: how far recording is."""
 
 STARTING = 60.0
-"""Seconds without any progress that the end of a sweep waits for, on top of what W&B is given."""
+"""Seconds without progress after which the end of a search stops waiting, on top of W&B's own timeouts."""
 
 
 class SweepTracker:
-    """Follows a sweep's journal from now on; of `tracking=none` nothing at all.
+    """Records a search from now on; nothing with `tracking=none`.
 
     Args:
         run: the composed run.
-        folder: the sweep's, with its journal.
-        budget: candidates in all; where as many are recorded, there is nothing left to do.
+        folder: of the search, with its journal.
+        budget: candidates in all; where all are recorded, no process is started.
     """
 
     def __init__(self, run: Run, folder: Path, budget: int):
@@ -44,7 +44,7 @@ class SweepTracker:
         state = read_memo(folder / STATE)
         if run.tracking.name == "none" or (state.get("complete") and state.get("candidates", 0) >= budget):
             return
-        told = {
+        settings = {
             "folder": str(folder),
             "tracking": asdict(run.tracking),
             "config": settings_of(run),
@@ -53,20 +53,20 @@ class SweepTracker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mergelab.optimization.wandb_process"],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
-                start_new_session=True,  # Ctrl-C is the controller's to hear
+                start_new_session=True,  # Ctrl-C is for the controller only
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )  # fmt: skip
-        self._say(told)
+        self._send(settings)
 
     def finish(self, status: int) -> None:
-        """Wait until all of the sweep is recorded, as long as there is progress; say where it is.
+        """Wait, as long as there is progress, until everything is recorded; show where it is.
 
         Args:
-            status: with which the sweep ends.
+            status: with which the search ends.
         """
         if self._process is None:
             return
-        self._say({"end": status})
+        self._send({"end": status})
         with suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -77,27 +77,27 @@ class SweepTracker:
                 waited, before = time.monotonic(), now
         if self._process.poll() is None:
             self._process.kill()
-        self._tell(read_memo(self._folder / STATE))
+        self._show(read_memo(self._folder / STATE))
 
     def leave(self) -> None:
-        """Do not wait: it ends by itself, and what is not recorded is when the sweep goes on."""
+        """Do not wait: the process ends by itself, and a resumed search records what is missing."""
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
 
-    def _say(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
-        with suppress(OSError):  # it has died: `finish` says so
+        with suppress(OSError):  # it has died, which `finish` reports
             self._process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
             self._process.stdin.flush()
 
-    def _tell(self, state: Mapping[str, Any]) -> None:
+    def _show(self, state: Mapping[str, Any]) -> None:
         assert self._process is not None
         where = short_path(self._folder)
         if not state.get("complete") or self._process.returncode:
             terminal.finding(
                 "warning",
-                f"W&B has not got all of this sweep; {where}/mergelab.log says why. "
+                f"W&B does not have all of this search; {where}/mergelab.log says why. "
                 "The same command again records what is missing.",
             )
         elif state.get("mode") == "online":

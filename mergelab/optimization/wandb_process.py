@@ -1,10 +1,10 @@
-"""A sweep in Weights & Biases: one run for each candidate, and one parent for all of them.
+"""A search in Weights & Biases: one run for each candidate, and one parent for all of them.
 
-A process of its own, started by `recording`: it reads what the controller tells it on its standard
-input and the journal as it grows. A candidate is a run of `job_type=candidate` with its genome as the
-configuration; the parent, `job_type=search`, has a point for each generation, and at the end the
-table of the population, the report's pictures and the winner's recipe as an artifact. All are in one
-group. Identities follow from the sweep's folder, so that a sweep that goes on goes on there, too.
+This is a process of its own, which `wandb_client` starts. It reads its settings from its standard input, and
+the journal as it grows. A candidate is a run of `job_type=candidate` with its genome as the configuration.
+The parent, `job_type=search`, has a point for each generation, and at the end the table of the population,
+the report's pictures and the winner's recipe as an artifact. All are in one group. Run ids follow from the
+search's folder, so that a resumed search resumes in W&B as well.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from mergelab.tracking.tracker import track
 from mergelab.tracking.wandb_mode import decided
 
 INTERVAL = 0.2
-"""Seconds between two looks at the journal."""
+"""Seconds between two reads of the journal."""
 
 
 class Sweep:
-    """What is recorded of a sweep, and how far it is.
+    """Records a search, and keeps on the disk how far it is.
 
     Args:
-        folder: the sweep's.
-        settings: of the tracking, `decided`.
+        folder: of the search.
+        settings: of the tracking, as `decided` returns them.
         config: the composed run.
     """
 
@@ -65,8 +65,8 @@ class Sweep:
             )
         )  # fmt: skip
         self._fall_back(self._parent)
-        logging.getLogger("mergelab.tracking").setLevel(logging.WARNING)  # the first run has said where
-        self._note()
+        logging.getLogger("mergelab.tracking").setLevel(logging.WARNING)  # the first run has logged where
+        self._save_state()
 
     def follow(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Record what is new in the journal."""
@@ -80,10 +80,10 @@ class Sweep:
             self._done += 1
             if self._done % self._population == 0:
                 self._generation(candidates[: self._done])
-            self._note()
+            self._save_state()
 
     def finish(self, status: int) -> None:
-        """Record how the sweep has ended.
+        """Record how the search has ended.
 
         Args:
             status: 0, or that of an error.
@@ -93,7 +93,7 @@ class Sweep:
         self._parent.finish(status)
         self._stack.close()
         self._complete = self._parent.recorded and not self._missing
-        self._note()
+        self._save_state()
 
     def _candidate(self, line: Mapping[str, Any]) -> None:
         """One run."""
@@ -152,11 +152,11 @@ class Sweep:
                 parent.file(file, kind)
 
     def _fall_back(self, tracker: Tracker) -> None:
-        """A server that did not take one run is not asked for each of the others."""
+        """Record offline from now on where the server did not accept a run."""
         if tracker.mode == "offline" and self._settings.mode == "online":
             self._settings = replace(self._settings, mode="offline")
 
-    def _note(self) -> None:
+    def _save_state(self) -> None:
         write_json(
             self._folder / STATE,
             {
@@ -173,15 +173,15 @@ def _row(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Follow a sweep until its controller says how it ended, or is gone."""
+    """Record a search until its controller reports how it ended, or is gone."""
     with suppress(OSError):
-        os.nice(10)  # candidates come first
+        os.nice(10)  # candidates have priority
     logging.basicConfig(
         level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s", stream=sys.stderr
     )
-    told = json.loads(sys.stdin.readline())
-    folder = Path(told["folder"])
-    settings = decided(Tracking(**told["tracking"]))
+    given = json.loads(sys.stdin.readline())
+    folder = Path(given["folder"])
+    settings = decided(Tracking(**given["tracking"]))
     if settings.name == "none":
         write_json(folder / STATE, read_memo(folder / STATE) | {"mode": "disabled", "complete": True})
         sys.stdin.read()
@@ -189,7 +189,7 @@ def main() -> None:
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(ended,), daemon=True).start()
     path = folder / journal.NAME
-    sweep = Sweep(folder, settings, told["config"])
+    sweep = Sweep(folder, settings, given["config"])
     size = -1
     while ended.empty():
         if (now := path.stat().st_size) != size:
@@ -203,7 +203,7 @@ def main() -> None:
 
 
 def _listen(ended: queue.SimpleQueue[int]) -> None:
-    """Put the status into the queue when the controller says it, or has died."""
+    """Put the exit status into the queue when the controller reports it, or has died."""
     line = sys.stdin.readline()
     ended.put(json.loads(line)["end"] if line.strip() else INTERRUPTED)
 

@@ -26,19 +26,19 @@ PROMPTS_OF = {
     "gates": "prompts that were given to the gates, of each expert",
     "recipe": "prompts of the recipe, whose gates are random, of each expert",
 }
-"""What is said of where prompts are from."""
+"""How the origin of the prompts is described."""
 
 WIDE = 8
 """With more experts than these, a table shows for each task those that get the most."""
 
 TALL = 16
-"""With more, a picture has no numbers, and does not name each."""
+"""With more, a picture has no numbers and does not name each expert."""
 
 HEADS = ["task", "layer", "expert", "share", "weight"]
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """The table, what it comes to in words, and a warning where gates do nothing.
+    """Show the table, what it amounts to, and a warning where the gates do nothing.
 
     Args:
         found: `routing` of result.json.
@@ -58,7 +58,7 @@ def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     experts: list[str] = found["experts"]
     body = []
     for task, of in found["tasks"].items():
-        got = _told(found, of)
+        got = _shown(found, of)
         most = sorted(experts, key=lambda e: -got[e])
         marks = {most[0]: " *"} if most[0] in of["own"] else {}
         if len(experts) > WIDE:
@@ -71,8 +71,8 @@ def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def words(found: Mapping[str, Any]) -> list[str]:
-    """What was asked, and what the table comes to: beside even, for own experts, in bits."""
-    n, k, told = len(found["experts"]), found["per_token"], found["information"]
+    """What was measured, and what the table amounts to: beside an even share, for own experts, in bits."""
+    n, k, information = len(found["experts"]), found["per_token"], found["information"]
     counts = sorted(of["prompts"] for of in found["tasks"].values())
     asked = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
     highest = "" if k == n else f", the highest {1 / k:.2f}"
@@ -82,16 +82,16 @@ def words(found: Mapping[str, Any]) -> list[str]:
     ]
     if found["own"]:
         out.append(f"a task's own expert gets {found['own']['share']:.2f} on average; * where none gets more")
-    if told["at_most"]:
-        of = f"{told['bits']:.2f} of at most {_bits(told['at_most'])}"
-        out.append(f"the expert tells {of} on the task (shuffled: {told['shuffled']:.2f})")
+    if information["at_most"]:
+        of = f"{information['bits']:.2f} of at most {_bits(information['at_most'])}"
+        out.append(f"the expert tells {of} on the task (shuffled: {information['shuffled']:.2f})")
     return out
 
 
 def doubt(found: Mapping[str, Any]) -> str:
-    """Why the gates may be worth nothing, with a remedy on the next line; empty where they do their work."""
-    own, told = found["own"], found["information"]
-    if told["nothing"]:
+    """Why the gates may be useless, with a remedy on the next line; empty where they work."""
+    own, information = found["own"], found["information"]
+    if information["nothing"]:
         n = min(of["prompts"] for of in found["tasks"].values())
         seen = f"nothing that {_plural(n, 'prompt')} of a task could show"
         message = f"the gates do {seen}: all tasks' tokens are shared out alike"
@@ -107,10 +107,14 @@ def doubt(found: Mapping[str, Any]) -> str:
 
 
 def line(found: Mapping[str, Any]) -> str:
-    """What came of it, in a few words."""
-    told = found["information"]
+    """The result in a few words."""
+    information = found["information"]
     tasks = f"{_plural(len(found['tasks']), 'task')} on {len(found['experts'])} experts"
-    return f"{tasks}, {told['bits']:.2g} of {_bits(told['at_most'])}" if told["at_most"] else tasks
+    return (
+        f"{tasks}, {information['bits']:.2g} of {_bits(information['at_most'])}"
+        if information["at_most"]
+        else tasks
+    )
 
 
 def write(
@@ -138,18 +142,18 @@ def write(
             for e, expert in enumerate(found["experts"]):
                 table.writerow([task, layer, expert, f"{shares[t, i, e]:.6g}", f"{weights[t, i, e]:.6g}"])
     write_text(folder / "routing.csv", text.getvalue())
-    told = weights if _everywhere(found) else shares
+    values = weights if _everywhere(found) else shares
     fit = partial(pictures.fit, placeholders=pictures.placeholders(found["tasks"], found["experts"]))
-    write_bytes(folder / "routing.png", pictures.picture(draw, found, layers, told, fit))
+    write_bytes(folder / "routing.png", pictures.picture(draw, found, layers, values, fit))
 
 
-def draw(found: Mapping[str, Any], layers: Sequence[int], told: NDArray[np.float64], fit: Fit) -> Figure:
+def draw(found: Mapping[str, Any], layers: Sequence[int], values: NDArray[np.float64], fit: Fit) -> Figure:
     """A map for each task, layers across and experts down: pale is even, blue more, orange less.
 
     Args:
         found: `routing` of result.json.
         layers: the layers that have experts, from 0.
-        told: (tasks, layers, experts), summing to 1 over the experts.
+        values: (tasks, layers, experts), summing to 1 over the experts.
         fit: turns a name into a label.
     """
     from matplotlib.cm import ScalarMappable
@@ -178,8 +182,8 @@ def draw(found: Mapping[str, Any], layers: Sequence[int], told: NDArray[np.float
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for n, (axes, (name, of)) in enumerate(zip(grid.flat, tasks.items(), strict=False)):
         own = [e in of["own"] for e in experts]
-        _map(axes, told[n].T, scale)
-        _means(axes, told[n].mean(0), own, head=n < columns)
+        _map(axes, values[n].T, scale)
+        _means(axes, values[n].mean(0), own, head=n < columns)
         axes.set_title(fit(name), fontweight="bold")
         axes.tick_params(axis="y", labelcolor=INK)
         if n + columns >= len(tasks):
@@ -270,7 +274,7 @@ def _decimal(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def _told(found: Mapping[str, Any], of: Mapping[str, Any]) -> Mapping[str, float]:
+def _shown(found: Mapping[str, Any], of: Mapping[str, Any]) -> Mapping[str, float]:
     """Shares, or weights where every token goes to every expert."""
-    told: Mapping[str, float] = of["weights" if _everywhere(found) else "shares"]
-    return told
+    shown: Mapping[str, float] = of["weights" if _everywhere(found) else "shares"]
+    return shown

@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 """result.json, with the run's `number`."""
 
 CLEAR = 2.0
-"""Standard errors of a difference above which two scores are told apart."""
+"""Standard errors of a difference above which two scores count as different."""
 
 
 def compare_runs(folder: Path) -> None:
@@ -131,7 +131,7 @@ def leaders(runs: Sequence[Result]) -> Iterator[list[str]]:
     """For each measure and their mean: its name, the best run, the score, and the runs that are not
     clearly worse.
 
-    Two scores are told apart where they differ by more than two standard errors of their difference,
+    Two scores count as different where they differ by more than two standard errors of their difference,
     sqrt(se_a^2 + se_b^2); prompts that both runs share make the true error smaller.
     """
     shares, names, keys = _shares(runs), _measures(runs), varied(runs)

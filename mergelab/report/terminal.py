@@ -1,6 +1,6 @@
-"""What a run narrates: on the terminal, calm and legible, and line by line in the run's log.
+"""What a run prints: on the terminal, and line by line in the run's log.
 
-The consoles are those of the process; `shown_on` lets a run have another, or none.
+The consoles are those of the process; `shown_on` gives a run another one, or none.
 """
 
 from __future__ import annotations

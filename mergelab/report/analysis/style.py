@@ -21,7 +21,7 @@ from mergelab.report.analysis.tables import number
 from mergelab.report.pictures import BLUE, INK, MUTED, ORANGE, RED, Fit
 
 COLOURS = (BLUE, ORANGE, "#3a9b7a", "#b07aa1", "#e0a526", "#7ec0e0", RED, INK)
-"""Of experts; told apart by their markers as well."""
+"""Of experts, which have different markers as well."""
 
 MARKERS = "osD^vPX*"
 
