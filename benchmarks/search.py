@@ -1,7 +1,7 @@
 """What an evolution is worth, on the tiny family: `python -m benchmarks.search`.
 
-1. `search=cma` with its default budget: the winner's mean on the validation split beside the unevolved
-   preset's and the best parent's, seed by seed.
+1. `search=cma` with its default budget: the winner's mean on the validation split beside the
+   initial point's and the best parent's, seed by seed.
 2. The space of `search=cma_layers`: CMA beside random search at the same budget, over more seeds; on the
    search split, which both climb, and on the validation split.
 3. What the controller itself costs: the same loop, journal and live table with workers that answer at once.
@@ -33,7 +33,7 @@ from mergelab.optimization.executors.base import EvaluationRequest
 from mergelab.report import score_table
 
 GAIN = 0.10
-"""What the winner has to be above the preset."""
+"""How far the winner has to be above the initial point."""
 OVERHEAD = 50.0
 """Milliseconds that the controller may cost a candidate."""
 PARENTS = ("base", "math", "physics", "code", "japanese")
@@ -51,7 +51,7 @@ def main() -> None:
     terminal = console(110)
     with tempfile.TemporaryDirectory(prefix="mergelab-") as folder:
         if options.seeds:
-            _preset(Path(folder), options.seeds, terminal)
+            _initial(Path(folder), options.seeds, terminal)
         if options.layer_seeds:
             _layers(Path(folder), options.layer_seeds, options.layer_budget, terminal)
         _overhead(Path(folder), terminal)
@@ -78,8 +78,8 @@ def _mean(result: dict[str, Any], row: str) -> float:
     return float(value)
 
 
-def _preset(folder: Path, seeds: int, terminal: Console) -> None:
-    shown = table("seed", "winner", "preset", "gain", "best parent", "beats all", f"gain >= {GAIN}", "s")
+def _initial(folder: Path, seeds: int, terminal: Console) -> None:
+    shown = table("seed", "winner", "initial", "gain", "best parent", "beats all", f"gain >= {GAIN}", "s")
     for seed in range(seeds):
         r = _sweep(folder, f"cma{seed}", "search=cma", f"search.seed={seed}", f"seed={seed}")
         winner, preset = _mean(r, "winner"), _mean(r, "preset")
@@ -138,7 +138,7 @@ def _overhead(folder: Path, terminal: Console) -> None:
             setattr(run_search, name, original)
     terminal.print(
         f"controller: {1000 * seconds[0]:.1f} ms a candidate (wanted: under {OVERHEAD:g}), 500 candidates "
-        "that cost nothing: asked, written to the disk, told and shown"
+        "that cost nothing: asked for, written to the disk, told and shown"
     )
 
 

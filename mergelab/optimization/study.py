@@ -1,4 +1,4 @@
-"""`Study`: what came of a search, read from its folder."""
+"""`Study`: a search and its result, read from its folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One genome that a search has looked at."""
+    """One genome that a search has evaluated."""
 
     number: int
     """In the order in which they were asked for; -1: the composed run, from which the search started."""
@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Study:
-    """A search: its candidates, the best of them, and what was made of it.
+    """A search: its candidates, the best of them, and the result.
 
     `mergelab.search` returns one; `Study.load` reads that of any sweep's folder, also one in progress.
     """
@@ -96,7 +96,7 @@ class Study:
 
     @property
     def verdict(self) -> str | None:
-        """In plain words, what the search has gained on data that it did not see."""
+        """In plain words, what the search gained on data that it did not see."""
         return self.result.data.get("verdict") if self.result else None
 
     def rows(self) -> list[dict[str, Any]]:
