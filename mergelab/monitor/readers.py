@@ -22,8 +22,7 @@ from mergelab.core import heartbeat
 from mergelab.core.errors import MergelabError
 from mergelab.core.run_dir import read_memo
 from mergelab.scheduling import submission_log
-from mergelab.scheduling.scheduler import ENDED, SCHEDULERS, Scheduler, Task
-from mergelab.schema import Slurm
+from mergelab.scheduling.scheduler import ENDED, SCHEDULERS, Task
 from mergelab.search_history import row_label
 
 POLL_QUEUE_S = 5.0
@@ -258,7 +257,7 @@ class Queue:
             wait, self._tasks, self.trouble = POLL_QUEUE_S, None, ""
             title = self._name
             try:
-                scheduler = self._scheduler()
+                scheduler = SCHEDULERS.get(self._name)(dict(self._options))
                 title = scheduler.title
                 if (program := scheduler.missing_program()) is None:
                     self._tasks = _positions(scheduler.queue(None))
@@ -268,11 +267,6 @@ class Queue:
                 wait, self.trouble = RETRY_S, f"{title} does not answer"
             self._next = time.monotonic() + wait
         return self._tasks
-
-    def _scheduler(self) -> Scheduler:
-        """Slurm has its own settings, of which its queue needs none."""
-        settings = Slurm() if self._name == "slurm" else dict(self._options)
-        return SCHEDULERS.get(self._name)(settings)
 
 
 def _positions(tasks: Sequence[Task]) -> dict[str, tuple[Task, int]]:

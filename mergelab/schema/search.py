@@ -51,8 +51,8 @@ class Search:
     objectives: List[str] = field(default_factory=list)
     """Two or more measures to trade off against each other. Empty: only the fitness."""
     controller: str = one_of("here", "job")
-    """Where the search is controlled from: `here`, this process; `job`, a small job of its own on the cluster,
-    which submits its successor first, so that a lost controller does not end the search."""
+    """Where the search is controlled from: `here`, this process; `job`, a small job on the cluster,
+    which submits its successor first. A lost controller does not end the search."""
     controller_job: Slurm = field(default_factory=lambda: Slurm(time="24:00:00", memory="4GB"))
     """controller=job: what that job requests. Partition, account, qos and setup default to those of
     `hardware.slurm`."""

@@ -132,11 +132,10 @@ def _asked(s: Slurm) -> str:
 
 
 def _make(settings: Any) -> Scheduler:
-    if not isinstance(settings, Slurm):
-        raise InputError(
-            "hardware.scheduler.name: the settings of slurm are hardware.slurm\nSet hardware=slurm."
-        )
-    return SlurmScheduler(settings)
+    """From `hardware.slurm`; without settings where only the queue is asked."""
+    if settings and not isinstance(settings, Slurm):
+        raise InputError("hardware.scheduler: the settings of slurm are hardware.slurm\nSet hardware=slurm.")
+    return SlurmScheduler(settings or Slurm())
 
 
 SCHEDULERS.add("slurm", _make)
