@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import Field, dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -30,7 +30,7 @@ KEY = "mergelab"
 # ---------------------------------------------------------------- what a value may be
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Limits:
     """The numbers of an interval. Infinity is outside unless `infinite`; nan always is."""
 
@@ -74,7 +74,7 @@ class Limits:
         return f"{found} ({self.note})" if self.note else found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """One of some names."""
 
@@ -93,7 +93,7 @@ class Choices:
         return ", ".join(self.names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Form:
     """What a value has to be written as, where neither an interval nor a list of names says it."""
 
@@ -127,7 +127,7 @@ def number(value: float) -> str:
 # ---------------------------------------------------------------- when a value has no effect
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoEffect:
     """A condition under which a value other than the default is refused, because nothing reads it."""
 
@@ -145,7 +145,7 @@ class NoEffect:
 # ---------------------------------------------------------------- metadata
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """All that is known of a field besides its type, default and docstring."""
 
@@ -160,11 +160,6 @@ NOTHING = Setting()
 def setting_of(f: Field[Any]) -> Setting:
     """What is declared beside a field."""
     return cast(Setting, f.metadata.get(KEY, NOTHING))
-
-
-def default_of(f: Field[Any]) -> Any:
-    """A field's default, built if it has to be."""
-    return f.default_factory() if f.default_factory is not MISSING else f.default
 
 
 def setting(default: T, *rules: Rule, no_effect: Sequence[NoEffect] = ()) -> T:
