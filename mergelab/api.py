@@ -196,13 +196,13 @@ def search(
     folder: AnyPath | None = None,
     console: Console | bool = True,
 ) -> Study:
-    """Evolve a run's own parameters; goes on where the same search was interrupted.
+    """Evolve a run's own parameters; resumes where the same search was interrupted.
 
     Args:
         run: as `compose` returns it; one without a search is searched by CMA-ES, as `search=cma` says.
         space: from keys to ranges: `{"experts.*.weight": (0, 1.5)}`; a list are choices, a text is in the
             grammar of Hydra's Nevergrad sweeper. None: that of the run.
-        budget: candidates in all; None: as the run says. A larger one goes on with the same search.
+        budget: candidates in all; None: as the run says. A larger one continues the same search.
         folder: the sweep's; None: where this very search was begun, else `multirun/DATE/TIME`.
         console: as in `run`.
     Returns:

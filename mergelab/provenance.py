@@ -25,7 +25,7 @@ PACKAGES = ("mergekit", "torch", "transformers", "lm_eval", "safetensors", "hydr
 
 
 def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
-    """Record inputs, versions, method and key; reads inputs that are no hub snapshots once."""
+    """Record inputs, versions, method and key; reads inputs that are not hub snapshots once."""
     merges = makes_model(run)
     recipe = yaml.safe_load(run_dir.recipe.read_text(encoding="utf-8")) if merges else None
     plan = PlanFile.load(run_dir.plan)

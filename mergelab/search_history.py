@@ -106,7 +106,7 @@ def pareto_front(points: Mapping[Key, Sequence[float]]) -> list[Key]:
     """The keys of the points that no other point equals or exceeds in everything and exceeds in something.
 
     Args:
-        points: values of which more is better. Equal points are on the front together.
+        points: values; higher is better. Equal points are on the front together.
     """
 
     def dominated(own: Sequence[float]) -> bool:

@@ -21,7 +21,7 @@ the last at 1 of the second."""
 
 @dataclass(frozen=True)
 class Span:
-    """Two or three models, `base` or experts, of which the first is the origin."""
+    """Two or three models, `base` or experts. The first is the origin."""
 
     models: tuple[str, ...]
 

@@ -13,7 +13,7 @@ from mergelab.analysis.statistics import Array, Statistics
 from mergelab.core.findings import Finding, warning
 
 UNRELATED = 0.5
-"""Below this cosine of its matrices and the base's a model is no fine-tune of that base.
+"""Below this cosine of its matrices and the base's a model is not a fine-tune of that base.
 
 A base's weights of two trainings are as two random directions: their cosine is about 0, and the distance
 from one to the other sqrt(2) = 1.41 times the norm of either. Measured on the tiny family's matrices: 0.037
@@ -45,7 +45,7 @@ def findings(comparison: Comparison, places: Mapping[str, str]) -> Iterator[Find
         if name in strangers:
             message = (
                 f"{found.relative[i]:.2f} times as far from the base as the base is from zero, cosine "
-                f"{found.to_base[i]:.3f} (matrices): it is no fine-tune of this base"
+                f"{found.to_base[i]:.3f} (matrices): it is not a fine-tune of this base"
             )
             remedy = f"Name its own base: model.base.path=...{_or_leave_out(places[name])}"
             yield warning("unrelated", places[name], message, remedy)

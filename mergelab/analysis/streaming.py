@@ -44,8 +44,8 @@ def compare(
     Args:
         base: its headers, and where its files lie.
         experts: the same of at least one expert, by name.
-        hardware: the threads, and the memory that their buffers may have; its device is not used, for
-            what takes the time is reading.
+        hardware: the threads, and the memory that their buffers may have; its device is not used because
+            most of the time is spent reading.
         top: the share of a tensor's entries that counts as its largest, at least one entry; with it signs
             and largest entries are counted as well. Entries that tie with the smallest of the largest
             belong to them, and zeros never do.

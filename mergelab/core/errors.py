@@ -27,7 +27,7 @@ class InputError(MergelabError):
 
 
 class InputErrors(InputError):
-    """Several things that are wrong, told together.
+    """Several errors, reported together.
 
     Args:
         messages: one text each; a remedy stands on lines of its own.

@@ -31,7 +31,7 @@ class Measure:
 def fitness(scores: Mapping[str, Score], measures: Sequence[Measure]) -> float:
     """The mean of the measures' scores weighted by their shares; higher is better.
 
-    A metric of which less is better (perplexity, bits per byte) enters negated. Metrics are not
+    A metric where lower is better (perplexity, bits per byte) enters negated. Metrics are not
     rescaled: give measures on different scales shares to match.
 
     Raises:

@@ -12,7 +12,7 @@ from mergelab.core.errors import StepError
 from mergelab.evaluation.measures import TEXT
 
 METRICS = ("bits_per_byte", "byte_perplexity", "word_perplexity")
-"""The rolling log-likelihood's metrics, for all of which less is better."""
+"""The rolling log-likelihood's metrics. Lower is better in all of them."""
 
 
 def documents(path: Path) -> list[str]:

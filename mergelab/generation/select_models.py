@@ -71,7 +71,7 @@ def choose(run: Run, overrides: Iterable[str]) -> list[Subject]:
 
 
 def _named(run: Run) -> tuple[list[Source], list[Finding]]:
-    """The models by their names, and the names of which there is none."""
+    """The models by their names, and the names that no model has."""
     g = run.generate
     names = list(g.models) or ([MERGED] if g.path is not None else [])
     sources, findings = _merged(g.path) if g.path is not None else ({}, [])

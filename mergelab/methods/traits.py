@@ -28,7 +28,7 @@ ALWAYS = "always"
 
 @dataclass(frozen=True)
 class Traits:
-    """What mergekit does not declare of a method. The defaults hold for one of which nothing is known."""
+    """What mergekit does not declare of a method. The defaults hold for an unknown method."""
 
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Of the parameters that must be more than finite."""

@@ -65,6 +65,6 @@ def check_model(run: Run, facts: ModelMetadata, place: str) -> Iterator[Finding]
     if run.hardware.quantize != "none" and loads_models(run) and isinstance(experts, int) and experts > 1:
         message = (
             f"only its attention is measured in {run.hardware.quantize}: transformers packs the weights "
-            "of all experts into one tensor, which is no linear layer"
+            "of all experts into one tensor, which is not a linear layer"
         )
         yield note("unquantized", place, message)

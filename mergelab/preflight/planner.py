@@ -45,7 +45,7 @@ class Plan:
     config_source: str | None = None
     """The name of the model whose config and tokenizer the output gets."""
     engine: Engine | None = None
-    """What merges; None where that cannot be told yet."""
+    """What merges; None where that is not known yet."""
 
     @property
     def errors(self) -> list[Finding]:
@@ -95,7 +95,7 @@ def examine(
         merges: whether a merge is asked for; otherwise only the models are looked at.
         missing_severity: the severity of what this machine lacks: a model of the hub, a
             device, room on the disk.
-        more: findings of other parts, to be told together with these.
+        more: findings of other parts, to be reported together with these.
         there: bytes of a recipe's output that an interrupted merge has left on the output's disk.
     """
     typed = list(overrides)
@@ -140,7 +140,7 @@ def _stops(f: Finding) -> bool:
 
 
 def _assumed(run: Run) -> ModelMetadata | None:
-    """The base as its model file describes it, for when its files are not here."""
+    """The base as its model file describes it, where its files are not here."""
     config = dict(run.model.architecture)
     shapes = architecture.shapes(config) if config and not resolve_inputs.reads_file(run) else None
     if not shapes:

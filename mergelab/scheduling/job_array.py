@@ -92,7 +92,7 @@ class JobArrayExecutor:
 
     Args:
         sweep: the folder in which everything is recorded.
-        name: of the jobs, for a sweep that has none yet.
+        name: of the jobs of a new sweep.
         scheduler: where they are submitted.
         ranks: processes of a task, which share its items.
         per_task: items of a task.

@@ -148,7 +148,7 @@ class SubmissionLog:
         return key in self.assignments and self.assignments[key].batch == batch
 
     def unconfirmed(self) -> list[str]:
-        """Batches of which it is not known whether they became jobs."""
+        """Batches that may or may not have become jobs."""
         return [b for b in self.tasks if b not in self.jobs and b not in self.revoked]
 
     def live(self) -> list[tuple[str, int]]:

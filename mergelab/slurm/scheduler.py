@@ -113,7 +113,7 @@ class SlurmScheduler(Scheduler):
         return path
 
     def _check_time(self) -> None:
-        """A task that asks for more time than its partition gives would wait for ever."""
+        """A task that asks for more time than its partition gives would wait forever."""
         s = self.settings
         if s.time is not None:
             partition, limit = client.longest(s.partition)

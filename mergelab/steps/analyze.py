@@ -96,7 +96,7 @@ def prepare(run: Run, subjects: Subjects) -> Prepared | None:
     try:
         landscape = Landscape(run, Span(tuple(names)), subjects.folders, subjects.facts)
     except Unmergeable as e:
-        terminal.aside(f"no landscape, for its models are made in memory, and cannot be: {e}")
+        terminal.aside(f"no landscape because its models cannot be merged in memory: {e}")
         return None
     measures, split = measured(run)
     bench = evaluator(run)

@@ -29,7 +29,7 @@ CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | dict.fro
 """Characters that would steer the terminal, and what is shown for them."""
 
 TOLD = 3
-"""Prompts that are named where models cannot take them; of others only the number is told."""
+"""Prompts that are named where models cannot take them; of others only the number is given."""
 
 
 def findings(run: Run) -> Iterator[Finding]:

@@ -79,7 +79,7 @@ def _fast(run: Run, run_dir: RunDir, recipe: dict[str, Any], plan: PlanFile) -> 
                 cache_dir.home(), merge.method, run.hardware, traffic, time.monotonic() - start
             )
         finish()
-    return f", of which {format_size(there)} were there already" if there else ""
+    return f" ({format_size(there)} were there already)" if there else ""
 
 
 class _Cancelled(Exception):

@@ -24,7 +24,7 @@ __all__ = ["ROLES", "SKILLS", "Family", "Progress", "family_path", "open_family"
 ROLES = ("math", "physics", "code", "japanese", "general")
 
 Progress = Callable[[str, int, int], None]
-"""Told what is going on, the optimisation steps done, and their total, which stays the same."""
+"""Called with what is being done, the optimisation steps done, and their total, which stays the same."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def build_family(
 ) -> Mapping[str, Any]:
     """Train a family into the empty `folder`, and return what there is to know about it.
 
-    The validation scores it returns are for information: they are no part of any evaluation.
+    The validation scores it returns are for information: no evaluation uses them.
     """
     total = sum(stage.steps for stage in curriculum.stages)
     report = progress or (lambda what, done, total: None)

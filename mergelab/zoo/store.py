@@ -41,7 +41,7 @@ def open_at(path: Path, build: Build) -> None:
         found = problems(path)  # again: another process may have built it meanwhile
         if found:
             if path.exists():
-                logger.warning("building %s anew, for it is damaged: %s", path, "; ".join(found))
+                logger.warning("building %s anew because it is damaged: %s", path, "; ".join(found))
             _build_at(path, build)
 
 

@@ -150,7 +150,7 @@ def _predict(model: PreTrainedModel, examples: Batch) -> tuple[Tensor, Tensor, T
     """Logits (n, vocabulary) and targets (n) of the n judged tokens, and where they are.
 
     The mask of the judged tokens is (examples, tokens - 1): of each token but the first, as it is
-    the target of the one before. Logits are computed nowhere else, for that takes time.
+    the target of the one before. Logits are computed nowhere else, to save time.
     """
     ids, labels = examples
     targets = labels[:, 1:]

@@ -96,7 +96,7 @@ def test_check_warns_of_a_model_that_is_no_fine_tune(mergelab: Command, sound: P
         far = out.result["distance"]["whole"]["relative_norm"][role]
         assert 1.3 < far < 1.5
         assert f"! experts.{role}: {far:.2f} times as far from the base as the base is from zero" in out.out
-    assert "it is no fine-tune of this base" in out.out
+    assert "it is not a fine-tune of this base" in out.out
 
 
 def test_check_warns_of_a_wrong_base(mergelab: Command, sound: Path, make_model: Any, tmp_path: Path) -> None:

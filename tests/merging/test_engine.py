@@ -331,7 +331,7 @@ def test_interrupted_while_it_is_checked(
     again = mergelab(*large, "seed=13")
     assert again.status == 0, again.err
     size = sum(t.numel() * t.element_size() for t in weights(again.folder / "model").values())
-    assert f"of which {format_size(size)} were there already" in again.out
+    assert f"({format_size(size)} were there already)" in again.out
 
 
 @pytest.mark.parametrize("started", [True, False])

@@ -48,5 +48,5 @@ class Prune:
 
 
 def pruned(density: Sequence[float]) -> list[int]:
-    """The experts of which anything is dropped."""
+    """The experts that have entries to drop."""
     return [q for q, d in enumerate(density) if d < 1]

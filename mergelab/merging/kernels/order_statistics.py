@@ -301,8 +301,8 @@ def last_positions(columns: Ranks, at: Sequence[Position], counts: Sequence[int]
 
 
 def largest(columns: Ranks, kept: Sequence[int], n: int) -> list[Cut]:
-    """For each column, where its k largest entries begin: at the smallest key among them, of which
-    the earliest entries are taken.
+    """For each column, where its k largest entries begin: at the smallest key among them. Of equal
+    keys the earliest entries are taken.
 
     Args:
         columns: keys that are not negative.
