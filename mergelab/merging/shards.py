@@ -178,8 +178,8 @@ class Writer:
         _write(self._files[position.file], data, position.offset + at)
 
     def complete(self) -> None:
-        """All tensors are written: put the index of several files beside them. The journal stays, for
-        the merge can still be interrupted before the model has its name."""
+        """All tensors are written: put the index of several files beside them. The journal stays
+        because the merge can still be interrupted before the model has its name."""
         missing = self.layout.positions.keys() - self.done
         if missing:
             raise AssertionError(f"not written: {sorted(missing)}")

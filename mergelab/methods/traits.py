@@ -51,7 +51,7 @@ class Traits:
 
     @property
     def named(self) -> set[str]:
-        """The parameters of which it speaks."""
+        """The parameters that it concerns."""
         switch = {self.divides_by, "weight"} - {ALWAYS} if self.divides_by else set()
         constrained = {p for c in self.constraints for p in c.parameters}
         return {str(p) for p in {*self.ranges, *self.unused, *constrained, *switch}}

@@ -189,6 +189,6 @@ def limited(
 
 
 def one_of(default: T, *others: str, no_effect: Sequence[NoEffect] = ()) -> T:
-    """A field for one of some names, of which the first is the default; null besides where that is null."""
+    """A field for one of some names. The first is the default; null besides where that is null."""
     names = (*((default,) if isinstance(default, str) else ()), *others)
     return setting(default, Choices(names), no_effect=no_effect)

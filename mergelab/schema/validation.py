@@ -71,7 +71,7 @@ def check(run: Any, overrides: Iterable[str], unread: Collection[str] = ()) -> I
     Args:
         run: the composed Run.
         overrides: what was typed.
-        unread: sections that the job does not read, of which nothing is said.
+        unread: sections that the job does not read; they are not checked.
     """
     typed = [(text, text.lstrip("+~").partition("=")[0]) for text in overrides]
     for v in values(run):
