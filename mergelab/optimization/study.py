@@ -55,15 +55,15 @@ class Study:
         Raises:
             InputError: where there is none.
         """
-        place = Path(folder).expanduser().absolute()
-        lines = journal.read(place / journal.NAME) if (place / journal.NAME).is_file() else []
+        path = Path(folder).expanduser().absolute()
+        lines = journal.read(path / journal.NAME) if (path / journal.NAME).is_file() else []
         if not lines:
-            raise InputError(f"{place} is not the folder of a search: it has no {journal.NAME}")
+            raise InputError(f"{path} is not the folder of a search: it has no {journal.NAME}")
         candidates = [_candidate(line) for line in lines if line["event"] == "candidate"]
         start = next((_candidate(line) for line in lines if line["event"] == "preset"), None)
-        there = (place / "result.json").is_file()
-        result = Result.load(place) if there else None
-        return cls(place, candidates, start, result if result and result.status == "done" else None)
+        there = (path / "result.json").is_file()
+        result = Result.load(path) if there else None
+        return cls(path, candidates, start, result if result and result.status == "done" else None)
 
     @property
     def best(self) -> Candidate | None:
