@@ -206,7 +206,7 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["method.parameters.shared_expert=mat"], ["shared_expert: 'mat' is none of", "Did you mean 'math'?"]),
     (["method.parameters.shared_expert=none"], ["a Qwen2Moe has exactly one shared expert"]),
     (["method.parameters.architecture=mixtral"], ["no mixture can be built of qwen2 models"]),
-    (["experts.math.prompts=[]", "model.prompts.math=[]"], ["experts.math.prompts: gate_mode=hidden knows"]),
+    (["experts.math.prompts=[]", "model.prompts.math=[]"], ["experts.math.prompts: gate_mode=hidden needs prompts"]),
     (["experts.math.weight=0.3"], ["experts.math.weight=0.3: method=moe takes no weight"]),
     (["experts.math.parameters={noise: 1}"], ["experts.math.parameters.noise", "noise_scale"]),
     (["experts.math.parameters={noise_scale: loud}"], ["experts.math.parameters.noise_scale: 'loud'"]),
@@ -248,7 +248,7 @@ def test_what_cannot_be_mixed(
 
 FILES: list[tuple[dict[str, Any], list[str]]] = [
     ({"experts": []}, ["experts: it has to be a list"]),
-    ({"gate": "hidden"}, ["gate: mergekit-moe has no use", "Did you mean 'gate_mode'?"]),
+    ({"gate": "hidden"}, ["gate: mergekit-moe does not know", "Did you mean 'gate_mode'?"]),
     ({"merge_method": "ties"}, ["merge_method: it is a merge", "method=mergekit."]),
     ({"base_model": None}, ["base_model: it has to name a model"]),
     ({"experts_per_token": "two"}, ["experts_per_token: 'two' is not a whole number"]),
@@ -297,7 +297,7 @@ def test_a_file_decides_what_the_command_line_may_not(mergelab: Command, tmp_pat
 
 def test_a_search_says_why_it_cannot_evolve_a_mixture(mergelab: Command) -> None:
     out = mergelab("-m", "method=moe", "search=cma")
-    assert out.status == 2 and "no weights to evolve" in out.err
+    assert out.status == 2 and "no weights to search" in out.err
 
 
 def test_plans_for_large_families(mergelab: Command) -> None:
