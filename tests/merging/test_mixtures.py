@@ -206,7 +206,7 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["method.parameters.shared_expert=mat"], ["shared_expert: 'mat' is none of", "Did you mean 'math'?"]),
     (["method.parameters.shared_expert=none"], ["a Qwen2Moe has exactly one shared expert"]),
     (["method.parameters.architecture=mixtral"], ["no mixture can be built of qwen2 models"]),
-    (["experts.math.prompts=[]", "model.prompts.math=[]"], ["experts.math.prompts: gate_mode=hidden needs prompts"]),
+    (["experts.math.prompts=[]", "model.prompts.math=[]"], ["math.prompts: gate_mode=hidden needs prompts"]),
     (["experts.math.weight=0.3"], ["experts.math.weight=0.3: method=moe takes no weight"]),
     (["experts.math.parameters={noise: 1}"], ["experts.math.parameters.noise", "noise_scale"]),
     (["experts.math.parameters={noise_scale: loud}"], ["experts.math.parameters.noise_scale: 'loud'"]),

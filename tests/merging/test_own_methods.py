@@ -17,8 +17,9 @@ from weights import change, same_bits, weights
 
 import mergelab as lab
 from mergelab.core import registry as extensions
-from mergelab.merging import backends, mergekit_backend, streaming_engine
-from mergelab.methods import registry
+from mergelab.merging import mergekit_backend, streaming_engine
+from mergelab.methods import Traits, registry
+from mergelab.methods.traits import TRAITS
 from mergelab.models import checkpoint
 from mergelab.optimization.candidate_evaluator import CandidateEvaluator
 from mergelab.recipes import tensor_plan
@@ -326,11 +327,10 @@ def test_a_function_that_fails_is_an_error_of_the_merge(
 
 def test_a_changed_function_is_another_merge(compose: Callable[..., Run], conf: Path) -> None:
     def key(method: str) -> str:
-        run = compose(method)
-        plan = lab.plan(run)
-        assert plan.recipe is not None
-        return backends.prepare(run, plan.recipe, {s.reference: (s.name, s.folder) for s in plan.sources
-                                                   if s.folder}).key  # fmt: skip
+        outputs = _outputs(compose(method))
+        names = {s.model: s.model for o in outputs for s in o.inputs}
+        more = {"seed": 0, "rescale": "l1", "dtype": "float32", "hardware": Hardware()}
+        return streaming_engine.plan(method, outputs, names, **more).key
 
     own, ours = key("consensus_ta"), key("task_arithmetic")
     run = compose("consensus_ta")
@@ -378,6 +378,6 @@ def test_a_method_without_a_kernel_of_ours_goes_through_mergekits_function(
     run = composed(*given, *(f"experts.{r}.path={folders[r]}" for r in ("math", "physics")))
     ours = merged(run, tmp_path / "ours")
     monkeypatch.delitem(kernels.KERNELS, "slerp")
-    monkeypatch.setitem(registry.TRAITS, "slerp", registry.Traits())
+    monkeypatch.setitem(TRAITS, "slerp", Traits())
     monkeypatch.setattr(registry.METHODS, "_rows", {})
     assert same_bits(merged(run, tmp_path / "whole"), ours)
