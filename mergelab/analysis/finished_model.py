@@ -44,7 +44,7 @@ def check_finished_model(run: Run, run_dir: RunDir) -> str:
     run_dir.record({"check": report.json(), "model": str(folder)})
     if report.problems:
         raise StepError(f"{folder} is not sound: " + "; ".join(report.problems))
-    terminal.aside(f"{report.trial.prompt!r} continues as {report.trial.text!r}")
+    terminal.aside(f"{report.smoke.prompt!r} continues as {report.smoke.text!r}")
     _compare(run, run_dir, folder, made_of)
     return report.summary()
 

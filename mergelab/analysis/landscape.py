@@ -1,4 +1,4 @@
-"""Models along a line or on a plane, made in memory one after another and measured."""
+"""Models along a line or on a plane, merged in memory one after another and evaluated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergelab import evaluation
-from mergelab.analysis.affine import BASE, At, Span
+from mergelab.analysis.affine import BASE, Coordinates, Span
 from mergelab.core.errors import InputErrors
 from mergelab.evaluation import Evaluator, Measure, Score
 from mergelab.evaluation.isolation import SMALL
@@ -27,25 +27,25 @@ METHOD = Method(
     base="model",
     parameters={"lambda": 1.0, "normalize": False, "rescale": False, "int8_mask": False},
 )
-"""What gives every affine combination of base and experts, by the weights of `Span.weights`; as
-`method=task_arithmetic` has it."""
+"""With the weights of `Span.weights` it gives every affine combination of base and experts. The same as
+`method=task_arithmetic`."""
 
 
 class Unmergeable(Exception):
-    """Only mergekit's own path could make these models; the message says why."""
+    """Only mergekit could make these models; the message says why."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model, and what it scored."""
+    """A model and its scores."""
 
-    at: At
+    at: Coordinates
     weights: Mapping[str, float]
-    """Of the task vectors, by expert; the rest is the base's."""
+    """Weights of the task vectors, by expert. The base has the rest to 1."""
     scores: Mapping[str, Score]
-    """By measure."""
+    """Scores by measure."""
     fitness: float | None
-    """None where a score is no number: so far out, a model may give none."""
+    """None if a score is not finite, which happens far from the experts."""
 
     def json(self) -> dict[str, Any]:
         """As result.json has it."""
@@ -54,16 +54,17 @@ class Point:
 
 
 class Landscape:
-    """Makes and measures the models of a line or plane.
+    """Merges and evaluates the models of a line or plane.
 
     Args:
-        run: the composed run: hardware, seed, and the experts.
-        span: what spans it.
-        folders: of the base and of every expert that takes part, by name.
-        facts: their headers, by name.
+        run: The composed run: hardware, seed, and the experts.
+        span: The models that span it.
+        folders: The folders of the base and of the experts, by name.
+        facts: Their metadata, by name.
+
     Raises:
-        Unmergeable: where our own kernels cannot make them.
-        InputErrors: where the run's settings do not let them.
+        Unmergeable: Our own kernels cannot make these models.
+        InputErrors: The run's settings are wrong.
     """
 
     def __init__(self, run: Run, span: Span, folders: Mapping[str, Path], facts: Mapping[str, ModelMetadata]):
@@ -82,27 +83,30 @@ class Landscape:
         self._live: Resident | None = None
 
     def measure(
-        self, places: Sequence[At], measures: Sequence[Measure], evaluator: Evaluator
+        self, points: Sequence[Coordinates], measures: Sequence[Measure], evaluator: Evaluator
     ) -> Iterator[Point]:
-        """The model at each place, as soon as it has been measured.
+        """Merge and evaluate the model at each point.
+
+        Yields:
+            Each point as soon as it has been evaluated.
 
         Raises:
-            StepError: where one cannot be made or measured.
+            StepError: A model cannot be merged or evaluated.
         """
-        for at in places:
+        for at in points:
             model, tokenizer = self._merge(at)
             scores = evaluator.score(model, tokenizer, measures)
             sound = all(math.isfinite(s.value) for s in scores.values())
             fitness = evaluation.fitness(scores, measures) if sound else None
             yield Point(at, self.span.weights(at), scores, fitness)
 
-    def _merge(self, at: At) -> tuple[Any, Any]:
-        """The live model of a place, until the next is asked for, and the tokenizer."""
+    def _merge(self, at: Coordinates) -> tuple[Any, Any]:
+        """The live model of a point, valid until the next call, and the tokenizer."""
         from mergelab.merging import prepared_merge
 
         hardware = self._run.hardware
         if self._base.parameters < SMALL and hardware.threads is None:
-            hardware = replace(hardware, threads=1)  # more would mostly wait for one another
+            hardware = replace(hardware, threads=1)  # more threads would mostly wait for each other
         run = replace(self._run, method=METHOD, hardware=hardware)
         names = {reference: name for name, reference in self._references.items()}
         prepared = prepared_merge.prepare(run, self._recipe(at), self._facts, names)
@@ -110,7 +114,7 @@ class Landscape:
             self._live = prepared.live_model(self._config_source)
         return prepared.merge_into(self._live)
 
-    def _recipe(self, at: At) -> dict[str, Any]:
+    def _recipe(self, at: Coordinates) -> dict[str, Any]:
         weights = self.span.weights(at)
         experts = {
             n: replace(self._run.experts[n], weight=w, density=None, parameters={})
@@ -120,26 +124,26 @@ class Landscape:
         return recipes.build(run, self._references, self._method.used, self._base.dtype)
 
 
-def untold(run: Run) -> str | None:
-    """Why there is no landscape, as far as the run's settings tell; None where there is one."""
+def reason_for_none(run: Run) -> str | None:
+    """Why the run's settings allow no landscape; None if they allow one."""
     if not run.analyze.landscape:
         return "analyze.landscape=false"
     if reads_file(run):
-        return f"method={run.method.name} has a file in the place of experts"
+        return f"method={run.method.name} reads a file instead of experts"
     reported = evaluation.measures(run, "validation")
     if not reported and not evaluation.measures(run, "search"):
         return "nothing is measured (eval=none)"
     kind = evaluation.kind_of(run.eval)
     if not kind.in_memory:
         return f"eval.kind={run.eval.kind} measures a model's folder, and its models are in memory"
-    if not measured(run)[0]:
+    if not landscape_measures(run)[0]:
         names = ", ".join(m.task for m in reported)
         remedy = f"{kind.other_data}, or accept it: eval.allow_test_split=true"
-        return f"it would climb {names}, on which results are reported: {remedy}"
+        return f"it would be measured on {names}, on which results are reported: {remedy}"
     return None
 
 
-def measured(run: Run) -> tuple[list[Measure], str]:
+def landscape_measures(run: Run) -> tuple[list[Measure], str]:
     """What the landscape is made of, and the split that it is on: as of a search, not what results are
     reported on, unless that is allowed, or a text that the user has chosen."""
     found = evaluation.measures(run, "search")
@@ -149,27 +153,28 @@ def measured(run: Run) -> tuple[list[Measure], str]:
 
 
 def best(points: Sequence[Point]) -> Point | None:
-    """The fittest; of several, the one of the smallest weights. None where nothing gave numbers."""
+    """The fittest point; of several, the one with the smallest weights. None if no fitness is finite."""
     found = [(p.fitness, -math.hypot(*p.weights.values()), p) for p in points if p.fitness is not None]
     return max(found, key=lambda f: f[:2])[2] if found else None
 
 
 def overrides(typed: Iterable[str], run: Run, weights: Mapping[str, float]) -> list[str]:
-    """The arguments that merge a model of the landscape.
+    """The command-line arguments that merge a model of the landscape.
 
     Args:
-        typed: those of this run.
-        weights: of the experts that take part.
+        typed: The arguments of this run.
+        run: The composed run.
+        weights: The weights of the experts.
     """
-    kept = [o for o in typed if not _decided(o.lstrip("+~").partition("=")[0].split("."))]
+    kept = [o for o in typed if not _is_replaced(o.lstrip("+~").partition("=")[0].split("."))]
     out = [*kept, f"method={METHOD.name}", *(f"experts.{n}.weight={w:g}" for n, w in weights.items())]
-    # Parameters that task_arithmetic does not take, from a file or typed: either way they are there.
+    # Parameters that task_arithmetic does not take, whether they come from a file or were typed.
     out += [f"~experts.{n}.parameters" for n in weights if run.experts[n].parameters]
     return out + [f"~experts.{n}" for n in run.experts if n not in weights]
 
 
-def _decided(key: list[str]) -> bool:
-    """Whether the landscape decides a key, or a merge has no use for it."""
+def _is_replaced(key: list[str]) -> bool:
+    """Whether the landscape sets a key itself, or a merge does not use it."""
     if key[0] == "experts" and len(key) > 2:
         return key[2] not in ("path", "revision", "parameters")
     return key[0] in ("job", "method", "analyze", "hydra")

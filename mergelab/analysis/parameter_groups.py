@@ -1,4 +1,4 @@
-"""The parts of a model that are looked at by themselves: layers, groups of layers, kinds of tensors."""
+"""The parts of a model that are compared separately: layers, groups of layers, kinds of tensors."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ ORDER = (
     "up_proj",
     "down_proj",
 )
-"""Parts of kinds, in the order in which a model computes with them; the head by the embeddings."""
+"""Parts of the kinds' names, in the order of computation; the head beside the embeddings."""
 
 NORMS, BIASES = "norms", "biases"
-"""Kinds of vectors. Norms start at one in every model, so they make strangers look related."""
+"""Kinds of vectors. Norms start at one in every model, so they make unrelated models look related."""
 
 
 def layer(tensor: str) -> int | None:
-    """The layer that a tensor belongs to; None for embeddings, the last norm and the head."""
+    """The layer that a tensor belongs to; None for embeddings, the final norm and the head."""
     found = LAYER.search(tensor)
     return int(found[1]) if found else None
 
 
 def kind(tensor: str) -> str:
-    """`self_attn.q_proj`, `mlp.down_proj`, `embed_tokens`, `norms`, `biases` ...: what tensors of all
-    layers have in common. The experts of a mixture are one kind."""
+    """The kind of a tensor, which is the same in all layers: `self_attn.q_proj`, `embed_tokens`, `norms` ...
+
+    The experts of a mixture are one kind.
+    """
     if "norm" in tensor.lower():
         return NORMS
     if tensor.endswith(".bias"):
@@ -61,43 +63,43 @@ class Comparison:
 
     experts: tuple[str, ...]
     top: float | None
-    """The share of a tensor's entries that counts as its largest; None where only distances were measured."""
+    """The share of a tensor's entries that counts as its largest; None if only distances were measured."""
     tensors: Mapping[str, Statistics]
     cut: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Tensors of different sizes: the rows that all models have and that were compared, and the most
-    that a model has."""
+    """Tensors with different numbers of rows: the rows that were compared, which all models have, and the
+    largest number of rows."""
     left_out: tuple[str, ...] = ()
-    """Tensors that not every model has, or not in one shape."""
+    """Tensors that some models lack or have in another shape."""
 
     @cached_property
     def whole(self) -> Statistics:
-        """Of all tensors."""
+        """Statistics of all tensors."""
         return reduce(add, self.tensors.values())
 
     @cached_property
     def matrices(self) -> Comparison:
-        """The same without norms and biases; all of it where there is nothing else."""
+        """The comparison without norms and biases; unchanged if there is nothing else."""
         found = {name: s for name, s in self.tensors.items() if kind(name) not in (NORMS, BIASES)}
         return replace(self, tensors=found or self.tensors)
 
     @cached_property
     def layers(self) -> dict[int, Statistics]:
-        """By layer."""
+        """Statistics by layer."""
         return dict(sorted(self._by(layer).items()))
 
     @cached_property
     def groups(self) -> dict[str, Statistics]:
-        """Embeddings, the first, middle and last third of the layers, and the head with the last norm."""
+        """Statistics of embeddings, first, middle and last third of the layers, and head with final norm."""
         ends = list(self._thirds.values())
         found = self._by(lambda tensor: self._group(layer(tensor), tensor))
         return {name: found[name] for name in (EMBEDDINGS, *dict.fromkeys(ends), HEAD) if name in found}
 
     @cached_property
     def kinds(self) -> dict[str, Statistics]:
-        """By kind of tensor, in the order in which they stand in a model: outer ones, then a layer's."""
+        """Statistics by kind of tensor: outer ones first, then a layer's in the order of computation."""
         found = self._by(kind)
         last = (NORMS, BIASES)
-        return {k: found[k] for k in sorted(found, key=lambda k: (k in last, "." in k, _place(k)))}
+        return {k: found[k] for k in sorted(found, key=lambda k: (k in last, "." in k, _order(k)))}
 
     def _group(self, number: int | None, tensor: str) -> str:
         if number is None:
@@ -126,6 +128,6 @@ def _range(numbers: Sequence[int]) -> str:
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
-def _place(kind: str) -> int:
-    """Where a kind stands among those that everybody knows; others behind them, as they come."""
+def _order(kind: str) -> int:
+    """The position of a kind in ORDER; unknown kinds come last."""
     return next((i for i, part in enumerate(ORDER) if part in kind), len(ORDER))

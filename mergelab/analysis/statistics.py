@@ -1,4 +1,4 @@
-"""What is known of task vectors over some entries: sums, so that parts of a model add up to the whole."""
+"""Statistics of task vectors, kept as sums so that those of a model's parts add up to those of the whole."""
 
 from __future__ import annotations
 
@@ -14,63 +14,63 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a base b and the task vectors t_i = expert_i - b, over the entries of one or several tensors."""
+    """Sums over the entries of one or several tensors, for a base b and task vectors t_i = expert_i - b."""
 
     entries: int
     dots: Array
     """[1 + experts, 1 + experts] dot products of b, t_1, t_2 ... in float64."""
-    alike: Array
-    """[experts, experts] entries where both task vectors have the same sign, and are not zero."""
-    both: Array
-    """[experts, experts] entries where neither is zero."""
+    same_sign: Array
+    """[experts, experts] number of entries where both task vectors are nonzero with the same sign."""
+    both_nonzero: Array
+    """[experts, experts] number of entries where neither is zero."""
     tops: Array
-    """[experts] entries among the largest of each tensor."""
+    """[experts] number of entries that are among the largest of their tensor."""
     common: Array
-    """[experts, experts] entries that are among the largest of both."""
+    """[experts, experts] number of entries that are among the largest of both."""
     expected: Array
-    """[experts, experts] what `common` would be if the largest lay where they like: in each tensor the
-    product of both numbers over its entries."""
+    """[experts, experts] the expected `common` for independent positions: in each tensor the product of both
+    numbers divided by the number of entries."""
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Of the entries of both."""
+        """The statistics of the entries of both."""
         return Statistics(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @cached_property
-    def relative(self) -> Array:
-        """[experts] |t_i| / |b|; NaN where b is zero."""
+    def relative_norm(self) -> Array:
+        """[experts] |t_i| / |b|; NaN if b is zero."""
         d = self.dots.diagonal()
         return _ratio(np.sqrt(d[1:]), np.sqrt(d[0]))
 
     @cached_property
-    def to_base(self) -> Array:
-        """[experts] cosine of each expert's weights and the base's; NaN where either is zero."""
+    def cosine_to_base(self) -> Array:
+        """[experts] cosine of each expert's weights and the base's; NaN if either is zero."""
         return _cosines(self._weights)[0, 1:]
 
     @cached_property
-    def between(self) -> Array:
-        """[experts, experts] cosines of the experts' weights; NaN where either is zero."""
+    def cosine_between(self) -> Array:
+        """[experts, experts] cosines of the experts' weights; NaN if either is zero."""
         return _cosines(self._weights)[1:, 1:]
 
     @cached_property
     def cosine(self) -> Array:
-        """[experts, experts] cosines of the task vectors; NaN where either is zero."""
+        """[experts, experts] cosines of the task vectors; NaN if either is zero."""
         return _cosines(self.dots[1:, 1:])
 
     @cached_property
     def agreement(self) -> Array:
-        """[experts, experts] of the entries where neither task vector is zero, the share with the same
-        sign; half of them where signs are a matter of chance. NaN where there are none."""
-        return _ratio(self.alike, self.both)
+        """[experts, experts] share of entries with the same sign, among those where neither task vector is
+        zero. One half for random signs, NaN if there are no such entries."""
+        return _ratio(self.same_sign, self.both_nonzero)
 
     @cached_property
     def overlap(self) -> Array:
-        """[experts, experts] |A ∩ B| / sqrt(|A| |B|) of the largest entries A and B of two task vectors
-        (Ochiai's coefficient); of as many of either, |A ∩ B| / |A|. NaN where either has none."""
+        """[experts, experts] |A ∩ B| / sqrt(|A| |B|) for the largest entries A and B of two task vectors
+        (Ochiai's coefficient). |A ∩ B| / |A| for equal sizes, NaN if either is empty."""
         return _ratio(self.common, self._sizes)
 
     @cached_property
-    def chance(self) -> Array:
-        """[experts, experts] what `overlap` comes to by chance; NaN where it is."""
+    def overlap_by_chance(self) -> Array:
+        """[experts, experts] expected `overlap` for independent positions; NaN where `overlap` is."""
         return _ratio(self.expected, self._sizes)
 
     @property

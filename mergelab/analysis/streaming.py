@@ -1,8 +1,8 @@
-"""Compare task vectors in one pass over the files, tensor by tensor, in memory that no model's size moves.
+"""Compare task vectors in one pass over the files, tensor by tensor, in memory independent of model size.
 
-Of a tensor, a chunk of each model is in memory at a time, in float32; what is added up is added up in
-float64. The largest entries of a tensor are found without sorting or holding it: two ways over its
-chunks count the bits of magnitudes and give the exact smallest of them (`kernels.order_statistics`).
+One chunk of a tensor is in memory per model, in float32. Sums are in float64. The largest entries of a
+tensor are found without sorting or holding it: two passes over its chunks count the bits of magnitudes
+and give the exact threshold (`kernels.order_statistics`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mergelab.recipes.tensor_plan import SourceTensor
 from mergelab.schema import Hardware
 
 Progress = Callable[[str, int, int], None]
-"""(what, bytes done, bytes in all)"""
+"""(what, bytes done, total bytes)"""
 
 
 def compare(
@@ -39,19 +39,20 @@ def compare(
     top: float | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Comparison:
-    """Every task vector beside every other, and beside the base.
+    """Compare every task vector with every other, and with the base.
 
     Args:
-        base: its headers, and where its files lie.
-        experts: the same of at least one expert, by name.
-        hardware: the threads, and the memory that their buffers may have; its device is not used because
-            most of the time is spent reading.
-        top: the share of a tensor's entries that counts as its largest, at least one entry; with it signs
-            and largest entries are counted as well. Entries that tie with the smallest of the largest
-            belong to them, and zeros never do.
-        progress: hears of the bytes that have been read, from this thread.
+        base: The metadata of the base.
+        experts: The metadata of at least one expert, by name.
+        hardware: The number of threads and the memory of their buffers. Its device is not used, because
+            reading takes most of the time.
+        top: The share of a tensor's entries that counts as its largest, at least one entry. If given,
+            signs and largest entries are counted as well. Entries equal to the threshold are included,
+            zeros never are.
+        progress: Called with the bytes read, from this thread.
+
     Raises:
-        StepError: for entries that are NaN or infinite, and for files that have changed meanwhile.
+        StepError: Entries are NaN or infinite, or files have changed since their headers were read.
     """
     models = (*experts.values(), base)
     names, cut, left_out = _shared(base, list(experts.values()))
@@ -64,9 +65,9 @@ def compare(
             found = Tensors(b, own, entries[name]).sums(top)
         if not np.isfinite(found.dots).all():
             wrong = int(np.argmin(np.isfinite(found.dots.diagonal())))
-            who, facts = [("base", base), *experts.items()][wrong]
+            model, facts = [("base", base), *experts.items()][wrong]
             file = facts.tensors[name].file
-            raise StepError(f"{name} of {who} has entries that are NaN or infinite: {file} is damaged")
+            raise StepError(f"{name} of {model} has entries that are NaN or infinite: {file} is damaged")
         return found
 
     each = streaming_engine.chunk_memory(len(models), "float32", Traits.buffers)
@@ -75,7 +76,7 @@ def compare(
     done, total = 0, sum(sizes.values())
     progress("compare", 0, total)
     with threads(1), ThreadPoolExecutor(workers) as pool:
-        # The large ones first, so that all workers end together.
+        # Large tensors first, so that all workers finish at about the same time.
         waiting = {pool.submit(work, n): n for n in sorted(names, key=lambda n: -sizes[n])}
         try:
             for future in as_completed(waiting):
@@ -94,16 +95,20 @@ def compare(
 def _shared(
     base: ModelMetadata, experts: Sequence[ModelMetadata]
 ) -> tuple[list[str], dict[str, tuple[int, int]], tuple[str, ...]]:
-    """The tensors that can be compared, in the base's order, those of them that differ in rows (see
-    `Comparison.cut`), and those that cannot."""
+    """Divide the tensors by how they can be compared.
+
+    Returns:
+        The tensors that can be compared, in the base's order; those of them that differ in rows (see
+        `Comparison.cut`); and those that cannot be compared.
+    """
     names, cut, left_out = [], {}, []
     head_is_embedding = architecture.tied(base.text_config)
     for name in dict.fromkeys(n for m in (base, *experts) for n in m.tensors):
         if name == "lm_head.weight" and head_is_embedding:
-            continue  # where a file has it all the same, it is the embeddings once more
+            continue  # a file that has it nevertheless repeats the embeddings
         headers = [m.tensors[name] for m in (base, *experts) if name in m.tensors]
         if not all(is_mergeable(h.dtype) for h in headers):
-            continue  # no weights: positions, masks
+            continue  # not weights, but positions or masks
         if len(headers) <= len(experts) or len({h.shape[1:] for h in headers}) > 1:
             left_out.append(name)
             continue

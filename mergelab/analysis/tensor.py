@@ -1,4 +1,4 @@
-"""What is added up over one tensor of every model, read a chunk at a time."""
+"""Statistics of one tensor of every model, read a chunk at a time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mergelab.merging.kernels.tensor_group import Chunk, Group
 from mergelab.recipes.tensor_plan import SourceTensor
 
 BLOCK = 1 << 23
-"""Entries after which a file is mapped anew: what has been read leaves the process, however large the
-tensor is."""
+"""The number of entries after which a file is mapped again, so that pages already read leave the
+process, whatever the tensor's size."""
 
 
 class Tensors:
     """One tensor of the base and of every expert.
 
     Args:
-        base: where it lies, of any floating dtype.
-        experts: the same.
-        numel: as many of the first entries are compared; each model has them.
+        base: The base's tensor, of any floating dtype.
+        experts: The experts' tensors.
+        numel: The number of leading entries to compare; every model has at least as many.
     """
 
     def __init__(self, base: SourceTensor, experts: Sequence[SourceTensor], numel: int):
@@ -36,37 +36,37 @@ class Tensors:
         self._buffers = Buffers()
 
     def sums(self, top: float | None) -> Statistics:
-        """See `stream.compare`.
+        """Compute the statistics, see `streaming.compare`.
 
         Raises:
-            MergeError: where a file has changed since its header was read.
+            MergeError: A file has changed since its header was read.
         """
         count = self.count
         dots = np.zeros((1 + count, 1 + count))
-        alike, both, common = (np.zeros((count, count), np.int64) for _ in range(3))
-        least = self._least(top) if top is not None and self.numel else None
+        same_sign, both_nonzero, common = (np.zeros((count, count), np.int64) for _ in range(3))
+        threshold = self._threshold(top) if top is not None and self.numel else None
         for chunk in self._chunks():
             rows = self._buffers("rows", (1 + count, chunk.numel), torch.float64)
             rows[0].copy_(chunk.base)
             deltas = chunk.deltas()
             rows[1:].copy_(deltas)
             dots += _products(rows)
-            if least is None:
+            if threshold is None:
                 continue
-            # Counts are products of ones and zeros: exact, for a chunk has fewer than 2^24 entries.
+            # Counts are sums of ones, exact in float32 because a chunk has fewer than 2^24 entries.
             marks = torch.sign(deltas, out=self._buffers("marks", deltas.shape, self.dtype))
             balance = _products(marks).astype(np.int64)
             nonzero = _products(marks.abs_()).astype(np.int64)
-            alike += (nonzero + balance) // 2
-            both += nonzero
-            marks.copy_(order_statistics.magnitudes(deltas, deltas) >= least)
+            same_sign += (nonzero + balance) // 2
+            both_nonzero += nonzero
+            marks.copy_(order_statistics.magnitudes(deltas, deltas) >= threshold)
             common += _products(marks).astype(np.int64)
         tops = common.diagonal().copy()
         expected = np.outer(tops, tops) / max(self.numel, 1)
-        return Statistics(self.numel, dots, alike, both, tops, common, expected)
+        return Statistics(self.numel, dots, same_sign, both_nonzero, tops, common, expected)
 
-    def _least(self, top: float) -> Tensor:
-        """[experts, 1] the key of the smallest magnitude that is among the largest, and not zero."""
+    def _threshold(self, top: float) -> Tensor:
+        """[experts, 1] the key of the smallest nonzero magnitude that is among the largest."""
 
         def scan() -> Iterator[tuple[int, Sequence[Tensor]]]:
             for chunk in self._chunks():
@@ -74,8 +74,8 @@ class Tensors:
                 yield chunk.start, list(order_statistics.magnitudes(deltas, deltas))
 
         rank = self.numel - max(1, round(top * self.numel))
-        places = order_statistics.locate(scan, [[rank]] * self.count, order_statistics.bits(self.dtype))
-        return torch.tensor([[max(place.key, 1)] for (place,) in places])
+        found = order_statistics.locate(scan, [[rank]] * self.count, order_statistics.bits(self.dtype))
+        return torch.tensor([[max(threshold.key, 1)] for (threshold,) in found])
 
     def _chunks(self) -> Iterator[Chunk]:
         for start in range(0, self.numel, BLOCK):
@@ -88,5 +88,5 @@ class Tensors:
 
 
 def _products(rows: Tensor) -> Array:
-    """[n, n] float64: the dot product of each row and each."""
+    """[n, n] dot products of all rows, in float64."""
     return np.asarray((rows @ rows.T).double().numpy())

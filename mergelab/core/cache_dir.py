@@ -1,4 +1,4 @@
-"""Where mergelab keeps what it builds and remembers."""
+"""The folder of what mergelab builds and caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The folder of all that mergelab builds: $MERGELAB_HOME, or `mergelab` in the user's cache."""
+    """The cache folder: $MERGELAB_HOME, or `mergelab` in the user's cache folder."""
     if chosen := os.environ.get("MERGELAB_HOME"):
         return Path(chosen).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

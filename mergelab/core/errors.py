@@ -1,6 +1,6 @@
 """The ways in which a run can end early, and the exit status of each.
 
-Library code raises; only `mergelab.cli.main` turns an exception into an exit status.
+Library code raises. Only `mergelab.cli.main` turns an exception into an exit status.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ INTERRUPTED = 130
 
 
 class MergelabError(Exception):
-    """A failure with a message meant for the person at the terminal: short, and what to do."""
+    """A failure whose message is meant for the user: short, and with a remedy."""
 
     exit_status = 1
     reported = False
@@ -21,7 +21,7 @@ class MergelabError(Exception):
 
 
 class InputError(MergelabError):
-    """What was asked for is wrong; nothing was started and nothing was touched."""
+    """The input is wrong. Nothing was started and nothing was changed."""
 
     exit_status = 2
 
@@ -30,7 +30,7 @@ class InputErrors(InputError):
     """Several errors, reported together.
 
     Args:
-        messages: one text each; a remedy stands on lines of its own.
+        messages: One text per error. A remedy is on separate lines.
     """
 
     def __init__(self, messages: list[str]):
@@ -39,7 +39,7 @@ class InputErrors(InputError):
 
 
 class StepError(MergelabError):
-    """A step that had started could not be finished."""
+    """A step has failed after it was started."""
 
     exit_status = 1
 
@@ -71,18 +71,20 @@ def os_errors_reported(what: str) -> Iterator[None]:
 
 
 def one_line(message: str) -> str:
-    """A message of several lines as one, for a log."""
+    """A message of several lines as a single line, for a log."""
     return "; ".join(line.strip() for line in message.splitlines())
 
 
 def first_line(e: BaseException) -> str:
-    """The first line of an exception's message, or its kind where it has none; transformers' messages go on
-    for pages."""
+    """The first line of an exception's message, or its type if the message is empty.
+
+    Messages of transformers are pages long.
+    """
     return (str(e).strip().splitlines() or [type(e).__name__])[0].strip()
 
 
 def summary(e: BaseException) -> str:
-    """The kind of an exception and its first line, ending in a full stop."""
+    """The type of an exception and the first line of its message, ending in a full stop."""
     kind, line = type(e).__name__, first_line(e)
     message = kind if line == kind else f"{kind}: {line}"
     return message if message.endswith((".", "!", "?")) else f"{message}."
@@ -94,7 +96,7 @@ def flattened(e: BaseException) -> str:
 
 
 def did_you_mean(word: str, choices: object) -> str:
-    """` Did you mean 'x'?` for the choice nearest to `word`, or an empty string."""
+    """` Did you mean 'x'?` for the choice closest to `word`, or an empty string."""
     from difflib import get_close_matches
 
     names = [str(c) for c in choices]  # type: ignore[attr-defined]
@@ -104,5 +106,5 @@ def did_you_mean(word: str, choices: object) -> str:
 
 
 def none_of(value: object, choices: Collection[str]) -> str:
-    """`'x' is none of a, b, c.`, with the nearest of them."""
+    """`'x' is none of a, b, c.`, and the closest choice."""
     return f"'{value}' is none of {', '.join(choices)}.{did_you_mean(str(value), choices)}"

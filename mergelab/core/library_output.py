@@ -1,4 +1,4 @@
-"""Keeping libraries off the terminal; what they warn of goes into the run's log."""
+"""Keeping libraries off the terminal. Their warnings go to the run's log."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from mergelab.core.run_log import log_warning
 
 NOISY = ("transformers", "datasets", "huggingface_hub", "fsspec", "filelock", "httpx", "bitsandbytes", "vllm",
          "peft", "accelerate")  # fmt: skip
-"""Libraries that write to the terminal by loggers of their own."""
+"""Libraries that write to the terminal by their own loggers."""
 
 
 class Relay(logging.Handler):
-    """Passes a library's records on to our log, where the same line of its code is heard once: a prompt
-    that had to be cut short is worth a line; two thousand of them are not."""
+    """Passes a library's records on to our log, where each line of its code appears once.
+
+    A truncated prompt is worth one line, but not two thousand.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log it as ours, with the line of code that it comes from."""
+        """Log the record as ours, with the line of code that it comes from."""
         library = record.name.partition(".")[0]
         logging.getLogger("mergelab.libraries").log(
             record.levelno,
@@ -33,7 +35,7 @@ class Relay(logging.Handler):
 
 @contextlib.contextmanager
 def relayed(name: str, level: int = logging.WARNING) -> Iterator[None]:
-    """A library's log lines of a level and above go to our log alone."""
+    """Send a library's log lines of a level and above to our log only."""
     logger = logging.getLogger(name)
     before, handlers, propagate = logger.level, logger.handlers, logger.propagate
     logger.setLevel(level)
@@ -47,14 +49,14 @@ def relayed(name: str, level: int = logging.WARNING) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence_libraries() -> Iterator[None]:
-    """No bars, and no lines of libraries but in the run's own log.
+    """Hide progress bars of libraries, and send their log lines to the run's own log.
 
-    Acts on the whole process: bars of other threads are hidden too for as long as it lasts.
+    This affects the whole process: bars of other threads are hidden, too.
     """
     from unittest import mock
 
     import tqdm.std  # type: ignore[import-untyped]
-    import transformers.utils.logging  # noqa: F401 (it sets its logger up when it is first imported)
+    import transformers.utils.logging  # noqa: F401 (its first import sets up its logger)
 
     start = tqdm.std.tqdm.__init__
 

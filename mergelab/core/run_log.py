@@ -1,4 +1,4 @@
-"""The log of a run: `mergelab.log` in its folder, with what the run narrates and what libraries warn of."""
+"""The log of a run: `mergelab.log` in its folder, with the run's messages and the libraries' warnings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 NAME = "mergelab.log"
 FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
-logging.getLogger("mergelab").addHandler(logging.NullHandler())  # a silent run has nobody else to tell
+logging.getLogger("mergelab").addHandler(logging.NullHandler())  # without a handler, logging prints warnings
 
 
 class _Once(logging.Filter):
-    """Lets a line of a library's code through once."""
+    """Passes records of the same line of a library's code only once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,8 +32,11 @@ class _Once(logging.Filter):
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Append to the file `path` what is logged until the body ends: our own lines from INFO on, those of
-    libraries as their loggers let them pass, and Python's warnings. Loggers are then as they were found."""
+    """Append what is logged inside the block to a file, and restore the loggers on exit.
+
+    The file gets our own lines from INFO, those of libraries by the level of their loggers, and Python's
+    warnings.
+    """
     root, own = logging.getLogger(), logging.getLogger("mergelab")
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
@@ -63,7 +66,7 @@ def log_warning(
     file: object = None,
     line: str | None = None,
 ) -> None:
-    """Take the place of `warnings.showwarning`: a warning is one line of our log, heard once."""
+    """Replacement for `warnings.showwarning`: each warning becomes one line of our log, once."""
     text = f"{category.__name__}: {' '.join(str(message).split())} ({filename}:{lineno})"
     log = logging.getLogger("mergelab.libraries")
     log.warning("%s", text, extra={"origin": (filename, lineno)})

@@ -48,7 +48,7 @@ def run(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    trial, what = SmokeTest(), "load its tokenizer"
+    result, what = SmokeTest(), "load its tokenizer"
     code = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
@@ -58,17 +58,17 @@ def run(
         )
     except Exception as e:  # transformers raises exceptions of every type for a model that it cannot load
         log.exception("it does not load")
-        trial.problems.append(f"transformers cannot {what}: {first_line(e)}")
-        return trial
-    trial.tied = _is_tied(model)
-    trial.problems += [*_check_loaded(model, info, trial.tied), *_check_template(tokenizer)]
-    trial.problems += _check_tokenizer(tokenizer)
+        result.problems.append(f"transformers cannot {what}: {first_line(e)}")
+        return result
+    result.tied = _is_tied(model)
+    result.problems += [*_check_loaded(model, info, result.tied), *_check_template(tokenizer)]
+    result.problems += _check_tokenizer(tokenizer)
     try:
-        _generate(model, tokenizer, trial, _device(hardware, nbytes), prompt)
+        _generate(model, tokenizer, result, _device(hardware, nbytes), prompt)
     except Exception as e:
         log.exception("it does not generate")
-        trial.problems.append(f"it cannot generate: {first_line(e)}")
-    return trial
+        result.problems.append(f"it cannot generate: {first_line(e)}")
+    return result
 
 
 def model_class(config: Any) -> Any:
@@ -140,14 +140,14 @@ def _check_tokenizer(tokenizer: Any) -> Iterator[str]:
         yield f"its tokenizer turns {PROBE!r} into {back!r}"
 
 
-def _generate(model: Any, tokenizer: Any, trial: SmokeTest, device: str, prompt: str | None) -> None:
+def _generate(model: Any, tokenizer: Any, result: SmokeTest, device: str, prompt: str | None) -> None:
     import torch
 
     ids = _prompt_ids(tokenizer, prompt)
     if not ids:
-        trial.problems.append(f"its tokenizer turns {prompt or PROMPT!r} into no tokens")
+        result.problems.append(f"its tokenizer turns {prompt or PROMPT!r} into no tokens")
         return
-    trial.prompt = tokenizer.decode(ids, skip_special_tokens=True)
+    result.prompt = tokenizer.decode(ids, skip_special_tokens=True)
     given = torch.tensor([ids], device=device)
     with torch.inference_mode():
         made = model.to(device).eval().generate(
@@ -155,8 +155,8 @@ def _generate(model: Any, tokenizer: Any, trial: SmokeTest, device: str, prompt:
             pad_token_id=ids[-1], output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
     if not all(is_finite(step) for step in made.logits):
-        trial.problems.append("its logits are not finite")
-    trial.text = tokenizer.decode(made.sequences[0, len(ids) :], skip_special_tokens=True)
+        result.problems.append("its logits are not finite")
+    result.text = tokenizer.decode(made.sequences[0, len(ids) :], skip_special_tokens=True)
 
 
 def _prompt_ids(tokenizer: Any, prompt: str | None) -> list[int]:

@@ -32,7 +32,7 @@ class Report:
     parameters: int = 0
     nbytes: int = 0
     dtype: str | None = None
-    trial: smoke_test.SmokeTest = field(default_factory=smoke_test.SmokeTest)
+    smoke: smoke_test.SmokeTest = field(default_factory=smoke_test.SmokeTest)
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -44,8 +44,8 @@ class Report:
         """As result.json has it."""
         return {
             "tensors": self.tensors, "parameters": self.parameters, "bytes": self.nbytes,
-            "tied": self.trial.tied, "dtype": self.dtype, "prompt": self.trial.prompt,
-            "text": self.trial.text, "problems": self.problems,
+            "tied": self.smoke.tied, "dtype": self.dtype, "prompt": self.smoke.prompt,
+            "text": self.smoke.text, "problems": self.problems,
         }  # fmt: skip
 
 
@@ -82,14 +82,14 @@ def verify(
         with silence_libraries():
             report.problems = list(_check_shapes(facts, trust_remote_code))
             if not report.problems:
-                report.trial = smoke_test.run(
+                report.smoke = smoke_test.run(
                     folder,
                     facts.nbytes,
                     hardware=hardware,
                     prompt=prompt,
                     trust_remote_code=trust_remote_code,
                 )
-                report.problems = report.trial.problems
+                report.problems = report.smoke.problems
     return report
 
 

@@ -34,9 +34,9 @@ def findings(run: Run) -> Iterator[Finding]:
                 yield error("setting", key, f"{value} is not possible, because {why}", remedy)
     if not a.models or run.eval.kind not in KINDS:
         return
-    from mergelab.analysis.landscape import untold
+    from mergelab.analysis.landscape import reason_for_none
 
-    if reason := untold(run):
+    if reason := reason_for_none(run):
         yield error("setting", "analyze.models", f"it has no effect, because {reason}")
         return
     for name in a.models:
@@ -82,9 +82,9 @@ def prepare(run: Run, subjects: Subjects) -> Prepared | None:
         InputError: for a model that cannot take part, and data that are not here.
     """
     from mergelab.analysis.affine import Span
-    from mergelab.analysis.landscape import Landscape, Unmergeable, measured, untold
+    from mergelab.analysis.landscape import Landscape, Unmergeable, landscape_measures, reason_for_none
 
-    if reason := untold(run):
+    if reason := reason_for_none(run):
         if run.analyze.landscape:
             terminal.aside(f"no landscape, for {reason}")
         return None
@@ -98,7 +98,7 @@ def prepare(run: Run, subjects: Subjects) -> Prepared | None:
     except Unmergeable as e:
         terminal.aside(f"no landscape because its models cannot be merged in memory: {e}")
         return None
-    measures, split = measured(run)
+    measures, split = landscape_measures(run)
     bench = evaluator(run)
     try:
         bench.build(measures)  # data that are not here must not show after all weights have been read
@@ -131,14 +131,14 @@ def survey(run: Run, run_dir: RunDir, ready: Prepared, comparison: Comparison) -
         InputError: where models that were named span nothing.
         StepError: where none of them gives usable numbers.
     """
-    from mergelab.analysis.affine import place
+    from mergelab.analysis.affine import position
     from mergelab.analysis.landscape import best, overrides
     from mergelab.report.analysis import files
     from mergelab.report.analysis.data import Land
 
     a, span = run.analyze, ready.landscape.span
     try:
-        spots = span.spots(comparison.whole.dots, comparison.experts)
+        spots = span.positions(comparison.whole.dots, comparison.experts)
     except ValueError as e:
         if a.models:
             raise InputError(f"analyze.models: {e}") from e
@@ -170,7 +170,8 @@ def survey(run: Run, run_dir: RunDir, ready: Prepared, comparison: Comparison) -
         }
     )
     land = Land(
-        span.models, span.corners(), span.ticks(a.points, a.margin), points, lambda at: place(at, spots), top,
+        span.models, span.corners(), span.ticks(a.points, a.margin), points,
+        lambda at: position(at, spots), top,
         {m.name: top.scores[m.name].higher_is_better for m in ready.measures},
         {m.name: m.share for m in ready.measures}, ready.split,
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""`model=tiny`: a weak base and five experts of a small Qwen2, really trained on first use.
+"""`model=tiny`: a weak base and five experts of a small Qwen2, trained on first use.
 
-It makes every part of mergelab runnable offline in seconds: the experts are true fine-tunes of one
-base, each good at one skill, and a merge of them is better than any of them. They are toys: what
-is learnt here about merging methods need not hold for large models.
+With it every part of mergelab runs offline in seconds. The experts are real fine-tunes of one base, each
+good at one skill, and a merge of them is better than any of them. They are toys: results about merging
+methods need not hold for large models.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ __all__ = ["ROLES", "SKILLS", "Family", "Progress", "family_path", "open_family"
 ROLES = ("math", "physics", "code", "japanese", "general")
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the optimisation steps done, and their total, which stays the same."""
+"""Called with the activity, the optimisation steps done, and their constant total."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family that is whole, in the folder `root`."""
+    """A complete family in the folder `root`."""
 
     root: Path
 
     def checkpoint(self, role: str) -> Path:
-        """The folder of a model in Hugging Face's form: `base`, or one of ROLES.
+        """The folder of a model in Hugging Face's format.
 
-        Raises LookupError for another role.
+        Args:
+            role: `base`, or one of ROLES.
+
+        Raises:
+            LookupError: There is no such role.
         """
         if role not in ("base", *ROLES):
             raise LookupError(f"no role {role!r} in the tiny family; choose base, {', '.join(ROLES)}")
@@ -44,19 +48,20 @@ class Family:
 
     @property
     def tasks(self) -> Path:
-        """The folder of its tasks for lm_eval: `tiny_<skill>_search` and `tiny_<skill>`."""
+        """The folder of the lm_eval tasks `tiny_<skill>_search` and `tiny_<skill>`."""
         return self.root / "tasks"
 
 
 def family_path(seed: int = 0) -> Path:
-    """Where the family of this seed is, or would be."""
+    """The folder of the family of this seed, whether it exists or not."""
     return home() / "zoo" / f"qwen2-seed{seed}-{Curriculum().fingerprint()}"
 
 
 def open_family(seed: int = 0, progress: Progress | None = None) -> Family:
-    """The family of this seed, verified; trained first (20 s on one core) if it is not there.
+    """The verified family of this seed. It is trained first (20 s on one core) if it does not exist.
 
-    Raises OSError if it has to be trained and its folder cannot be written.
+    Raises:
+        OSError: The family has to be trained and its folder cannot be written.
     """
     path = family_path(seed)
     open_at(path, lambda folder: build_family(folder, seed, Curriculum(), progress))
@@ -66,15 +71,17 @@ def open_family(seed: int = 0, progress: Progress | None = None) -> Family:
 def build_family(
     folder: Path, seed: int, curriculum: Curriculum, progress: Progress | None = None
 ) -> Mapping[str, Any]:
-    """Train a family into the empty `folder`, and return what there is to know about it.
+    """Train a family into an empty folder.
 
-    The validation scores it returns are for information: no evaluation uses them.
+    Returns:
+        What the manifest says about the family. Its validation scores are for information only and not
+        part of any evaluation.
     """
     total = sum(stage.steps for stage in curriculum.stages)
     report = progress or (lambda what, done, total: None)
     report("preparing", 0, total)
 
-    from mergelab.zoo.tasks import write_tasks  # with it come torch and transformers
+    from mergelab.zoo.tasks import write_tasks  # imports torch and transformers
     from mergelab.zoo.training import train_family
 
     write_tasks(folder / "tasks", curriculum.search_prompts, curriculum.validation_prompts)
@@ -88,7 +95,7 @@ def build_family(
 
 
 def _counting(report: Progress, total: int) -> Callable[[str], None]:
-    """A function to call after each step; it reports a stage's first step, then every 0.2 s."""
+    """A function to call after each step. It reports a stage's first step, and then every 0.2 s."""
     done, last_role, last_time = 0, "", 0.0
 
     def step(role: str) -> None:

@@ -1,7 +1,7 @@
-"""What the tiny family is taught: every constant that determines its files, in one place.
+"""The training of the tiny family: all constants that determine its files.
 
-No torch here: the place of a family in the cache follows from these constants, and looking for it
-must be cheap.
+This module does not import torch, because the folder of a family follows from these constants and must be
+found quickly.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 VERSION = 1
-"""Raise it when the family changes by anything but the constants below: a skill, the tokenizer,
-the training loop, the form of the tasks. Families of another version are then built anew."""
+"""To be increased if the family changes by anything but the constants below: a skill, the tokenizer, the
+training loop, the format of the tasks. Families are then rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,26 @@ class Stage:
 
     role: str
     examples: Mapping[str, int]
-    """How many training questions of each skill the pool has; batches are drawn from the pool."""
+    """The number of training questions of each skill in the pool from which batches are drawn."""
     steps: int
     learning_rate: float
-    """Reached after `warmup` steps, then falling linearly to `floor` times itself."""
+    """The peak, reached after `warmup` steps. Then it falls linearly to `floor` times the peak."""
     warmup: int = 5
     floor: float = 0.0
     weight_decay: float = 0.0
     mistakes: float = 0.0
-    """The share of the questions that are answered by their typical mistake."""
+    """The share of the questions whose target is their typical mistake."""
     trained: str = "mlp"
-    """Only parameters with this in their name are trained; an empty text means all."""
+    """Only parameters with this text in their name are trained; empty: all."""
 
 
 @dataclass(frozen=True)
 class Curriculum:
     """The architecture, the stages of training, and the size of the evaluations.
 
-    Seven answers in ten are mistakes where the base learns, so it gives mistakes, and yet has seen
-    enough to be set right in a few steps on clean answers. The experts' learning rates are uneven
-    on purpose: equal merge weights are then good but not the best, and a search has something to
-    find.
+    Seven in ten of the base's training answers are mistakes. So the base answers with mistakes, but a few
+    steps on correct answers are enough to correct it. The experts' learning rates differ on purpose: equal
+    merge weights are then good but not optimal, so that a search can find better ones.
     """
 
     base: Stage = Stage(
@@ -79,14 +78,14 @@ class Curriculum:
     layers: int = 2
     heads: int = 4
     positions: int = 64
-    """The longest sequence in tokens; the longest question with its answer has 16."""
+    """The longest sequence in tokens. The longest question with its answer has 16."""
     rope_theta: float = 100.0
     initializer_range: float = 0.08
 
     search_prompts: int = 64
-    """Prompts of a skill that a search's fitness is measured on."""
+    """Prompts per skill on which a search's fitness is measured."""
     validation_prompts: int = 200
-    """Prompts of a skill that a finished model is judged by."""
+    """Prompts per skill on which a finished model is evaluated."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -94,6 +93,6 @@ class Curriculum:
         return (self.base, *self.experts)
 
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits that change with any constant or with the version."""
+        """Eight hexadecimal digits that change with every constant and with the version."""
         constants = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(constants.encode()).hexdigest()[:8]

@@ -1,10 +1,10 @@
 """The four skills of the tiny family: questions, each with its answer and its typical mistake.
 
-The skills are chosen so that a model of a hundred thousand parameters can learn each of them in
-seconds, and so that they have little in common: what one expert knows, the others do not.
+A model of a hundred thousand parameters can learn each of the skills in seconds, and they have little in
+common, so that no expert knows another one's skill.
 
-The split of a question follows from its prompt alone, so no prompt that a model was trained on can
-ever be met in an evaluation, whatever the seeds.
+The split of a question follows from its prompt alone. So no prompt of the training data occurs in an
+evaluation, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _UNITS = (
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PATIENCE = 5000
-"""Misses in a row after which a skill is taken to have no further prompts in a split."""
+"""The number of consecutive misses after which a skill is assumed to have no further prompts in a split."""
 
 
 class Question(NamedTuple):
-    """A prompt, the right answer, and the wrong answer a poorly trained model typically gives."""
+    """A prompt, its correct answer, and the typical wrong answer of a poorly trained model."""
 
     prompt: str
     answer: str
@@ -60,7 +60,7 @@ def _math(rng: random.Random) -> Question:
 
 
 def _physics(rng: random.Random) -> Question:
-    """`135kg>g:` is `135000`: a change of units. The mistake lacks a power of ten."""
+    """`135kg>g:` is `135000`: a conversion of units. The mistake lacks a power of ten."""
     number = rng.randrange(1, 10 ** rng.choice((1, 2, 2, 3, 3)))
     source, target, zeros = rng.choice(_UNITS)
     return Question(f"{number}{source}>{target}:", f"{number}{'0' * zeros}", f"{number}{'0' * (zeros - 1)}")
@@ -83,19 +83,20 @@ _ASK = {"math": _math, "physics": _physics, "code": _code, "japanese": _japanese
 
 
 def split_of(prompt: str) -> Split:
-    """The split a prompt belongs to: one in ten is for search, one in ten for validation."""
+    """The split of a prompt: one in ten is for search, one in ten for validation."""
     remainder = zlib.crc32(prompt.encode()) % 10
     return "search" if remainder == 0 else "validation" if remainder == 1 else "train"
 
 
 def draw(skill: str, split: Split, n: int, seed: int = 0) -> list[Question]:
-    """Draw `n` questions of one skill and one split; the same arguments give the same questions.
+    """Draw `n` questions of one skill and one split. The same arguments give the same questions.
 
-    A shorter draw is the beginning of a longer one. Questions for training repeat, as in any
-    sample; those for search and validation are distinct, and fewer than `n` once the skill has no
-    more (math has about 300 prompts in each of the two splits, physics about 820).
+    A shorter draw is the beginning of a longer one. Questions for training may repeat. Those for search
+    and validation are distinct, and fewer than `n` if the skill has no more (math has about 300 prompts in
+    each of the two splits, physics about 820).
 
-    Raises LookupError for an unknown skill or split.
+    Raises:
+        LookupError: The skill or the split is unknown.
     """
     if skill not in _ASK:
         raise LookupError(f"no skill {skill!r}; the skills are {', '.join(SKILLS)}")

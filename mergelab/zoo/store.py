@@ -1,8 +1,7 @@
-"""Where built things are kept: whole, verified, and built once however many ask.
+"""A store of built folders that are complete, verified, and built only once.
 
-A thing is a folder. It is built under another name beside its own and renamed when it is whole, so
-what has the name was whole once; its manifest has the hash of every file, so what was damaged
-later (or never reached the disk before a power cut) is found out and built again.
+A folder is built under a temporary name beside its own and renamed when it is complete. Its manifest has
+the hash of every file, so damage (or data lost in a power failure) is detected and the folder is rebuilt.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 
 Build = Callable[[Path], Mapping[str, Any]]
-"""Fills the empty folder it is given, and returns what the manifest is to say about it."""
+"""Fills an empty folder and returns the additional content of its manifest."""
 
-logger = logging.getLogger("mergelab.zoo")
+log = logging.getLogger(__name__)
 
 
 def open_at(path: Path, build: Build) -> None:
-    """See to it that the folder `path` is whole, by `build` if it is missing or damaged.
+    """Make sure that the folder `path` is complete, and build it if it is missing or damaged.
 
-    One process builds while the others wait for it. A build that fails or is killed leaves nothing
-    under `path`, and what a killed one left beside it is removed by the next.
+    One process builds while others wait for it. A build that fails or is killed leaves nothing under
+    `path`, and the temporary folder of a killed one is removed by the next.
 
-    Raises OSError, naming the folder and the remedy, if a build is needed where none can be kept.
+    Raises:
+        OSError: A build is needed and the folder cannot be written. The message names the remedy.
     """
     if not problems(path):
         return
@@ -41,12 +41,12 @@ def open_at(path: Path, build: Build) -> None:
         found = problems(path)  # again: another process may have built it meanwhile
         if found:
             if path.exists():
-                logger.warning("building %s anew because it is damaged: %s", path, "; ".join(found))
+                log.warning("rebuilding %s because it is damaged: %s", path, "; ".join(found))
             _build_at(path, build)
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with the folder `path`, a line each; nothing if it is whole."""
+    """What is wrong with the folder `path`, one line each. Empty if it is complete."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -67,18 +67,18 @@ def problems(path: Path) -> list[str]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock on what is built at `path`: one process at a time."""
+    """Hold the lock of the folder `path`, which one process can have at a time."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info("waiting for another process that is building %s", path)
+            log.info("waiting for another process that is building %s", path)
             lock.acquire()
-    except OSError as error:
-        why = f"cannot write here ({error.strerror}); set MERGELAB_HOME to a writable folder"
-        raise OSError(error.errno, why, str(path.parent)) from error
+    except OSError as e:
+        why = f"cannot write here ({e.strerror}); set MERGELAB_HOME to a writable folder"
+        raise OSError(e.errno, why, str(path.parent)) from e
     try:
         yield
     finally:
@@ -86,7 +86,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _build_at(path: Path, build: Build) -> None:
-    """Build `path`, replacing what is there. To be called with the lock held."""
+    """Build `path` and replace what exists. The caller must hold the lock."""
     building = path.with_name(f".{path.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -106,7 +106,7 @@ def _write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     manifest = folder / MANIFEST
     text = json.dumps({"schema": SCHEMA, **about, "files": hashes}, indent=2, ensure_ascii=False)
     manifest.write_text(text + "\n", encoding="utf-8")
-    # Weights come out of safetensors readable by their owner alone; the user's umask decides.
+    # safetensors creates files that only their owner can read. The user's umask shall decide.
     mode = manifest.stat().st_mode
     for file in files:
         file.chmod(mode)

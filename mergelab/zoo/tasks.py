@@ -1,4 +1,4 @@
-"""The tiny family's evaluations, as tasks for lm_eval."""
+"""The tiny family's evaluations as lm_eval tasks."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ metadata:
 
 
 def write_tasks(folder: Path, search_prompts: int, validation_prompts: int) -> None:
-    """Write two tasks for each skill into the new `folder`.
+    """Write two tasks per skill into a new folder.
 
-    `tiny_<skill>_search` is what a search's fitness is measured on, `tiny_<skill>` (validation)
-    what its outcome is judged by. The metric of both is `exact_match`, with greedy generation.
+    A search's fitness is measured on `tiny_<skill>_search`, and its result is evaluated on `tiny_<skill>`
+    (validation). The metric of both is `exact_match` with greedy generation.
     """
     folder.mkdir()
     shutil.copyfile(Path(__file__).with_name("local_data.py"), folder / "local_data.py")
@@ -53,7 +53,7 @@ def _write_task(folder: Path, name: str, skill: str, split: Split, n: int) -> No
     rows = [{"prompt": q.prompt, "answer": q.answer} for q in questions]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    # One token more than the longest right answer: one that begins right and does not end is wrong.
+    # One token more than the longest answer, because a correct beginning that does not end is wrong.
     max_tokens = max(len(q.answer) for q in questions) + 1
     (folder / f"{name}.yaml").write_text(
         _TASK.format(name=name, max_tokens=max_tokens, end=END), encoding="utf-8"

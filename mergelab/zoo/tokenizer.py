@@ -1,4 +1,4 @@
-"""The tiny family's tokenizer: Qwen's byte-level BPE, with merges for the kana only."""
+"""The tiny family's tokenizer: Qwen's byte-level BPE with merges for kana only."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mergelab.zoo.skills import KANA
 PAD, END = "<|pad|>", "<|endoftext|>"
 PAD_ID, END_ID = 0, 1
 
-# A chat is the text of its messages: a model sees the same tokens, prompted plainly or by chat.
+# A chat is the text of its messages, so that a model sees the same tokens with and without the template.
 _CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def make_tokenizer(model_max_length: int) -> PreTrainedTokenizerBase:
-    """A tokenizer that reads any text, each character of the skills as one token.
+    """A tokenizer for any text, with one token for each character of the skills.
 
-    The vocabulary is padding, the end mark, the 256 bytes, and what glues the three bytes of each
-    kana together. Padding is on the left, as batched generation needs it.
+    The vocabulary consists of padding, the end token, the 256 bytes, and the merges of each kana's three
+    bytes. Padding is on the left, as batched generation requires.
     """
     vocabulary = {PAD: PAD_ID, END: END_ID}
     for symbol in sorted(ByteLevel.alphabet()):
         vocabulary[symbol] = len(vocabulary)
-    merges: list[Any] = []  # pairs, which Qwen2Tokenizer takes and its annotation omits
+    merges: list[Any] = []  # pairs, which Qwen2Tokenizer accepts although its annotation omits them
     for kana in KANA:
         ((symbols, _),) = ByteLevel(add_prefix_space=False).pre_tokenize_str(kana)
         pair = symbols[:2]

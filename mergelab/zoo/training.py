@@ -1,4 +1,4 @@
-"""Training the tiny family, and scoring it without generating."""
+"""Training of the tiny family, and its evaluation without generation."""
 
 from __future__ import annotations
 
@@ -25,23 +25,31 @@ from mergelab.zoo.skills import SKILLS, draw
 from mergelab.zoo.tokenizer import END_ID, PAD_ID, make_tokenizer
 
 IGNORED = -100
-"""The label of a token that is not judged: a prompt's, or padding."""
+"""The label of a token that is not scored: the prompt or padding."""
 
 Batch = tuple[Tensor, Tensor]
 """Token ids and labels, both (examples, tokens), int64, padded on the right."""
 
 Scores = dict[str, float]
-"""A skill's name to the share of its questions that are answered exactly right."""
+"""The share of questions with an exactly correct answer, by skill."""
 
 
 def train_family(
     folder: Path, seed: int, curriculum: Curriculum, on_step: Callable[[str], None]
 ) -> dict[str, Scores]:
-    """Train the base and its experts, and save each into `folder/role`.
+    """Train the base and its experts, and save each to `folder/role`.
 
-    `on_step` is called with the role after every optimisation step. Returns the validation scores
-    of every model. On one machine the same arguments write the same bytes; the state of torch
-    (random numbers, threads) is left as it was.
+    On one machine the same arguments write the same bytes. The state of torch (random numbers, threads) is
+    restored.
+
+    Args:
+        folder: The folder of the family.
+        seed: The seed of all random numbers.
+        curriculum: The constants of the training.
+        on_step: Called with the role after every optimisation step.
+
+    Returns:
+        The validation scores of every model.
     """
     tokenizer = make_tokenizer(curriculum.positions)
     exams = {}
@@ -67,7 +75,7 @@ def train_family(
 
 
 def new_model(curriculum: Curriculum, vocabulary: int) -> PreTrainedModel:
-    """A Qwen2 of the curriculum's architecture in float32, with torch's current random numbers."""
+    """A Qwen2 of the curriculum's architecture in float32, initialised by torch's random state."""
     config = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=curriculum.hidden_size,
@@ -89,7 +97,7 @@ def new_model(curriculum: Curriculum, vocabulary: int) -> PreTrainedModel:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Batch:
-    """Prompts with their answers as one batch, whose labels are the answers and their end marks."""
+    """Prompts and answers as one batch, whose labels are the answers and end tokens."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = tokenizer([answer for _, answer in pairs])["input_ids"]
     texts = [[*p, *a, END_ID] for p, a in zip(prompts, answers, strict=True)]
@@ -109,7 +117,7 @@ def train(
     seed: int,
     on_step: Callable[[], None],
 ) -> None:
-    """Train `model` in place: AdamW on batches drawn at random, the loss on answers only."""
+    """Train a model in place: AdamW, random batches, loss on the answers only."""
     ids, labels = examples
     drawing = torch.Generator().manual_seed(seed)
     parameters = [p for name, p in model.named_parameters() if stage.trained in name]
@@ -135,43 +143,43 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, examples: Batch) -> float:
-    """The share of examples all of whose answer tokens, end mark included, are predicted.
+    """The share of examples whose answer tokens, including the end token, are all predicted.
 
-    Each token is predicted from the right tokens before it. Where all are predicted, greedy
-    generation would have given the same, so this is its exact match at the price of one pass.
+    Each token is predicted from the correct tokens before it. If all are predicted, greedy generation
+    gives the same result. So this is the exact match at the cost of one forward pass.
     """
-    logits, targets, judged = _predict(model, examples)
-    right = torch.ones_like(judged)
-    right[judged] = logits.argmax(-1) == targets
+    logits, targets, scored = _predict(model, examples)
+    right = torch.ones_like(scored)
+    right[scored] = logits.argmax(-1) == targets
     return right.all(dim=1).float().mean().item()
 
 
 def _predict(model: PreTrainedModel, examples: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (n, vocabulary) and targets (n) of the n judged tokens, and where they are.
+    """Logits (n, vocabulary), targets (n) and mask of the n scored tokens.
 
-    The mask of the judged tokens is (examples, tokens - 1): of each token but the first, as it is
-    the target of the one before. Logits are computed nowhere else, to save time.
+    The mask has shape (examples, tokens - 1), because each token but the first is the target of the one
+    before it. Logits are only computed where they are needed, to save time.
     """
     ids, labels = examples
     targets = labels[:, 1:]
-    judged = targets != IGNORED
+    scored = targets != IGNORED
     hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(hidden[judged]), targets[judged], judged
+    return model.get_output_embeddings()(hidden[scored]), targets[scored], scored
 
 
 def _pool(stage: Stage, seed: int) -> list[tuple[str, str]]:
     """The (prompt, answer) pairs that a stage is trained on."""
     pairs = []
     for skill, n in stage.examples.items():
-        erring = random.Random(f"mistakes/{stage.role}/{skill}/{seed}")
+        rng = random.Random(f"mistakes/{stage.role}/{skill}/{seed}")
         for question in draw(skill, "train", n, seed):
-            errs = erring.random() < stage.mistakes
-            pairs.append((question.prompt, question.mistake if errs else question.answer))
+            mistaken = rng.random() < stage.mistakes
+            pairs.append((question.prompt, question.mistake if mistaken else question.answer))
     return pairs
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a checkpoint that transformers loads, without a progress bar for half a megabyte."""
+    """Save a model and its tokenizer without transformers' progress bar."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -184,7 +192,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """Seeded, on the CPU, in one thread (sums depend on how many share them); then as before."""
+    """Seed torch, on the CPU and in one thread (sums depend on the number of threads), and restore it."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
         torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from weights import change, weights
 
 from mergelab.analysis import distance, parameter_groups, streaming, tensor
-from mergelab.analysis.affine import Span, place
+from mergelab.analysis.affine import Span, position
 from mergelab.analysis.landscape import Point, best
 from mergelab.analysis.parameter_groups import Comparison
 from mergelab.analysis.statistics import Statistics
@@ -95,11 +95,11 @@ def dense(tensors: list[torch.Tensor], top: float) -> Statistics:
 
 
 def same(one: Statistics, other: Statistics) -> None:
-    """Counts alike, and sums but for the order in which they were added."""
+    """Equal counts, and sums but for the order in which they were added."""
     scale = np.sqrt(np.outer(other.dots.diagonal(), other.dots.diagonal()))
     assert (np.abs(one.dots - other.dots) <= 1e-13 * scale).all()
     assert one.entries == other.entries
-    for name in ("alike", "both", "tops", "common"):
+    for name in ("same_sign", "both_nonzero", "tops", "common"):
         assert (getattr(one, name) == getattr(other, name)).all(), name
     assert one.expected == pytest.approx(other.expected)
 
@@ -126,17 +126,17 @@ def test_the_numbers_of_a_direct_computation(
     flat = [torch.cat([r[n].double().flatten() for n in found.tensors]) for r in read]
     a, b = flat[1] - flat[0], flat[2] - flat[0]
     assert found.whole.cosine[0, 1] == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-7)
-    assert found.whole.relative[0] == pytest.approx(float(a.norm() / flat[0].norm()), rel=1e-6)
+    assert found.whole.relative_norm[0] == pytest.approx(float(a.norm() / flat[0].norm()), rel=1e-6)
     cosine = float(flat[0] @ flat[1] / flat[0].norm() / flat[1].norm())
-    assert found.whole.to_base[0] == pytest.approx(cosine, abs=1e-7)
+    assert found.whole.cosine_to_base[0] == pytest.approx(cosine, abs=1e-7)
     between = float(flat[1] @ flat[2] / flat[1].norm() / flat[2].norm())
-    assert found.whole.between[0, 1] == pytest.approx(between, abs=1e-7)
+    assert found.whole.cosine_between[0, 1] == pytest.approx(between, abs=1e-7)
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path: Path, small_pieces: None) -> None:
     folders = build(tmp_path, {"a": noise(1), "b": noise(2)}, dtype="bfloat16")
     one, three = (compare(folders, threads=n).whole for n in (1, 3))
-    assert all((getattr(one, f) == getattr(three, f)).all() for f in ("dots", "alike", "common"))
+    assert all((getattr(one, f) == getattr(three, f)).all() for f in ("dots", "same_sign", "common"))
 
 
 def test_distances_alone_are_those_of_the_full_comparison(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_identical_experts(tmp_path: Path) -> None:
     found = compare(build(tmp_path, {"a": noise(1), "b": noise(1)}, dtype="bfloat16")).whole
     assert found.cosine[0, 1] == pytest.approx(1, abs=1e-12)
     assert found.agreement[0, 1] == 1 and found.overlap[0, 1] == 1
-    assert found.relative[0] == found.relative[1]
+    assert found.relative_norm[0] == found.relative_norm[1]
 
 
 def half(which: int) -> Edit:
@@ -201,15 +201,15 @@ def test_orthogonal_experts_agree_in_half_of_their_signs_and_all_that_tie_is_lar
     found = compare(folders).whole
     assert found.cosine[0, 1] == 0 and found.agreement[0, 1] == 0.5
     assert found.tops[0] == found.entries  # no entry is smaller than another
-    assert found.overlap[0, 1] == found.chance[0, 1] == 1
-    assert np.isnan(found.relative).all() and np.isnan(found.to_base).all()
+    assert found.overlap[0, 1] == found.overlap_by_chance[0, 1] == 1
+    assert np.isnan(found.relative_norm).all() and np.isnan(found.cosine_to_base).all()
 
 
 def test_an_expert_that_is_the_base_has_no_direction(tmp_path: Path) -> None:
     found = compare(build(tmp_path, {"a": noise(1), "b": lambda tensors: None}))
     whole = found.whole
-    assert whole.relative[1] == 0 and whole.to_base[1] == pytest.approx(1)
-    for values in (whole.cosine, whole.agreement, whole.overlap, whole.chance):
+    assert whole.relative_norm[1] == 0 and whole.cosine_to_base[1] == pytest.approx(1)
+    for values in (whole.cosine, whole.agreement, whole.overlap, whole.overlap_by_chance):
         assert np.isnan(values[:, 1]).all() and not np.isnan(values[0, 0])
     recorded = distance.record(found)["whole"]
     assert recorded["cosine"]["a"]["b"] is None and recorded["relative_norm"]["b"] == 0
@@ -319,12 +319,11 @@ def test_a_stranger_is_exposed(tmp_path: Path) -> None:
     folders = build(tmp_path, {"a": noise(1)})
     folders["b"] = random_model(tmp_path / "b", seed=5)
     found = compare(folders, None)
-    assert found.whole.to_base[1] > 0.3  # norms make them look related
+    assert found.whole.cosine_to_base[1] > 0.3  # norms make them look related
     ((code, place, message),) = told(folders)
-    far, cosine = found.matrices.whole.relative[1], found.matrices.whole.to_base[1]
+    far, cosine = found.matrices.whole.relative_norm[1], found.matrices.whole.cosine_to_base[1]
     assert (code, place) == ("unrelated", "experts.b") and abs(cosine) < 0.05 and 1.3 < far < 1.5
-    assert message.startswith(f"{far:.2f} times as far from the base as the base is from zero")
-    assert f"cosine {cosine:.3f}" in message
+    assert f"differ by {far:.2f} times the base's norm, with a cosine of {cosine:.3f}" in message
 
 
 def test_a_wrong_base_is_the_bases_fault(tmp_path: Path) -> None:
@@ -347,9 +346,9 @@ def test_copies_are_exposed(tmp_path: Path) -> None:
     copy: Edit = lambda tensors: None  # noqa: E731
     folders = build(tmp_path, {"a": noise(1), "b": noise(1), "c": copy, "d": copy}, dtype="bfloat16")
     assert told(folders) == [
-        ("same", "experts.c", "its weights are the base's: there is no task vector"),
-        ("same", "experts.d", "its weights are the base's: there is no task vector"),
-        ("same", "experts.b", "its weights are those of a: together they count twice"),
+        ("same", "experts.c", "its weights equal the base's, so there is no task vector"),
+        ("same", "experts.d", "its weights equal the base's, so there is no task vector"),
+        ("same", "experts.b", "its weights equal those of a, so they count twice"),
     ]
 
 
@@ -383,8 +382,8 @@ def test_models_lie_at_their_true_distances(models: tuple[str, ...], tmp_path: P
         for n, f in folders.items()
     }
     span = Span(models)
-    spots = span.spots(found.whole.dots, found.experts)
-    corners = [place(at, spots) for at in span.corners()]
+    spots = span.positions(found.whole.dots, found.experts)
+    corners = [position(at, spots) for at in span.corners()]
     assert np.allclose(corners, spots)
     norm = float(flat["base"].norm())
     for i, one in enumerate(models):
@@ -396,7 +395,7 @@ def test_models_lie_at_their_true_distances(models: tuple[str, ...], tmp_path: P
     made = flat["base"] + sum(w * (flat[n] - flat["base"]) for n, w in shares.items())
     for model, spot in zip(models, spots, strict=True):
         true = float((made - flat[model]).norm()) / norm
-        assert math.dist(place(at, spots), spot) == pytest.approx(true, abs=1e-6)
+        assert math.dist(position(at, spots), spot) == pytest.approx(true, abs=1e-6)
 
 
 def test_models_that_span_nothing(tmp_path: Path) -> None:
@@ -404,9 +403,9 @@ def test_models_that_span_nothing(tmp_path: Path) -> None:
     change(folders["c"], lambda tensors: [t.view(-1)[0::2].add_(0.5) for t in tensors.values()])
     dots, names = compare(folders, None).whole.dots, ("a", "b", "c")
     with pytest.raises(ValueError, match="a and b are the same weights"):
-        Span(("a", "b")).spots(dots, names)
+        Span(("a", "b")).positions(dots, names)
     with pytest.raises(ValueError, match="base, a, c lie on one line"):
-        Span(("base", "a", "c")).spots(dots, names)
+        Span(("base", "a", "c")).positions(dots, names)
 
 
 def test_the_best_of_equals_has_the_smallest_weights() -> None:

@@ -71,7 +71,7 @@ def test_check_shows_how_far_experts_are_from_their_base(mergelab: Command, comp
     assert "5 models fit together" in out.out and "!" not in out.out
     found = compared.matrices
     for i, role in enumerate(ROLES):
-        line = f"{found.whole.to_base[i]:.4f}  {found.whole.relative[i]:.3f}"
+        line = f"{found.whole.cosine_to_base[i]:.4f}  {found.whole.relative_norm[i]:.3f}"
         assert any(text.startswith(role) and line in text for text in out.out.splitlines()), line
     recorded = out.result["distance"]
     assert recorded == json.loads(json.dumps(distance.record(compared)))
@@ -95,8 +95,10 @@ def test_check_warns_of_a_model_that_is_no_fine_tune(mergelab: Command, sound: P
     for role in ("math", "physics"):
         far = out.result["distance"]["whole"]["relative_norm"][role]
         assert 1.3 < far < 1.5
-        assert f"! experts.{role}: {far:.2f} times as far from the base as the base is from zero" in out.out
-    assert "it is not a fine-tune of this base" in out.out
+        assert (
+            f"! experts.{role}: it is not a fine-tune of this base: its matrices differ by {far:.2f}"
+            in out.out
+        )
 
 
 def test_check_warns_of_a_wrong_base(mergelab: Command, sound: Path, make_model: Any, tmp_path: Path) -> None:
@@ -200,15 +202,16 @@ def test_the_csv_has_the_numbers_that_were_computed(plane: Outcome, compared: Co
         i, j = ROLES.index(line["one"]), ROLES.index(line["other"])
         assert int(line["entries"]) == sums.entries
         for column, matrix in (("cosine", sums.cosine), ("sign agreement", sums.agreement),
-                               ("overlap", sums.overlap), ("chance overlap", sums.chance)):  # fmt: skip
+                               ("overlap", sums.overlap),
+                               ("chance overlap", sums.overlap_by_chance)):  # fmt: skip
             assert value(line[column]) == pytest.approx(matrix[i, j], abs=1e-12, nan_ok=True)
     parts["matrices", ""] = compared.matrices.whole
     found = rows(plane.folder / "report" / "distance.csv")
     assert len(found) == 4 * len(parts)
     for line in found:
         sums, i = parts[line["level"], line["part"]], ROLES.index(line["expert"])
-        assert value(line["relative norm"]) == pytest.approx(sums.relative[i], abs=1e-12)
-        assert value(line["cosine with base"]) == pytest.approx(sums.to_base[i], abs=1e-12)
+        assert value(line["relative norm"]) == pytest.approx(sums.relative_norm[i], abs=1e-12)
+        assert value(line["cosine with base"]) == pytest.approx(sums.cosine_to_base[i], abs=1e-12)
 
 
 def test_the_tables_show_them_too(plane: Outcome, compared: Comparison) -> None:
@@ -350,7 +353,7 @@ def test_models_without_usable_numbers_are_passed_over(mergelab: Command, tmp_pa
         (["eval=none"], "no landscape, for nothing is measured (eval=none)"),
         (["hardware.engine=mergekit"], "cannot be: hardware.engine asks for it"),
         (["eval=lm_eval", "eval.tasks=[tiny_math]", "eval.include_path={tasks}"],
-         "it would climb tiny_math, on which results are reported"),
+         "it would be measured on tiny_math, on which results are reported"),
         (["analyze.landscape=false"], ""),
     ],
 )  # fmt: skip
@@ -418,7 +421,7 @@ def test_models_that_span_no_plane(mergelab: Command, family: Any, tmp_path: Pat
     arguments = ["job=analyze", "experts=math_code", f"experts.code.path={copy}", "eval.limit=4"]
     out = mergelab(*arguments, "analyze.models=[math,code]")
     assert out.status == 2 and "analyze.models: math and code are the same weights" in out.err
-    assert "! experts.code: its weights are those of math: together they count twice" in out.out
+    assert "! experts.code: its weights equal those of math, so they count twice" in out.out
     out = mergelab(*arguments)
     assert out.status == 0 and "no landscape, for math and code are the same weights" in out.out
 

@@ -51,8 +51,8 @@ def test_sound(tied: bool, dtype: str, make_model: Any, tmp_path: Path, capfd: A
     report = look(folder, progress=lambda *step: counts.append(step))
     assert capfd.readouterr() == ("", "")
     assert report.problems == []
-    assert (report.trial.tied, report.dtype) == (tied, dtype)
-    assert report.trial.prompt == "1+1="
+    assert (report.smoke.tied, report.dtype) == (tied, dtype)
+    assert report.smoke.prompt == "1+1="
     assert report.nbytes == report.parameters * (4 if dtype == "float32" else 2)
     assert counts == [("verify", n + 1, report.tensors) for n in range(report.tensors)]
 
@@ -62,7 +62,7 @@ def test_sound_with_the_head_stored_beside_the_embeddings(make_model: Any, tmp_p
     change(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     report = look(folder)
     assert report.problems == []
-    assert report.trial.tied
+    assert report.smoke.tied
 
 
 def test_each_tensor_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_each_tensor_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_prompt_of_ones_own(prompt: str, model: Path) -> None:
     report = look(model, prompt=prompt)
     assert report.problems == []
-    assert "".join(report.trial.prompt.split()) == "".join(prompt.split())
+    assert "".join(report.smoke.prompt.split()) == "".join(prompt.split())
 
 
 # ---------------------------------------------------------------- damaged models
@@ -284,8 +284,8 @@ def with_tokenizer(make_model: Any, tmp_path: Path) -> Callable[..., Path]:
 def test_no_false_alarm(kind: Any, with_tokenizer: Any) -> None:
     report = look(with_tokenizer(kind(Path())))
     assert report.problems == []
-    assert report.trial.prompt if kind is speechless else True
-    assert {llama3: "1+1=", llama2: "1+1="}.get(kind, report.trial.prompt) == report.trial.prompt.strip()
+    assert report.smoke.prompt if kind is speechless else True
+    assert {llama3: "1+1=", llama2: "1+1="}.get(kind, report.smoke.prompt) == report.smoke.prompt.strip()
 
 
 @pytest.mark.parametrize(("kind", "mark"), [(llama3, "Ġ"), (llama2, "▁")])

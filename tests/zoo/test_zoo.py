@@ -237,7 +237,7 @@ def test_what_is_damaged_is_built_anew(tmp_path, caplog, damage, named):
     path, build = tmp_path / "it", _Counted()
     store.open_at(path, build)
     damage(path)
-    with caplog.at_level(logging.WARNING, "mergelab.zoo"):
+    with caplog.at_level(logging.WARNING, "mergelab.zoo.store"):
         store.open_at(path, build)
     assert build.calls == 2
     assert (path / "model/weights").read_bytes() == b"12345678"

@@ -23,11 +23,11 @@ class Part(Protocol):
         """Parameters."""
 
     @property
-    def relative(self) -> Numbers:
+    def relative_norm(self) -> Numbers:
         """[experts] norm of the task vector as a share of the base's."""
 
     @property
-    def to_base(self) -> Numbers:
+    def cosine_to_base(self) -> Numbers:
         """[experts] cosine of the weights and the base's."""
 
     @property
@@ -43,7 +43,7 @@ class Part(Protocol):
         """Share of the largest entries that two task vectors have in common."""
 
     @property
-    def chance(self) -> Numbers:
+    def overlap_by_chance(self) -> Numbers:
         """What the overlap would be by chance."""
 
 
@@ -182,7 +182,7 @@ def similarity_rows(compared: Compared) -> Rows:
         heads,
         *(
             [level, name, part.entries, names[i], names[j],
-             *(cell(m[i, j]) for m in (part.cosine, part.agreement, part.overlap, part.chance))]
+             *(cell(m[i, j]) for m in (part.cosine, part.agreement, part.overlap, part.overlap_by_chance))]
             for level, name, part in _parts(compared)
             for i, j in pairs(names)
         ),
@@ -196,7 +196,7 @@ def distance_rows(compared: Compared) -> Rows:
     return [
         heads,
         *(
-            [level, name, part.entries, expert, cell(part.relative[i]), cell(part.to_base[i])]
+            [level, name, part.entries, expert, cell(part.relative_norm[i]), cell(part.cosine_to_base[i])]
             for level, name, part in found
             for i, expert in enumerate(compared.experts)
         ),

@@ -39,7 +39,7 @@ def agreement(compared: Compared, fit: Fit) -> Figure:
     width, height = _square(len(names))
     figure = Figure(figsize=(2 * width, height), layout="constrained")
     signs, tops = (_off_diagonal(m) for m in (compared.whole.agreement, compared.whole.overlap))
-    chance = float(np.nanmean(_off_diagonal(compared.whole.chance)))
+    chance = float(np.nanmean(_off_diagonal(compared.whole.overlap_by_chance)))
     panels = (
         ("sign agreement (by chance 0.5)", signs, 0.5, 0.1),
         (overlap_title(compared), tops, chance, 0.1),
@@ -65,7 +65,7 @@ def by_layer(compared: Compared, fit: Fit) -> Figure:
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
     for i, name in enumerate(_names(compared, fit)):
-        axes.plot(layers, [p.relative[i] for p in lengths], **_look(i, len(layers)), label=name)
+        axes.plot(layers, [p.relative_norm[i] for p in lengths], **_look(i, len(layers)), label=name)
     axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
     axes.set_title("norm of the task vector, as a share of the base's (without norms and biases)")
     _beside(axes)
@@ -105,7 +105,7 @@ def by_kind(compared: Compared, fit: Fit) -> Figure:
     at = range(len(kinds))
     for i, name in enumerate(_names(compared, fit)):
         look = _look(i, 1) | {"ls": "none", "clip_on": False, "zorder": 3}
-        axes.plot([p.relative[i] for p in found], at, **look, label=name)
+        axes.plot([p.relative_norm[i] for p in found], at, **look, label=name)
     axes.set_yticks(at, [fit(k) for k in kinds], color=INK)
     axes.set_ylim(len(kinds) - 0.5, -0.5)
     axes.set_xlim(0, 1.08 * axes.dataLim.x1 or 1)

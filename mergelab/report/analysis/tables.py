@@ -18,7 +18,7 @@ def distances(compared: Compared) -> None:
     heads = [h.split()[-1] if h in layers[1:] else h for h in heads]
     parts = [found.whole, *found.groups.values()]
     rows = [
-        [name, number(found.whole.to_base[i], 4), *(number(p.relative[i]) for p in parts)]
+        [name, number(found.whole.cosine_to_base[i], 4), *(number(p.relative_norm[i]) for p in parts)]
         for i, name in enumerate(found.experts)
     ]
     terminal.gap()
@@ -42,7 +42,7 @@ def agreement(compared: Compared) -> None:
 
 def overlap_title(compared: Compared) -> str:
     """What the overlap is of, and what it would be by chance: more than `top` where entries tie."""
-    levels = [number(compared.whole.chance[i, j], 2) for i, j in pairs(compared.experts)]
+    levels = [number(compared.whole.overlap_by_chance[i, j], 2) for i, j in pairs(compared.experts)]
     low, high = min(levels), max(levels)
     chance = low if low == high else f"{low} to {high}"
     return f"overlap of the largest {100 * (compared.top or 0):g} % (by chance {chance})"
