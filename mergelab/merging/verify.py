@@ -37,7 +37,7 @@ class Report:
 
     def summary(self) -> str:
         """One line on a sound model."""
-        tied = ", tied embeddings" if self.trial.tied else ""
+        tied = ", tied embeddings" if self.smoke.tied else ""
         return f"{self.tensors} tensors, all finite{tied}, loads, generates"
 
     def json(self) -> dict[str, Any]:

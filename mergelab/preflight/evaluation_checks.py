@@ -1,4 +1,4 @@
-"""How models are loaded to be measured or asked: `hardware.quantize` and `eval.backend`."""
+"""Checks of how models are loaded for evaluation and generation: hardware.quantize and eval.backend."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def check(run: Run) -> Iterator[Finding]:
-    """What cannot be loaded in that way, here or anywhere."""
+    """Check that models can be loaded in this way."""
     yield from _check_quantize(run)
     if run.eval.backend == "vllm" and evaluation.measures_anything(run.eval):
         yield from _check_vllm(run)
 
 
 def _not_installed(run: Run, package: str, key: str, message: str, extra: str) -> Iterator[Finding]:
-    """What is needed here, and of a plan elsewhere."""
+    """Report a missing package: an error here, and a warning for a plan, which may run elsewhere."""
     if loads_models(run) and find_spec(package) is None:
         severity: Severity = "warning" if any(s.elsewhere for s in steps_of(run)) else "error"
         yield Finding(severity, "not-installed", key, message, f"pip install 'mergelab[{extra}]'")
@@ -49,22 +49,22 @@ def _check_vllm(run: Run) -> Iterator[Finding]:
         yield error("setting", key, message, "Set eval.backend=hf, or hardware=gpu.")
     elif h.device not in ("cuda", "cuda:0"):
         n = h.device.partition(":")[2]
-        message = f"vllm takes the first GPUs that it sees, and hardware.device={h.device}"
-        remedy = f"Set hardware.device=cuda, and CUDA_VISIBLE_DEVICES={n} before."
+        message = f"vllm uses the first GPUs that it sees, but hardware.device={h.device}"
+        remedy = f"Set hardware.device=cuda and the environment variable CUDA_VISIBLE_DEVICES={n}."
         yield error("setting", key, message, remedy)
     if h.quantize == "int8":
-        message = "vllm turns weights into int4 while it loads them, but not into int8"
+        message = "vllm quantizes weights to int4 while loading them, but not to int8"
         remedy = "Set hardware.quantize=int4, or eval.backend=hf."
         yield error("setting", "hardware.quantize", message, remedy)
     yield from _not_installed(run, "vllm", key, "vllm is not installed", "vllm")
 
 
-def check_model(run: Run, facts: ModelMetadata, place: str) -> Iterator[Finding]:
-    """What of a model keeps all its bits although `hardware.quantize` asks for fewer."""
+def check_model(run: Run, facts: ModelMetadata, key: str) -> Iterator[Finding]:
+    """Report the weights of a model that `hardware.quantize` does not quantize."""
     experts = next((facts.text_config[k] for k in EXPERTS if facts.text_config.get(k)), 0)
     if run.hardware.quantize != "none" and loads_models(run) and isinstance(experts, int) and experts > 1:
         message = (
             f"only its attention is measured in {run.hardware.quantize}: transformers packs the weights "
             "of all experts into one tensor, which is not a linear layer"
         )
-        yield note("unquantized", place, message)
+        yield note("unquantized", key, message)

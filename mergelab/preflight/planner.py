@@ -1,4 +1,4 @@
-"""From a Run to a Plan: the models, the recipe, the findings, the estimate."""
+"""Planning: from a Run to a Plan with models, recipe, findings and estimate."""
 
 from __future__ import annotations
 
@@ -85,18 +85,20 @@ def examine(
     more: Iterable[Finding] = (),
     there: Callable[[Mapping[str, Any]], int] = lambda recipe: 0,
 ) -> Plan:
-    """Plan a run without reading a weight.
+    """Plan a run without reading any weights.
 
     Args:
-        run: the composed run.
-        output: where the model will go.
-        overrides: what the user typed, to tell a setting that has no effect from a default.
-        zoo: the folder of a role of the tiny family, which it may have to build.
-        merges: whether a merge is asked for; otherwise only the models are looked at.
-        missing_severity: the severity of what this machine lacks: a model of the hub, a
-            device, room on the disk.
-        more: findings of other parts, to be reported together with these.
-        there: bytes of a recipe's output that an interrupted merge has left on the output's disk.
+        run: The composed run.
+        output: The folder of the merged model.
+        overrides: What the user typed, to distinguish a setting without effect from a default.
+        zoo: Returns the folder of a role of the tiny family, training it if needed.
+        merges: Whether the run merges. Otherwise only the models are checked.
+        missing_severity: The severity of what this machine lacks: a hub model, a device, disk space.
+        more: Findings of other parts, to be reported together with these.
+        there: Bytes of a recipe's output that an interrupted merge has left on the disk.
+
+    Returns:
+        The plan, which has the errors as findings.
     """
     typed = list(overrides)
     asked = resolve_inputs.find(run, zoo)
@@ -135,12 +137,12 @@ def examine(
 
 
 def _stops(f: Finding) -> bool:
-    """Whether an error leaves nothing to choose an engine for."""
+    """Whether a finding is an error after which no engine can be chosen."""
     return f.severity == "error" and (f.code not in MAY_PASS or f.code == "pickled")
 
 
 def _assumed(run: Run) -> ModelMetadata | None:
-    """The base as its model file describes it, where its files are not here."""
+    """The base as its model file describes it, for use without its files."""
     config = dict(run.model.architecture)
     shapes = architecture.shapes(config) if config and not resolve_inputs.reads_file(run) else None
     if not shapes:
@@ -153,23 +155,28 @@ def _assumed(run: Run) -> ModelMetadata | None:
 def _check_absent(
     run: Run, sources: list[Source], shape: ModelMetadata | None, severity: Severity
 ) -> Iterator[Finding]:
-    """Hub models that are not here: why, and what therefore could not be checked."""
+    """Report hub models that are not on this machine, and what could therefore not be checked."""
     absent = [part for s in sources for part in s.parts if part.absent]
     yield from hub_access.ask(absent, severity, gated=run.model.gated)
     if not absent or severity == "error":
         return
     what = ", ".join(s.name for s in absent)
     if shape is None:
-        yield warning("unchecked", what, "not here, and their shapes are not known: nothing could be checked")
+        yield warning(
+            "unchecked", what, "not on this machine, and their shapes are unknown: nothing could be checked"
+        )
         return
-    message = "not here: planned with the base's shapes; config.json, tensors, tokenizers and chat templates"
-    yield note("unchecked", what, f"{message} could not be checked")
+    message = (
+        "not on this machine: planned with the base's shapes; config.json, tensors, tokenizers and chat "
+        "templates could not be checked"
+    )
+    yield note("unchecked", what, message)
 
 
 def _check_models(
     run: Run, asked: Inputs, facts: Mapping[str, ModelMetadata], assumed: ModelMetadata | None
 ) -> Iterator[Finding]:
-    """Each model by itself, and beside the one that they must all be related to."""
+    """Check each model by itself, and compare it with the one that all must be related to."""
     fitted = run.model.tokenizer is not None
     sliced = False
     if asked.file is not None:
@@ -199,7 +206,7 @@ def _check_models(
 def _reference(
     asked: Inputs, facts: Mapping[str, ModelMetadata], assumed: ModelMetadata | None
 ) -> tuple[ModelMetadata | None, str]:
-    """What every model is compared with: the base, else what is known of it, else the first model."""
+    """What every model is compared with: the base, else its description, else the first model."""
     names = [s.name for s in asked.sources]
     if assumed and "base" in names and "base" not in facts:
         return assumed, "the family's"
@@ -281,9 +288,10 @@ def _estimate(
 
 
 def _written(recipe: Mapping[str, Any], shape: ModelMetadata, asked: Inputs) -> tuple[list[int], int]:
-    """Elements of each tensor that a recipe writes, and how many inputs are held for one at a time."""
+    """The elements of each tensor that a recipe writes, and the number of inputs in memory for each."""
     if recipes.is_mixture(recipe):
-        return mixtures.elements(recipe, shape), 0  # each is read, and copied into the experts of its layer
+        # Each tensor is read, and copied into the experts of its layer.
+        return mixtures.elements(recipe, shape), 0
     groups = recipe_groups.groups(recipe, asked.place)
     made = [n for names in recipe_groups.output_tensors(shape.config, groups) for n, _ in names]
     typical = {compatibility.generic(n): t.numel for n, t in shape.tensors.items()}

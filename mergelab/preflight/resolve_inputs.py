@@ -1,4 +1,4 @@
-"""The models that a run asks for, whether it is composed of a family and experts or reads a file."""
+"""The models of a run, whether it is composed of a family and experts or reads a file."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mergelab.schema.conditions import FILE_METHODS
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run asks to be merged."""
+    """The models that a run merges."""
 
     sources: list[Source]
-    """The base, or what stands for it, first."""
+    """All models. The first one is the base, or the model that is used instead."""
     place: KeyOf
-    """From a path into the recipe to the key that the user knows."""
+    """Maps a path into the recipe to the user's key."""
     findings: list[Finding] = field(default_factory=list)
     file: dict[str, Any] | None = None
-    """The recipe of a file, with models replaced by where they lie."""
+    """The recipe of a file, with its models replaced by their folders."""
     config_source: str | None = None
     """The name of the source whose config and tokenizer the output gets."""
 
 
 def reads_file(run: Run) -> bool:
-    """Whether the run takes its models from a YAML file of mergekit's."""
+    """Whether the run takes its models from a mergekit YAML file."""
     return run.method.name in FILE_METHODS
 
 
@@ -62,7 +62,7 @@ def _of_experts(run: Run, zoo: Zoo) -> Inputs:
         findings += new
         sources.append(source)
     if not run.experts:
-        findings.append(error("inputs", "experts", "no expert takes part", "Choose a set: experts=balanced"))
+        findings.append(error("inputs", "experts", "there is no expert", "Choose a set: experts=balanced"))
     keys = list(run.experts)
     if mixtures.wanted(run):
         return Inputs(sources, mixtures.place(keys), findings, None, config_source)
@@ -95,7 +95,7 @@ def _duplicates(sources: list[Source]) -> Iterator[Finding]:
     for s in sources:
         first = seen.setdefault(s.reference, s.key)
         if first != s.key:
-            message = f"{s.label} takes part already, as {first}"
+            message = f"{s.label} is already used as {first}"
             yield error("duplicate", s.key, message, f"Leave one out: '~{s.key}'")
 
 
@@ -133,7 +133,7 @@ def _load(run: Run) -> tuple[Any, list[Finding]]:
 
 
 def _name(path: str, taken: set[str]) -> str:
-    """A short name for a model that only its path names."""
+    """A short name for a model that has only a path."""
     stem = path.removeprefix(ZOO).rstrip("/").rsplit("/", 1)[-1] or "model"
     name, n = stem, 2
     while name in taken or name in ("base", "merged"):
@@ -142,7 +142,7 @@ def _name(path: str, taken: set[str]) -> str:
 
 
 def _replaced(node: Any, swap: Mapping[str, str], key: str = "") -> Any:
-    """The recipe with every model's reference exchanged."""
+    """The recipe with the references of all models replaced."""
     if isinstance(node, dict):
         return {k: _replaced(v, swap, str(k)) for k, v in node.items()}
     if isinstance(node, list):

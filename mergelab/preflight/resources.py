@@ -1,4 +1,4 @@
-"""What a run needs and what there is: bytes to read and write, memory, disk."""
+"""Resources that a run needs, and those available: bytes to read and write, memory, disk, devices."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from mergelab.core.sizes import format_size
 from mergelab.schema.hardware import DEVICE
 
 START = 1.5e9
-"""Bytes that Python, torch and transformers take before any weight; measured, CPU build."""
+"""Bytes that Python, torch and transformers use before any weights are loaded; measured, CPU build."""
 GPU_BUFFERS = int(3e9)
-"""Bytes of the buffers of a GPU's two workers, with a few experts: 16.8M entries of 4 bytes in each
-of about 20 of them."""
+"""Bytes of the buffers of a GPU's two workers for a few experts: about 20 buffers of 16.8M entries of
+4 bytes."""
 PER_GPU = 2
 """Workers of a GPU: while one computes, the other reads and writes."""
 MARGIN = 1.001
-"""Headers, and blocks of the disk that are not full."""
+"""Allowance for headers and partly filled disk blocks."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs, in bytes."""
+    """The needs of a run, in bytes."""
 
     read: int
     """Weights of all inputs."""
     write: int
     """Weights of the merged model."""
     disk: int
-    """Where the output goes, at the peak: weights, the files beside them, adapters merged in."""
+    """The peak on the output's disk: weights, the files beside them, merged adapters."""
     disk_there: int
-    """Of it, what an interrupted merge of the same recipe has written already."""
+    """The part of it that an interrupted merge of the same recipe has already written."""
     ram: int
     vram: int
     disk_free: int
     ram_free: int | None
-    """Of this machine, or what a Slurm task asks for; None where that is not known."""
+    """Of this machine, or what a Slurm task requests; None if unknown."""
     evaluation_ram: int
     exact: bool
-    """False where it comes from the architecture's known shapes and not from the files."""
+    """False if it is based on the architecture's known shapes instead of the files."""
 
     def json(self) -> dict[str, Any]:
-        """As plan.json has it."""
+        """The entry of plan.json."""
         return asdict(self)
 
 
@@ -84,23 +84,26 @@ def estimate(
 ) -> Estimate:
     """Upper estimates, from the elements of each output tensor.
 
-    Our own engine keeps to a bound, and to that of a chunk's buffers for each worker of a GPU.
-    mergekit keeps one shard of finished tensors until it is full, and works on one tensor of
-    every input at a time; methods on task vectors hold about three copies of each
-    (the tensor, its task vector, the masked one).
+    Our own engine has a fixed bound, plus a chunk's buffers for each worker of a GPU. mergekit keeps
+    finished tensors until a shard is full, and processes one tensor of every input at a time. Methods on
+    task vectors hold about three copies of each (the tensor, its task vector, the masked one).
 
     Args:
-        tensors: elements of each output tensor.
-        inputs: models that take part.
-        read: bytes of all inputs.
-        out_bytes: bytes of an element written.
-        compute_bytes: bytes of an element in the arithmetic.
-        shard: bytes of the largest weight file.
-        bound: bytes that our own engine may hold, None where mergekit's merges.
-        by_chunks: whether our engine's kernel works on chunks; else each worker holds whole tensors.
-        there: bytes of the output that an interrupted merge has written already.
-        beside: bytes on the output's disk besides its weights.
-        ram_free: bytes of memory where it will run, 0 if nobody knows; None: it is this machine.
+        tensors: Elements of each output tensor.
+        inputs: The number of models.
+        read: Bytes of all inputs.
+        out_bytes: Bytes of a written element.
+        compute_bytes: Bytes of an element in the arithmetic.
+        shard: Bytes of the largest weight file.
+        device: The device that computes.
+        low_memory: Whether mergekit keeps tensors on the device.
+        bound: Bytes that our own engine may use, None if mergekit merges.
+        evaluates: Whether the merged model is loaded and evaluated.
+        output: The folder of the merged model.
+        there: Bytes of the output that an interrupted merge has already written.
+        beside: Bytes on the output's disk besides its weights.
+        exact: Whether the sizes come from the files.
+        ram_free: Bytes of memory on the machine that merges, 0 if unknown; None: it is this machine.
     """
     import psutil
 
@@ -131,29 +134,36 @@ def estimate(
 
 
 def check(e: Estimate, output: Path, missing_severity: Severity) -> Iterator[Finding]:
-    """Whether the disk and the memory suffice; `missing_severity` is the severity of a disk that does not."""
+    """Check that disk and memory suffice; `missing_severity` is the severity of insufficient disk space."""
     needed = e.disk - e.disk_there
     if needed > e.disk_free:
         yield Finding(
             missing_severity,
             "disk",
             "output",
-            f"{output} needs {format_size(needed)}, and {format_size(e.disk_free)} are free",
+            f"{output} needs {format_size(needed)}, but only {format_size(e.disk_free)} are free",
             "Free some, or set output=DIR on another disk.",
         )
     if e.ram_free is not None and e.ram > e.ram_free:
         yield warning(
             "memory",
             "hardware",
-            f"about {format_size(e.ram)} of memory needed, {format_size(e.ram_free)} are available",
+            f"about {format_size(e.ram)} of memory needed, but only {format_size(e.ram_free)} are available",
             "Lower hardware.shard_size, set eval=none, or use a larger machine.",
         )
 
 
 def check_device(device: str, devices: int, missing_severity: Severity) -> Iterator[Finding]:
-    """Whether torch sees the device, and as many from it on (imports torch for anything but the CPU);
-    else `missing_severity`."""
-    if device == "cpu" or DEVICE.wrong(device):  # the rule of its field reports the latter
+    """Check that torch sees the device, and enough devices from it on.
+
+    Imports torch for any device but the CPU.
+
+    Args:
+        device: The value of `hardware.device`.
+        devices: The number of devices.
+        missing_severity: The severity of a missing device.
+    """
+    if device == "cpu" or DEVICE.wrong(device):  # the field's own rule reports a wrong value
         return
     _, _, index = device.partition(":")
     import torch
@@ -168,8 +178,8 @@ def check_device(device: str, devices: int, missing_severity: Severity) -> Itera
             "Use hardware=cpu, or a machine with a GPU and torch's CUDA build.",
         )
     elif index and int(index) >= count:
-        message = f"'{device}', but there are {count} (cuda:0 to cuda:{count - 1})"
+        message = f"'{device}', but there are only {count} devices (cuda:0 to cuda:{count - 1})"
         yield Finding(missing_severity, "device", "hardware.device", message)
     elif int(index or 0) + devices > count:
-        message = f"{devices} from {device} on, but there are {count}"
-        yield Finding(missing_severity, "device", "hardware.devices", message, "Set 0 for all there are.")
+        message = f"{devices} devices from {device} on, but there are only {count}"
+        yield Finding(missing_severity, "device", "hardware.devices", message, "Set 0 to use all of them.")

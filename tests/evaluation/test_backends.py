@@ -155,7 +155,7 @@ def test_int4_is_asked_of_bitsandbytes_and_all_gpus_are_used(
         (["eval.backend=vllm"], ["eval.backend: vllm needs a CUDA device", "pip install 'mergelab[vllm]'"]),
         (["eval.backend=vlm"], ["'vlm' is none of hf, vllm. Did you mean 'vllm'?"]),
         (["eval.backend=vllm", "hardware.device=cuda:1", "hardware.quantize=int8"],
-         ["CUDA_VISIBLE_DEVICES=1 before", "hardware.quantize: vllm turns weights into int4"]),
+         ["CUDA_VISIBLE_DEVICES=1.", "hardware.quantize: vllm quantizes weights to int4"]),
         (["-m", "search=cma", "eval.backend=vllm"], ["eval.backend: vllm cannot be combined with a search"]),
     ],
     ids=["cpu", "misspelt", "second GPU", "search"],
