@@ -109,7 +109,10 @@ def _forget(partial: Path, home: Path) -> None:
 def allocated(recipe: Mapping[str, Any], disk: Path, home: Path) -> int:
     """Bytes that unfinished merges of this recipe hold on the disk of a folder. So much less room is needed
     for what is left to write."""
-    wanted = digest(recipe)
+    try:
+        wanted = digest(recipe)
+    except ValueError:  # it holds nan or infinity, which preflight reports: nothing was begun with it
+        return 0
     total = 0
     for there, content in ResumeRegistry(KIND, home).entries():
         with contextlib.suppress(OSError):
