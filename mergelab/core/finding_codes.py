@@ -181,6 +181,10 @@ CODES: dict[str, Code] = {
         "The model comes with Python code of its own.",
         "Read it, then set `model.trust_remote_code=true` and the revision that you read.",
     ),
+    "renamed": Code(
+        "A name has changed; the old one still works in this version.",
+        "Use the new name that the message gives.",
+    ),
     "role": Code(
         "The family has no checkpoint for this role.",
         "Choose a role that it has, or set `experts.ROLE.path`.",
