@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergelab.core import jsonl_log
-from mergelab.core.errors import StepError
+from mergelab.core.errors import Interrupted, StepError
 from mergelab.core.hashing import digest
 from mergelab.core.resume_registry import ResumeRegistry
 from mergelab.merging import shards
@@ -54,24 +54,31 @@ def folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> It
     if partial not in _held and not _lock(partial):
         raise StepError(f"another run is writing to {partial}\nChoose another folder: output=DIR")
     registry.record(key, partial, recipe=digest(recipe))
+    with kept_if_interrupted(partial, home):
+        yield
+
+
+@contextlib.contextmanager
+def kept_if_interrupted(partial: Path, home: Path) -> Iterator[None]:
+    """When an exception ends the body: keep what is merged if it can be resumed and anything is finished;
+    otherwise remove it.
+
+    Raises:
+        Interrupted: for a KeyboardInterrupt, with a message that says what is kept.
+    """
     try:
         yield
     except BaseException as e:
-        end(partial, home, e)
+        # Ctrl-C and a cluster's signal are not Exceptions.
+        resumable = isinstance(e, MergeInterrupted) or not isinstance(e, Exception)
+        if not resumable or not started(partial):
+            discard(partial, home)
+            raise
+        _release(partial)
+        if isinstance(e, KeyboardInterrupt):
+            kept = f"interrupted; what is merged is kept in {partial}"
+            raise Interrupted(f"{kept}\nThe same command resumes from there.") from e
         raise
-
-
-def end(partial: Path, home: Path, e: BaseException) -> None:
-    """An exception has ended a run: keep what it has merged if it can be resumed and anything is finished,
-    else remove it. A KeyboardInterrupt gets a message that says so."""
-    outside = isinstance(e, MergeInterrupted) or not isinstance(e, Exception)  # Ctrl-C, or a cluster's signal
-    if not outside or not started(partial):
-        discard(partial, home)
-        return
-    _release(partial)
-    if isinstance(e, KeyboardInterrupt):
-        kept = f"interrupted; what is merged is kept in {partial}"
-        e.args = (f"{kept}\nThe same command resumes from there.",)
 
 
 def started(partial: Path) -> bool:

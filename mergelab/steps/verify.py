@@ -32,7 +32,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
         StepError: when it is not sound; what was written is then removed. An interrupted check keeps
             it, so that it need not be merged again.
     """
-    try:
+    with resume.kept_if_interrupted(run_dir.partial, cache_dir.home()):
         report = verify_model(run_dir.partial, run, inputs(run_dir))
         run_dir.record({"check": report.json()})
         if report.problems:
@@ -42,9 +42,6 @@ def execute(run: Run, run_dir: RunDir) -> str:
         sync(run_dir.partial)
         resume.complete(run_dir.partial, cache_dir.home())
         move(run_dir.partial, run_dir.model)
-    except BaseException as e:
-        resume.end(run_dir.partial, cache_dir.home(), e)
-        raise
     return report.summary()
 
 
