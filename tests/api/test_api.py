@@ -413,7 +413,7 @@ def test_search_goes_on_and_gives_a_table(here: Path) -> None:
     [
         ({"experts.math.weigth": (0, 1)}, "Did you mean 'weight'"),
         ({"experts.math.weight": (0, 1, 2)}, "is not a range"),
-        ({"experts.math.weight": (2, 3)}, "outside of"),
+        ({"experts.math.weight": (2, 3)}, "outside interval"),
         ({}, "there is nothing to search"),
     ],
 )
