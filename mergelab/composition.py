@@ -24,14 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergelab import config_errors
 from mergelab.core import registry
+from mergelab.core.conf_dir import CONF
 from mergelab.core.errors import InputError
 from mergelab.core.run_dir import hydra_value, write_text
 from mergelab.jobs.settings import run_type
 from mergelab.schema import Composition, Expert, Run, settings_of, with_overrides
-
-PACKAGE = Path(__file__).resolve().parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The shipped groups: inside an installed package, beside it in the repository."""
 
 LAUNCHERS = ("mergelab_cluster", "mergelab_slurm")
 """How a config file selects the launcher of clusters. The second name is that of version 0.1."""

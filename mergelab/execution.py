@@ -16,7 +16,6 @@ from mergelab.core.errors import InputError, MergelabError, one_line
 from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, refuse_finished, short_path
 from mergelab.jobs import offline, steps_of
-from mergelab.jobs.run_job import run_job
 from mergelab.report import terminal
 from mergelab.result import Result
 from mergelab.schema import Run
@@ -87,6 +86,7 @@ def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result
 
 
 def _execute(run: Run, folder: Path, save_composition: bool) -> None:
+    from mergelab.jobs.run_job import run_job
     from mergelab.merging import node_local_cache
 
     run_dir = RunDir(folder, model_folder(run, folder), node_local_cache.folder())

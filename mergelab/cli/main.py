@@ -12,15 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from mergelab import __version__, composition
-from mergelab.cli.hydra_app import run_hydra
-from mergelab.cli.reporting import report
-from mergelab.composition import CONF
-from mergelab.core.errors import InputError, MergelabError
+from mergelab import __version__
 
 
 def _help_wanted(arguments: list[str]) -> bool:
@@ -38,7 +30,10 @@ def _config_dirs(arguments: list[str]) -> list[Path]:
 
 
 def _show_help(arguments: list[str]) -> None:
+    from omegaconf import DictConfig, OmegaConf
+
     from mergelab.cli import help as page
+    from mergelab.core.conf_dir import CONF
 
     defaults = OmegaConf.load(CONF / "config.yaml").defaults
     chosen = {str(k): str(v) for d in defaults if isinstance(d, DictConfig) for k, v in d.items()}
@@ -68,6 +63,19 @@ def main() -> None:
     if _help_wanted(arguments):
         _show_help(arguments)
         sys.exit(0)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    """Compose and run; returns the exit status."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from mergelab import composition
+    from mergelab.cli.hydra_app import run_hydra
+    from mergelab.cli.reporting import report
+    from mergelab.core.errors import InputError, MergelabError
+
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra prints a traceback and exits with 1 unless it is asked to raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -76,12 +84,13 @@ def main() -> None:
     try:
         composition.register(next(map(str, _config_dirs(arguments)), None))
     except InputError as e:  # a file in the user's folder
-        sys.exit(report(e))
+        return report(e)
     try:
         run_hydra()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as e:  # while composing
         if debugging:
             raise
-        sys.exit(report(e))
+        return report(e)
     except (MergelabError, KeyboardInterrupt) as e:
-        sys.exit(report(e))
+        return report(e)
+    return 0

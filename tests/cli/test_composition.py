@@ -214,6 +214,12 @@ def test_the_parts_have_no_circle() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names them
 
 
+def test_no_file_is_long() -> None:
+    package = Path(__file__).parents[2] / "mergelab"
+    lines = {f: len(f.read_text(encoding="utf-8").splitlines()) for f in package.rglob("*.py")}
+    assert {f.relative_to(package).as_posix(): n for f, n in lines.items() if n > 400} == {}
+
+
 def test_only_a_few_files_know_hydra() -> None:
     package = Path(__file__).parents[2] / "mergelab"
     users = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if "hydra" in imports_of(f)}
