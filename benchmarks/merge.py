@@ -31,7 +31,7 @@ from rich.table import Table
 from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
 from benchmarks.processes import Measured, measure
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.core.machine import available_processors
 from mergelab.core.sizes import format_size
 from mergelab.methods import registry

@@ -62,8 +62,11 @@ def register(config_dir: str | None = None) -> None:
     Args:
         config_dir: the user's folder, whose steps may bring sections of their own.
     """
-    store = ConfigStore.instance()
-    node: Any = _schema(run_type(config_dir, _Composed))  # type: ignore[arg-type]  # a class has a hash
+    store, kind = ConfigStore.instance(), run_type(config_dir, _Composed)
+    known = store.repo.get("run.yaml")
+    if known is not None and OmegaConf.get_type(known.node) is kind:
+        return
+    node: Any = _schema(kind)  # type: ignore[arg-type]  # a class has a hash
     store.store(name="run", node=node, provider="mergelab", replace=True)
     for group, name, target in (
         ("hydra/sweeper", "evolution", "mergelab.optimization.sweeper.SearchSweeper"),

@@ -9,7 +9,7 @@ import yaml
 
 from mergelab import compose as composed
 from mergelab import plan as planned
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.merging import backends
 from mergelab.methods import registry
 from mergelab.recipes import recipe as recipes

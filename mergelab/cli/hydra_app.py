@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergelab import composition, config_errors, execution
 from mergelab.cli.reporting import report
-from mergelab.composition import CONF, typed
+from mergelab.composition import typed
+from mergelab.core.conf_dir import CONF
 from mergelab.core.errors import CommandFinished, InputError, MergelabError
 from mergelab.optimization.sweeper import SearchSweeper
 from mergelab.scheduling import on_node

@@ -13,7 +13,7 @@ from composing import composed
 from omegaconf import OmegaConf
 
 from mergelab.cli.help import GROUPS
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.schema import Run
 
 OPTIONS = [

@@ -8,7 +8,7 @@ import pytest
 from composing import composed
 from conftest import Command
 
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 
 PRESETS = sorted(p.stem for p in (CONF / "preset").glob("*.yaml"))
 

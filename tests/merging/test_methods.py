@@ -15,7 +15,7 @@ from composing import composed, merged
 from conftest import Command
 from weights import mergekit_yaml, same_bits, weights
 
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.merging import mergekit_backend
 from mergelab.merging.torch_threads import threads
 from mergelab.methods import registry

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ARCHITECTURES
 
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.models import architecture
 
 FAMILIES = {

@@ -21,7 +21,7 @@ from sweeps import SMALL, candidates, copied, lines
 from weights import generates, same_bits
 
 from mergelab.cli.main import main
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 
 # ---------------------------------------------------------------- what a search leaves
 

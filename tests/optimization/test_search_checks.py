@@ -11,7 +11,7 @@ import pytest
 from conftest import Command
 from sweeps import SMALL, checked
 
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.core.errors import InputError
 
 SEARCH = SMALL[1:]

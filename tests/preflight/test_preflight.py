@@ -13,7 +13,7 @@ from broken_models import Models
 from composing import composed
 from conftest import Command, Outcome
 
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.core.findings import MAY_PASS, error, note, settle, warning
 from mergelab.models import checkpoint
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from composing import composed
 
-from mergelab.composition import CONF
+from mergelab.core.conf_dir import CONF
 from mergelab.core.errors import InputError, InputErrors
 from mergelab.methods import registry
 from mergelab.recipes import recipe, recipe_groups
