@@ -153,7 +153,7 @@ def test_adapters_are_left_out_and_named(mergelab: Command, family: Any, tmp_pat
     path = f"experts.math.path={family.checkpoint('base')}+{lora(tmp_path / 'lora')}"
     out = mergelab("job=check", "experts=math_code", path)
     assert out.status == 0, out.err
-    assert "left out, for they have an adapter: math" in out.out
+    assert "left out because they have an adapter: math" in out.out
     assert list(out.result["distance"]["whole"]["relative_norm"]) == ["code"]
     out = mergelab("job=analyze", "experts=math_code", path, "analyze.models=[math,code]")
     assert out.status == 2 and "analyze.models: math has an adapter" in out.err
@@ -351,7 +351,7 @@ def test_models_without_usable_numbers_are_passed_over(mergelab: Command, tmp_pa
     ("arguments", "why"),
     [
         (["eval=none"], "no landscape, for nothing is measured (eval=none)"),
-        (["hardware.engine=mergekit"], "cannot be: hardware.engine asks for it"),
+        (["hardware.engine=mergekit"], "hardware.engine asks for it"),
         (["eval=lm_eval", "eval.tasks=[tiny_math]", "eval.include_path={tasks}"],
          "it would be measured on tiny_math, on which results are reported"),
         (["analyze.landscape=false"], ""),
