@@ -192,7 +192,7 @@ MERGEKIT: list[tuple[str, Arguments, list[str]]] = [
     ("unknown key", lambda m: m.recipe({"parmeters": {}}),
      ["my.yaml: parmeters", "Did you mean 'parameters'?"]),
     ("key without effect", lambda m: m.recipe({"slices": [m.slice(residual_weight=0.5)]}, without="models"),
-     ["my.yaml: slices[0].residual_weight", "no use"]),
+     ["my.yaml: slices[0].residual_weight", "does not know this key"]),
     ("misspelt parameter", lambda m: m.recipe({"parameters": {"densty": 0.5}}),
      ["my.yaml: parameters.densty", "ties has no parameter 'densty'", "Did you mean 'density'?"]),
     ("parameter out of range", lambda m: m.recipe({"parameters": {"lambda": float("nan")}}),
