@@ -139,16 +139,16 @@ def test_scores_of_unchanged_models_are_not_measured_twice(
     from mergelab.evaluation import Evaluator
 
     assert mergelab("eval.limit=8").status == 0
-    loaded: list[int] = []
-    original = Evaluator.score
+    measured: set[str] = set()
+    original = Evaluator._keep
 
-    def score(self: Any, *arguments: Any, **named: Any) -> Any:
-        loaded.append(1)
-        return original(self, *arguments, **named)
+    def keep(self: Any, fingerprint: str, *arguments: Any) -> None:
+        measured.add(fingerprint)
+        original(self, fingerprint, *arguments)
 
-    monkeypatch.setattr(Evaluator, "score", score)
+    monkeypatch.setattr(Evaluator, "_keep", keep)
     assert mergelab("eval.limit=8", "experts.math.weight=0.45").status == 0
-    assert len(loaded) == 1  # the new merge alone
+    assert len(measured) == 1  # the new merge alone
 
 
 def test_a_sweep_ends_with_one_comparison(mergelab: Command) -> None:
