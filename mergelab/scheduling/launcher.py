@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import DictConfig, open_dict
 
 from mergelab import composition
@@ -41,19 +40,15 @@ ENV_IN_TASK = "MERGELAB_TASK"
 """Set in a task: `alone` for the only run of a command, else `many`. The run then works on this node."""
 
 
-class ArrayLauncher(Launcher):
-    """Runs the runs of a sweep as the tasks of a cluster. They survive this process, and their own loss."""
+class ArrayLauncher(BaseSubmititLauncher):  # type: ignore[misc]  # the plugin has no types
+    """Runs the runs of a sweep as the tasks of a cluster. They survive this process, and their own loss.
 
-    def __init__(self, **_: Any) -> None:
-        self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
-        self.task_function: TaskFunction | None = None
-        self._sweep: Path | None = None
-        """The folder, from the first launch on: some sweepers launch many times."""
+    The submitit plugin's launcher composes and does a run in its task (`__call__`). Runs are submitted,
+    watched and collected by `JobArrayExecutor` instead of submitit's executor.
+    """
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands over."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+    _sweep: Path | None = None
+    """The folder, from the first launch on: some sweepers launch many times."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run each; returns the results, failures included."""
@@ -124,19 +119,9 @@ class ArrayLauncher(Launcher):
         if before.get("status") == "done":
             return {"fitness": (before.get("fitness") or {}).get("value")}
         os.environ[ENV_IN_TASK] = "alone" if alone else "many"
-        assert self.hydra_context is not None and self.config is not None and self.task_function is not None
-        Singleton.set_state(state)
-        setup_globals()
-        config = self._composed(overrides, number)
-        with open_dict(config.hydra.job):
-            config.hydra.job.id = task_id()
-        done = run_job(
-            hydra_context=self.hydra_context,
-            task_function=self.task_function,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        # The plugin asks submitit for the number of the job, which submitit knows of its own jobs alone.
+        os.environ |= {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": task_id() or str(number)}
+        done = self(overrides, "hydra.sweep.dir", number, str(number), state)
         return {"fitness": done.return_value}
 
     def _folder(self, runs: Sequence[Run]) -> Path:
