@@ -21,7 +21,7 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site")]
     subprocess.run([*install, str(ROOT)], check=True, capture_output=True, text=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    code = "import mergelab.cli.main as m; print(m.CONF)"
+    code = "import mergelab.composition as m; print(m.CONF)"
     where = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
