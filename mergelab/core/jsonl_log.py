@@ -50,7 +50,8 @@ class JsonlLog:
         if b"\n" in content[whole:-1]:
             number = content[:whole].count(b"\n") + 1
             raise InputError(
-                f"{self.path}: line {number} is damaged, and others follow it\nRepair or remove it."
+                f"{self.path}: line {number} is damaged, and complete lines follow it\n"
+                "Restore the file from a copy, or start anew in another folder."
             )
         if whole < len(content):
             with self.path.open("r+b") as f:

@@ -198,7 +198,10 @@ class RunDir:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise InputError(f"another run is working in {self.folder}\nStart this one again.") from None
+            raise InputError(
+                f"another run is working in {self.folder}\n"
+                "Wait until it ends, or choose another folder: hydra.run.dir=DIR"
+            ) from None
         try:
             yield
         finally:

@@ -64,5 +64,6 @@ def merge(
         raise MergeInterrupted(f"the merge failed: {str(e).splitlines()[0]}\n{remedy}") from e
     except OSError as e:
         log.exception("the merge failed")
-        raise MergeInterrupted(f"the merge failed: {e.strerror or e}: {e.filename or out}") from e
+        remedy = "The same command resumes it where it stopped."
+        raise MergeInterrupted(f"the merge failed: {e.strerror or e}: {e.filename or out}\n{remedy}") from e
     return there

@@ -130,7 +130,10 @@ def follow(run: Run, folder: Path, budget: int, population: int) -> Mapping[str,
                     gone = 0 if live or live is None else gone + 1
                     if gone >= 3:
                         last = _last_output(scheduler.jobs_dir(folder))
-                        raise StepError(f"the sweep's controller has ended: {last}")
+                        raise StepError(
+                            f"the controller of the sweep ended before the search did; it said last: {last}\n"
+                            "The same command resumes the search."
+                        )
                 time.sleep(POLL_JOURNAL_S)
     except KeyboardInterrupt:
         end = scheduler.cancel_command(submission_log.job_name(folder))

@@ -216,7 +216,7 @@ def _check_bounds(setup: Setup, request: Request) -> None:
         group = next((k for k in genome if k in request.groups), None)
         for f in plan.findings:
             if f.severity == "error" and (f.code in VALUE_CODES or (group and f.code not in MAY_PASS)):
-                what = f"{group}={genome[group]}" if group else "an end of a range"
-                wrong[f"search.space: {what} is not possible: {f.text()}"] = None
+                what = f"{group}={genome[group]}" if group else "a bound of a range"
+                wrong[f"search.space: {what} is not accepted: {f.text()}"] = None
     if wrong:
         raise InputErrors(list(wrong))

@@ -163,7 +163,9 @@ def _check_absent(
     what = ", ".join(s.name for s in absent)
     if shape is None:
         yield warning(
-            "unchecked", what, "not on this machine, and their shapes are unknown: nothing could be checked"
+            "unchecked",
+            what,
+            "not on this machine, and their shapes are unknown, so nothing could be checked",
         )
         return
     message = (

@@ -123,7 +123,9 @@ def _of_file(run: Run, zoo: Zoo) -> Inputs:
 def _load(run: Run) -> tuple[Any, list[Finding]]:
     key, text = "method.path", run.method.path
     if text is None:
-        return None, [error("missing", key, f"method={run.method.name} needs a file", "method.path=my.yaml")]
+        return None, [
+            error("missing", key, f"method={run.method.name} needs a file", "Set method.path=my.yaml.")
+        ]
     try:
         return yaml.safe_load(Path(text).expanduser().read_text(encoding="utf-8")), []
     except OSError as e:

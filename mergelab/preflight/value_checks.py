@@ -38,7 +38,9 @@ def check(run: Run, overrides: Iterable[str], missing_severity: Severity) -> Ite
     unread = list(unread_settings(run))
     for section, key in unread:
         message = f"job={run.job.name} does not use it"
-        yield error("unused", f"{section}.{key}", message, f"Set job={section}.")
+        yield error(
+            "unused", f"{section}.{key}", message, f"Leave it out; a job with the step {section} reads it."
+        )
     yield from validation.check(run, overrides, unread={section for section, _ in unread})
     yield from evaluation_checks.check(run)
     yield from _check_cluster(run, missing_severity)

@@ -107,7 +107,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
     target, unasked = _target(run)
     if not settings.dry_run:
         if unasked:
-            raise InputError(f"publish.repo: {unasked}")
+            raise InputError(f"publish.repo: the hub did not say whether {target.repo} exists: {unasked}")
         check_login(target)
     show(run, going, target, unasked, _card(folder / CARD))
     if target.exists and not target.private and settings.private:

@@ -74,7 +74,7 @@ def test_no_fitness_from_numbers_that_are_none(value: float, share: float) -> No
 def test_no_fitness_without_scores_or_shares() -> None:
     with pytest.raises(StepError, match=r"'b' .* has not been measured"):
         fitness({"a": score(1)}, [Measure("a", "t"), Measure("b", "t")])
-    with pytest.raises(StepError, match="shares of 1 measures add up to 0"):
+    with pytest.raises(StepError, match="shares of the 1 measures add up to 0"):
         fitness({"a": score(1)}, [Measure("a", "t", share=0)])
 
 

@@ -63,7 +63,7 @@ def test_a_plan_says_what_would_run_and_runs_nothing(model: str, family: Any, me
         (["method=linear", "experts.math.density=interval(0,1)"], "method=linear does not take density"),
         (["experts.maths.weight=interval(0,1)"], "there is no key 'maths'"),
         (["experts.math.weight=interval(0.8,1)"], "the search starts at"),
-        (["experts.math.density=interval(0,3)"], "an end of a range is not possible"),
+        (["experts.math.density=interval(0,3)"], "a bound of a range is not accepted"),
         (["hardware.compute_dtype=bfloat16"], "candidates are merged in memory by our own kernels"),
         (["search.fidelity.share=0"], "search.fidelity.share: 0 is out of range"),
         (["search.timeout=-1"], "search.timeout: -1 is out of range"),

@@ -244,7 +244,7 @@ def test_a_search_does_not_run_such_code_and_says_why(
 ) -> None:
     arguments = [a for a in strange.arguments(TRUSTED, method="linear") if a != "eval=none"]
     (error,) = refuse(mergelab, ["-m", "search=cma", *arguments], tmp_path)
-    assert f"cannot be: {strange['base']} is loaded by code of its own" in error
+    assert f"does not apply: {strange['base']} is loaded by code of its own" in error
     assert ran() == set()
 
 
@@ -419,4 +419,4 @@ def test_a_search_leaves_pickles_to_others(mergelab: Command, models: Models, tm
     to_pickle(models, "physics")
     arguments = [a for a in models.arguments("allow=[pickled]") if a != "eval=none"]
     (error,) = refuse(mergelab, ["-m", "search=cma", *arguments], tmp_path)
-    assert f"cannot be: the weights of {models['physics']} are pickled" in error
+    assert f"does not apply: the weights of {models['physics']} are pickled" in error
