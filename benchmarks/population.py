@@ -28,7 +28,8 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.models import Shape, make
 from benchmarks.printing import console, say, table
-from mergelab.core.conf_dir import CONF, typed
+from mergelab.composition import typed
+from mergelab.core.conf_dir import CONF
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.machine import available_processors
 from mergelab.core.sizes import format_size

@@ -75,7 +75,7 @@ class Search:
         from slurm_driver import search
 
         from mergelab.optimization.executors.cluster import ClusterExecutor
-        from mergelab.slurm.scheduler import SlurmScheduler
+        from mergelab.slurm.slurm_scheduler import SlurmScheduler
 
         def watch(event: str, line: Any) -> None:
             if event == "generation":

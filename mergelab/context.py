@@ -11,8 +11,8 @@ from pathlib import Path
 from mergelab import evaluation, preflight, zoo
 from mergelab.core import cache_dir, hashing
 from mergelab.core.errors import InputError, StepError, one_line
-from mergelab.core.findings import Finding, Severity, error, settle, stop_on_errors, warning
-from mergelab.core.machine import existing
+from mergelab.core.findings import Finding, Severity, apply_allow, error, stop_on_errors, warning
+from mergelab.core.machine import existing_parent
 from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, write_json, write_text
 from mergelab.jobs.step import renamed, steps_of, wrong_steps
@@ -67,7 +67,7 @@ def plan_of(run: Run, output: Path, *, merges: bool, missing_severity: Severity 
             merges=merges,
             missing_severity=missing_severity,
             more=other_findings(run, progress),
-            there=lambda recipe: resume.allocated(recipe, existing(output), cache_dir.home()),
+            there=lambda recipe: resume.allocated(recipe, existing_parent(output), cache_dir.home()),
         )
 
 
@@ -173,7 +173,7 @@ def check_settings(run: Run, run_dir: RunDir) -> None:
         InputErrors: with all of it.
     """
     found = [*other_findings(run), *value_checks.check(run, run.overrides, "warning")]
-    settled = settle(found, [*run.allow, *run.model.allow])
+    settled = apply_allow(found, [*run.allow, *run.model.allow])
     for f in settled:
         if f.code == "renamed":
             terminal.finding(f.severity, f.text())

@@ -10,7 +10,7 @@ import yaml
 from mergelab import compose as composed
 from mergelab import plan as planned
 from mergelab.core.conf_dir import CONF
-from mergelab.merging import backends
+from mergelab.merging import fast_backend
 from mergelab.methods import registry
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
@@ -41,6 +41,6 @@ def merged(run: Run, folder: Path) -> Path:
     config_source = next(s.folder for s in plan.sources if s.name == plan.config_source and s.folder)
     out.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(recipes.dump(plan.recipe), encoding="utf-8")
-    prepared = backends.prepare(run, plan.recipe, models)
-    backends.merge(prepared, plan.recipe, out, run, config_source, lambda what, done, total: None)
+    prepared = fast_backend.prepare(run, plan.recipe, models)
+    fast_backend.merge(prepared, plan.recipe, out, run, config_source, lambda what, done, total: None)
     return out

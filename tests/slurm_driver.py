@@ -30,7 +30,7 @@ from mergelab.optimization.request import Setup
 from mergelab.report import terminal
 from mergelab.schema import Hardware, Slurm
 from mergelab.slurm import client
-from mergelab.slurm.scheduler import SlurmScheduler
+from mergelab.slurm.slurm_scheduler import SlurmScheduler
 
 
 def stop_at(where: str) -> None:

@@ -14,7 +14,7 @@ from composing import composed
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mergelab.optimization import fingerprint, search_folder, validate
+from mergelab.optimization import fingerprint, prepare, search_folder
 from mergelab.optimization.request import Request, Setup
 
 SMALL = [
@@ -94,6 +94,6 @@ def request_of(folder: Path, *arguments: str) -> Request:
 def checked(folder: Path, *arguments: str) -> Setup:
     """All that is checked before a sweep begins in a folder, or goes on there."""
     request = request_of(folder, *arguments)
-    setup, plan = validate.prepare(request)
+    setup, plan = prepare.prepare(request)
     search_folder.find(request, fingerprint.identify(setup, plan))
     return setup

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergelab.core.findings import some
+from mergelab.core.findings import first_few
 from mergelab.core.plan_file import PlanFile
 from mergelab.core.run_dir import RunDir
 from mergelab.models import checkpoint
@@ -85,7 +85,7 @@ def compared(run: Run, run_dir: RunDir, subjects: Subjects, top: float | None = 
             progress=progress,
         )  # fmt: skip
     if found.left_out:
-        terminal.aside(f"left out because not every model has them in one shape: {some(found.left_out)}")
+        terminal.aside(f"left out because not every model has them in one shape: {first_few(found.left_out)}")
     for name, (rows, most) in found.cut.items():
         terminal.aside(f"{name}: compared are the first {rows:,} rows, which all have, of up to {most:,}")
     if not found.tensors:

@@ -1,6 +1,6 @@
 """The ways in which a run can end early, and the exit status of each.
 
-Library code raises. Only `mergelab.cli.main` turns an exception into an exit status.
+Library code raises. Only `mergelab.cli` turns an exception into a message and an exit status.
 """
 
 from __future__ import annotations

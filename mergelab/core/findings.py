@@ -57,7 +57,7 @@ def note(code: str, place: str, message: str, remedy: str = "") -> Finding:
     return Finding("note", code, place, message, remedy)
 
 
-def settle(findings: Iterable[Finding], allow: Iterable[str]) -> list[Finding]:
+def apply_allow(findings: Iterable[Finding], allow: Iterable[str]) -> list[Finding]:
     """Each finding once, in order, with all the places where it holds.
 
     Errors whose code is in `allow` become warnings, where the merge would run all the same.
@@ -83,7 +83,7 @@ def stop_on_errors(findings: Iterable[Finding]) -> None:
         raise InputErrors([f.text() for f in errors])
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
+def first_few(names: Iterable[str], limit: int = 3) -> str:
     """`a, b, c and 9 more`."""
     listed = list(names)
     more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""

@@ -14,6 +14,6 @@ def available_processors() -> int:
     return min(count, int(requested)) if requested.isdigit() and int(requested) else count
 
 
-def existing(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
     """The path itself if it exists, else its nearest parent that does."""
     return next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 (never raises)

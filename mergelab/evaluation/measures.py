@@ -41,7 +41,8 @@ def fitness(scores: Mapping[str, Score], measures: Sequence[Measure]) -> float:
     total = sum(measure.share for measure in measures)
     if not total > 0:
         raise StepError(
-            f"the shares of the {len(measures)} measures add up to {total:g}, so there is no fitness; one must be above 0"
+            f"the shares of the {len(measures)} measures add up to {total:g}, so there is no fitness; "
+            "one must be above 0"
         )
     worth = 0.0
     for measure in measures:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mergelab.context import family
 from mergelab.core.errors import none_of
-from mergelab.core.findings import Finding, error, settle, stop_on_errors
+from mergelab.core.findings import Finding, apply_allow, error, stop_on_errors
 from mergelab.core.run_dir import find_model
 from mergelab.models import adapters, checkpoint, compatibility, remote_code
 from mergelab.models.json_files import load_json
@@ -18,7 +18,7 @@ from mergelab.preflight import evaluation_checks, resolve_inputs, resources
 from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import terminal
 from mergelab.schema import Run
-from mergelab.schema.jobs import MERGED
+from mergelab.schema.steps import MERGED
 
 OF_ALL = ("duplicate", "inputs")
 """Codes of what is wrong with the composition as a whole, and no matter to a model by itself."""
@@ -63,7 +63,7 @@ def choose(run: Run, overrides: Iterable[str]) -> list[Subject]:
             findings += wrong
     if run.model.trust_remote_code and len(subjects) == len(sources):
         findings += remote_code.check_needed(s.folder for s in subjects)
-    settled = settle(findings, [*run.allow, *run.model.allow])
+    settled = apply_allow(findings, [*run.allow, *run.model.allow])
     stop_on_errors(settled)
     for f in settled:
         terminal.finding(f.severity, f.text())

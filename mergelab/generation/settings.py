@@ -9,7 +9,7 @@ from mergelab.core.errors import InputError
 from mergelab.core.findings import Finding, error
 from mergelab.generation import prompts
 from mergelab.schema import Generate
-from mergelab.schema.jobs import MERGED
+from mergelab.schema.steps import MERGED
 
 
 def findings(g: Generate) -> Iterator[Finding]:

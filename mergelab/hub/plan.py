@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from mergelab.core.errors import StepError
 from mergelab.core.findings import Finding, error, warning
-from mergelab.core.machine import existing
+from mergelab.core.machine import existing_parent
 from mergelab.core.sizes import format_size
 from mergelab.hub import cache, client, repository
 from mergelab.hub.download import Wanted
@@ -85,7 +85,7 @@ def make(sources: Sequence[Source], need: Need, *, gated: bool) -> Plan:
     for s, (reason, _, _) in refused:
         findings += _unasked(s, reason, need.pickled)
     findings += [f for m in models for f in m.findings]
-    plan = Plan(models, findings, _once(models), shutil.disk_usage(existing(cache.root())).free)
+    plan = Plan(models, findings, _once(models), shutil.disk_usage(existing_parent(cache.root())).free)
     return replace(plan, findings=[*findings, *_disk(plan)])
 
 

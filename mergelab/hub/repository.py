@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mergelab.core.findings import Finding, error, some
+from mergelab.core.findings import Finding, error, first_few
 from mergelab.core.run_dir import read_json
 
 TIMEOUT = 30.0
@@ -137,7 +137,9 @@ def check(of: Repository, indexed: set[str], key: str, need: Need) -> list[Findi
         lost = sorted(indexed - names)
         if indexed and not lost:
             return []
-        message = f"lacks {some(lost)}, which its index names" if lost else "has an index that names no file"
+        message = (
+            f"lacks {first_few(lost)}, which its index names" if lost else "has an index that names no file"
+        )
         return [error("missing-file", key, f"{label} {message}", "Choose another revision.")]
     if _single(of, need) in names:
         return []
@@ -145,7 +147,7 @@ def check(of: Repository, indexed: set[str], key: str, need: Need) -> list[Findi
     if pickled:
         return [_pickled(label, key, pickled, need)]
     other = sorted(n for n in names if n.endswith((".gguf", ".safetensors", ".msgpack", ".h5")))
-    others = f"; it has {some(other)}" if other else ""
+    others = f"; it has {first_few(other)}" if other else ""
     message = f"{label} has no {_single(of, need)}{others}"
     return [error("no-weights", key, message, "Use the unquantized checkpoint.")]
 
@@ -160,7 +162,7 @@ def _single(of: Repository, need: Need) -> str:
 
 
 def _pickled(label: str, key: str, files: list[str], need: Need) -> Finding:
-    message = f"{label} has only pickled weights ({some(files)}), which can run code"
+    message = f"{label} has only pickled weights ({first_few(files)}), which can run code"
     remedy = (
         "Name a revision with safetensors, if its pages show one under Pull requests (revision=refs/pr/N), "
         "or convert them: load and save_pretrained."

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.errors import MergelabError, StepError
-from mergelab.core.findings import some
+from mergelab.core.findings import first_few
 from mergelab.core.library_output import silence_libraries
 from mergelab.lora.verify import Part, bias_in, distance, load, read_back, tensor_of
 from mergelab.merging import mergekit_backend, smoke_test
@@ -106,7 +106,7 @@ def extract(
         log.exception("the extraction failed")
         raise StepError(mergekit_backend.failed("the extraction failed", e, out)) from e
     if odd := [p.tensor for p in parts.values() if not math.isfinite(p.residual)]:
-        raise StepError(f"the adapter is not finite at {some(odd)}, and was removed")
+        raise StepError(f"the adapter is not finite at {first_few(odd)}, and was removed")
     return [parts.get(name, Part(name, norm, norm)) for name, norm in norms.items()]
 
 
@@ -246,7 +246,7 @@ def _nothing_to_extract(norms: Mapping[str, float], plan: _Plan, settings: Extra
         return "the models do not differ: there is nothing to extract"
     if plan.factors:
         return f"no singular value is above extract.epsilon={settings.epsilon:g}: there is nothing to extract"
-    return f"the tensors that differ cannot be decomposed or are not selected: {some(norms)}"
+    return f"the tensors that differ cannot be decomposed or are not selected: {first_few(norms)}"
 
 
 def _write(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.errors import StepError
-from mergelab.core.findings import some
+from mergelab.core.findings import first_few
 from mergelab.merging import smoke_test
 from mergelab.models.checkpoint import ModelMetadata
 
@@ -70,7 +70,7 @@ def load(base: ModelMetadata, adapter: Path, *, trust_remote_code: bool = False)
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(adapter)))
     found = adapted.load_adapter(str(adapter), "default", torch_device="cpu")
     if odd := [*found.missing_keys, *found.unexpected_keys]:
-        raise StepError(f"peft has no module for, or misses, {some(odd)}")
+        raise StepError(f"peft has no module for, or misses, {first_few(odd)}")
     return adapted.get_base_model()
 
 

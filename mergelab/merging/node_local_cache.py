@@ -25,7 +25,7 @@ from mergelab.core.errors import InputError, StepError
 from mergelab.core.hashing import digest, folder_stamp
 
 
-def ours(what: str) -> str:
+def own_name(what: str) -> str:
     """A name of this user: others have their own in the same folder."""
     return f"mergelab-{os.getuid()}-{what}"
 
@@ -39,7 +39,7 @@ _held: dict[Path, int] = {}
 
 
 @contextmanager
-def opened(path: str | None, task: str) -> Iterator[None]:
+def for_task(path: str | None, task: str) -> Iterator[None]:
     """Use a scratch folder until the body ends; without one, everything stays where it is.
 
     Args:
@@ -57,7 +57,7 @@ def opened(path: str | None, task: str) -> Iterator[None]:
             f"hardware.scratch: {root} is not a folder on {os.uname().nodename} that can be written to"
         )
     clean(root)
-    mine = root / ours(f"task-{task}")
+    mine = root / own_name(f"task-{task}")
     lock = _lock(mine, fcntl.LOCK_EX)
     assert lock is not None
     mine.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def copy_of(model: Path) -> Path:
     if root is None:
         return model
     files = sorted(f for f in model.iterdir() if f.is_file())
-    copy = root / ours("models") / digest([str(model.resolve()), folder_stamp(model)])[:24]
+    copy = root / own_name("models") / digest([str(model.resolve()), folder_stamp(model)])[:24]
     copy.parent.mkdir(exist_ok=True)
     while copy not in _held:
         lock = _lock(copy, fcntl.LOCK_SH)  # waits while another process makes it
@@ -132,7 +132,7 @@ def _copy(files: list[Path], to: Path) -> None:
 
 def clean(root: Path) -> None:
     """Remove what no living process uses."""
-    for lock in [*root.glob(ours(f"task-*{LOCK}")), *(root / ours("models")).glob(f"*{LOCK}")]:
+    for lock in [*root.glob(own_name(f"task-*{LOCK}")), *(root / own_name("models")).glob(f"*{LOCK}")]:
         target = lock.with_name(lock.name.removesuffix(LOCK))
         if (held := _lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)) is None:
             continue

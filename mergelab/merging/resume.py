@@ -34,7 +34,7 @@ class MergeInterrupted(StepError):
 
 
 @contextlib.contextmanager
-def folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> Iterator[None]:
+def resumable_folder(partial: Path, key: str, recipe: Mapping[str, Any], home: Path) -> Iterator[None]:
     """Work on the merge of a key in the folder `partial`, which then holds what an interrupted merge of this
     key has finished. After an interruption the folder is kept if anything in it is finished.
 

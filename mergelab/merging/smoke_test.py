@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.errors import first_line
-from mergelab.core.findings import some
+from mergelab.core.findings import first_few
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _check_loaded(model: Any, info: dict[str, Any], tied: bool) -> Iterator[str]
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(k) for k in info.get(key) or [])
         if names:
-            yield f"loaded with {key.replace('_', ' ')}: {some(names)}"
+            yield f"loaded with {key.replace('_', ' ')}: {first_few(names)}"
     if model.config.get_text_config().tie_word_embeddings != tied:
         yield "config.json and the loaded model disagree on tie_word_embeddings"
 

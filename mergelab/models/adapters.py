@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mergelab.core.findings import Finding, error, some, warning
+from mergelab.core.findings import Finding, error, first_few, warning
 from mergelab.models import architecture, checkpoint
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.models.json_files import load_json
@@ -76,7 +76,7 @@ def _check_fit(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]
             absent[factor["module"]] = None
     remedy = "Use it with the model that it was made for."
     if absent:
-        message = f"{s.adapter} adapts {some(absent)}, but {base.folder} has no such module"
+        message = f"{s.adapter} adapts {first_few(absent)}, but {base.folder} has no such module"
         yield error("adapter", s.key, message, remedy)
     if differ:
         more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.dtypes import BY_CODE, is_mergeable
-from mergelab.core.findings import Finding, error, some, warning
+from mergelab.core.findings import Finding, error, first_few, warning
 from mergelab.models import pickles, tokenizers
 from mergelab.models.json_files import load_json, reason
 from mergelab.models.tokenizers import Tokenizer
@@ -219,7 +219,7 @@ def _indexed(
         promised = {k for k, v in weight_map.items() if v == shard}
         missing = sorted(promised - set(found))
         if missing and not wrong:
-            message = f"{path} lacks {some(missing)}, although the index says that it has them"
+            message = f"{path} lacks {first_few(missing)}, although the index says that it has them"
             wrong = [error("missing-tensor", key, message, fetch)]
         findings += wrong
         tensors |= {k: v for k, v in found.items() if k in promised}

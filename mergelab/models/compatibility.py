@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergelab.core.findings import MAY_PASS, Finding, error, note, some
+from mergelab.core.findings import MAY_PASS, Finding, error, first_few, note
 from mergelab.models import tokenizers
 from mergelab.models.architecture import tied, weights
 from mergelab.models.checkpoint import FETCH, ModelMetadata
@@ -200,13 +200,13 @@ def check_complete(metadata: ModelMetadata, key: str, fetch: str = FETCH) -> Ite
     if not tied(metadata.text_config) and "lm_head.weight" in {w.name for w in listed} - have:
         missing.append("lm_head.weight")
     if missing:
-        yield error("missing-tensor", key, f"{metadata.folder} lacks {some(missing)}", fetch)
+        yield error("missing-tensor", key, f"{metadata.folder} lacks {first_few(missing)}", fetch)
     known = {n for w in listed for n in (w.name, *w.also)}
     extra = sorted(n for n in have - known if not n.endswith("rotary_emb.inv_freq"))
     if extra:
         yield error(
             "extra-tensor",
             key,
-            f"{metadata.folder} has {some(extra)}, which a {kind} does not; mergekit would drop them",
+            f"{metadata.folder} has {first_few(extra)}, which a {kind} does not; mergekit would drop them",
             "Pass allow=[extra-tensor] if they are not needed.",
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.findings import Finding, error, note, some
+from mergelab.core.findings import Finding, error, first_few, note
 from mergelab.core.run_dir import read_memo
 
 GENERATE = "custom_generate/generate.py"
@@ -93,7 +93,7 @@ def _imported(folder: Path, name: str) -> Iterator[str]:
 def refusal(folder: Path, files: list[str]) -> str:
     """The message for a model that is not loaded because of its code."""
     return (
-        f"{folder} is loaded by Python code that comes with it ({some(files)}), and such code can do "
+        f"{folder} is loaded by Python code that comes with it ({first_few(files)}), and such code can do "
         "everything that you can do"
     )
 
@@ -116,17 +116,17 @@ def check(folder: Path, key: str, *, allowed: bool, commit: str | None = None) -
         yield error("remote-code", key, refusal(folder, files), remedy)
         return
     if abroad := [f for f in files if OF in f]:
-        message = f"its code is in another repository ({some(abroad)}), whose revision cannot be pinned"
+        message = f"its code is in another repository ({first_few(abroad)}), whose revision cannot be pinned"
         remedy = (
             f"Copy these files into {folder}, and remove the repository's name and `--` from `auto_map` "
             "in its JSON files."
         )
         yield error("remote-code", key, message, remedy)
     elif gone := [f for f in files if not (folder / f).is_file()]:
-        message = f"{folder} lacks {some(gone)}, although its configuration names them as its code"
+        message = f"{folder} lacks {first_few(gone)}, although its configuration names them as its code"
         yield error("missing-file", key, message, "Copy or fetch it again.")
     else:
-        yield note("remote-code", key, f"runs Python code that comes with it: {some(files)}")
+        yield note("remote-code", key, f"runs Python code that comes with it: {first_few(files)}")
 
 
 def check_needed(folders: Iterable[Path]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.findings import Finding, error, some, warning
+from mergelab.core.findings import Finding, error, first_few, warning
 from mergelab.models.json_files import load_json, reason
 
 
@@ -134,8 +134,8 @@ def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> It
         return
     new, gone = sorted({*ours.vocab} - {*theirs.vocab}), sorted({*theirs.vocab} - {*ours.vocab})
     if new or gone:
-        parts = [f"adds {some(new)}"] if new else []
-        parts += [f"lacks {some(gone)}"] if gone else []
+        parts = [f"adds {first_few(new)}"] if new else []
+        parts += [f"lacks {first_few(gone)}"] if gone else []
         yield warning(
             "added-tokens",
             key,

@@ -106,22 +106,22 @@ class Snapshot:
 # ---------------------------------------------------------------- from files to rows
 
 
-def living(row: Row, sign: Json, now: float) -> Row:
+def living(row: Row, beat: Json, now: float) -> Row:
     """A row with what its heartbeat says: alive, or for how long it has not been."""
-    at, began, since = (number(sign.get(k)) or 0.0 for k in ("time", "started", "since"))
-    done, total = (max(number(sign.get(k)) or 0.0, 0.0) for k in ("done", "total"))
-    gpus = sign.get("gpus")
+    at, began, since = (number(beat.get(k)) or 0.0 for k in ("time", "started", "since"))
+    done, total = (max(number(beat.get(k)) or 0.0, 0.0) for k in ("done", "total"))
+    gpus = beat.get("gpus")
     row = replace(
-        row, state="running", when=began or at, job=text(sign.get("job")) or row.job,
-        step=" ".join(filter(None, (text(sign.get("step")), text(sign.get("what"))))),
+        row, state="running", when=began or at, job=text(beat.get("job")) or row.job,
+        step=" ".join(filter(None, (text(beat.get("step")), text(beat.get("what"))))),
         share=min(done / total, 1.0) if total else None,
         left=max(total - done, 0) * (at - since) / done if total and done and 0 < since < at else None,
-        node=text(sign.get("host")), memory=int(number(sign.get("rss")) or 0),
+        node=text(beat.get("host")), memory=int(number(beat.get("rss")) or 0),
         gpus=tuple(g for g in gpus if isinstance(g, dict)) if isinstance(gpus, list) else (),
     )  # fmt: skip
     if now - at <= STALE:
         return row
-    pid = min(int(number(sign.get("pid")) or 0), 2**31 - 1)
+    pid = min(int(number(beat.get("pid")) or 0), 2**31 - 1)
     if row.node == socket.gethostname() and not psutil.pid_exists(pid):
         reason = f"process {pid} is gone, and left no result"
         return replace(row, state="lost", when=at, left=None, reason=reason)
@@ -141,7 +141,7 @@ def run_row(folder: Path, result: Json, ended: float) -> Row:
 
 
 def sweep_row(
-    folder: Path, journal: Sequence[Json], events: Sequence[Json], result: Json, sign: Json, changed: float
+    folder: Path, journal: Sequence[Json], events: Sequence[Json], result: Json, beat: Json, changed: float
 ) -> Sweep:
     """The row of a search, except for whether it lives.
 
@@ -150,7 +150,7 @@ def sweep_row(
         journal: its lines.
         events: the lines of events.jsonl.
         result: result.json.
-        sign: the heartbeat.
+        beat: the heartbeat.
         changed: when any of its files was last written.
     """
     search = part(journal[0], "search") if journal else {}
@@ -162,14 +162,14 @@ def sweep_row(
     reasons = [text(x.get("reason")) for x in lines if x.get("status") == "failed"]
     turns = [x for x in events if x.get("event") == "generation"]
     size = int(number(search.get("population")) or 0)
-    searching = bool(sign) and not status  # later its heartbeat counts other things
-    done, total = (int(number(sign.get(k)) or 0) if searching else 0 for k in ("done", "total"))
+    searching = bool(beat) and not status  # later its heartbeat counts other things
+    done, total = (int(number(beat.get(k)) or 0) if searching else 0 for k in ("done", "total"))
     done = max(len(lines), done if total else 0)
     total = total or int(number(part(result, "search").get("budget")) or 0)
     planned = int(number(turns[-1].get("of")) or 0) * size if turns else 0
     total = max(total or planned, done) if total or planned or status else 0
     rate = None
-    began, at = number(sign.get("started")) or 0.0, number(sign.get("time")) or 0.0
+    began, at = number(beat.get("started")) or 0.0, number(beat.get("time")) or 0.0
     before = sum((number(x.get("time")) or 0) < began for x in turns)  # by an earlier process
     own = done - size * before
     if searching and own > 0 and at > began > 0:
@@ -254,7 +254,7 @@ class Watcher:
             item: the task that it is.
             log: in which the task is recorded.
         """
-        result, sign = (self._files.mapping(folder / name) for name in ("result.json", heartbeat.NAME))
+        result, beat = (self._files.mapping(folder / name) for name in ("result.json", heartbeat.NAME))
         row = run_row(folder, result, changed := self._files.changed(folder, "result.json"))
         if item and row.state != "done":
             row = replace(row, job=item.task)
@@ -265,8 +265,8 @@ class Watcher:
                 row = replace(row, state="failed", reason=item.ended, when=row.when or now)
         if row.state != "running":
             yield row
-        elif sign:
-            yield living(row, sign, now)
+        elif beat:
+            yield living(row, beat, now)
         elif not result:
             if item and self._queue(log) is None:
                 yield replace(row, state="submitted")
@@ -292,17 +292,17 @@ class Watcher:
     def _sweep(self, folder: Path, now: float, log: Submissions) -> Row:
         """The row of a search, with those of its tasks."""
         journal, events = (self._files.lines(folder / name) for name in ("journal.jsonl", "events.jsonl"))
-        result, sign = (self._files.mapping(folder / name) for name in ("result.json", heartbeat.NAME))
+        result, beat = (self._files.mapping(folder / name) for name in ("result.json", heartbeat.NAME))
         changed = self._files.changed(folder, "journal.jsonl", "result.json")
         changed = max(changed, self._files.changed(log.folder, submission_log.NAME))
-        row = sweep_row(folder, journal, events, result, sign, changed)
+        row = sweep_row(folder, journal, events, result, beat, changed)
         if row.state != "running":
             return row
         known = {f"candidate{x.get('number')}" for x in journal if x.get("event") == "candidate"}
         row = replace(row, tasks=tuple(sorted(self._tasks(folder, now, log, known), key=lambda r: r.rank)))
-        if sign:
+        if beat:
             counting = () if result else ("what", "done", "total")  # candidates, which the row has
-            return living(row, {k: v for k, v in sign.items() if k not in counting}, now)
+            return living(row, {k: v for k, v in beat.items() if k not in counting}, now)
         if controllers := [str(x.get("job")) for x in log.lines if x.get("event") == "controller"]:
             row = replace(row, job=controllers[-1])
             task = self._in_queue(row.job, log)
@@ -328,9 +328,9 @@ class Watcher:
             names = [n for n, attempt in item.keys if n not in known and f"{n}.{attempt}.json" not in have]
             if not names or item.ended:
                 continue
-            signs = [(number(s.get("time")) or 0.0, i, s) for i, n in enumerate(names)
+            beats = [(number(s.get("time")) or 0.0, i, s) for i, n in enumerate(names)
                      if (s := self._sign(folder, n, item))]  # fmt: skip
-            at, i, sign = max(signs, key=lambda x: x[0], default=(0.0, 0, {}))
+            at, i, beat = max(beats, key=lambda x: x[0], default=(0.0, 0, {}))
             name = item_name(names[i]) + (f" +{len(names) - 1}" if len(names) > 1 else "")
             row = Row(folder, "submitted", now, name, job=item.task)
             if waits := self._waiting(row, log):
@@ -341,9 +341,9 @@ class Watcher:
                 continue
             if task:
                 row = replace(row, node=task.node, state=task.state.lower())
-            yield living(row, sign, now) if sign else row
+            yield living(row, beat, now) if beat else row
 
     def _sign(self, folder: Path, name: str, item: Item) -> Json:
         """The heartbeat of a work item, that of its candidate; empty where it is another task's."""
-        sign = self._files.mapping(folder / item.folders.get(name, name) / heartbeat.NAME)
-        return sign if sign.get("job") in (None, item.task) else {}
+        beat = self._files.mapping(folder / item.folders.get(name, name) / heartbeat.NAME)
+        return beat if beat.get("job") in (None, item.task) else {}

@@ -197,7 +197,8 @@ def check_engine(run: Run, plan: Any) -> None:
     engine: engine_selection.Engine | None = plan.engine
     if engine is not None and engine.name != "fast":
         raise InputError(
-            f"search: candidates are merged in memory by the fast engine, and it does not apply: {engine.why}\n"
+            "search: candidates are merged in memory by the fast engine, and it does not apply: "
+            f"{engine.why}\n"
             "A sweep of Hydra's merges each to disk: -m hydra/sweeper=nevergrad"
         )
 

@@ -27,7 +27,9 @@ def evaluate_with_retry(
         if kept := early.found(request.name):
             ready[index] = Outcome(**kept)
     turn = 0
-    for index, outcome in _outcomes(executor, requests, [i for i in range(len(requests)) if i not in ready]):
+    for index, outcome in _evaluate_twice(
+        executor, requests, [i for i in range(len(requests)) if i not in ready]
+    ):
         ready[index] = outcome
         if index != turn:
             early.keep(requests[index].name, asdict(outcome))
@@ -40,7 +42,7 @@ def evaluate_with_retry(
     early.clear(request.name for request in requests)
 
 
-def _outcomes(
+def _evaluate_twice(
     executor: Executor, requests: Sequence[EvaluationRequest], indices: Sequence[int]
 ) -> Iterator[tuple[int, Outcome]]:
     """Outcomes as they are ready: successes first, then those of the second attempts."""

@@ -14,7 +14,7 @@ from mergelab.core import heartbeat, run_log
 from mergelab.core.errors import Interrupted, StepError
 from mergelab.core.run_dir import RunDir, short_path
 from mergelab.jobs import offline
-from mergelab.optimization import controller_job, fingerprint, journal, search_folder, summary, validate
+from mergelab.optimization import controller_job, fingerprint, journal, prepare, search_folder, summary
 from mergelab.optimization.controller import evolve
 from mergelab.optimization.executors import make_executor
 from mergelab.optimization.finalize import finalize
@@ -42,9 +42,9 @@ def run(request: Request) -> Study | None:
     with offline.where_local(request.run):
         terminal.say(summary.title(request), "bold")  # at once: the first check imports a lot
         if request.groups.get("job") == "plan":
-            summary.show_plan(*validate.prepare(request, dry_run=True))
+            summary.show_plan(*prepare.prepare(request, dry_run=True))
             return None
-        setup, plan = validate.prepare(request)
+        setup, plan = prepare.prepare(request)
         identity = fingerprint.identify(setup, plan)
         folder = search_folder.find(request, identity)
         run_dir = RunDir(folder, folder / "model")

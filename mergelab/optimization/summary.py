@@ -8,8 +8,8 @@ from typing import Any
 
 from mergelab import plan_page
 from mergelab.core.sizes import format_size
+from mergelab.optimization.prepare import live_model_bytes
 from mergelab.optimization.request import Request, Setup
-from mergelab.optimization.validate import live_model_bytes
 from mergelab.preflight import Plan
 from mergelab.report import terminal
 from mergelab.scheduling.scheduler import scheduler_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergelab import evaluation
 from mergelab.core import dtypes
-from mergelab.core.findings import MAY_PASS, Finding, Severity, error, note, settle, warning
+from mergelab.core.findings import MAY_PASS, Finding, Severity, apply_allow, error, note, warning
 from mergelab.core.plan_file import PlannedModel
 from mergelab.jobs.step import loads_models
 from mergelab.methods import registry
@@ -132,7 +132,7 @@ def examine(
             estimate = _estimate(run, recipe, shape, asked, facts, output, engine, there(recipe))
             if estimate and not wrong:
                 findings += resources.check(estimate, output, missing_severity)
-    plan = settle(findings, [*run.allow, *run.model.allow])
+    plan = apply_allow(findings, [*run.allow, *run.model.allow])
     return Plan(asked.sources, facts, recipe, plan, estimate, asked.config_source, engine)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.findings import Finding, Severity, warning
-from mergelab.core.machine import existing
+from mergelab.core.machine import existing_parent
 from mergelab.core.sizes import format_size
 from mergelab.schema.hardware import DEVICE
 
@@ -126,7 +126,7 @@ def estimate(
         disk_there=there,
         ram=max(ram, int(START) + (0 if on_device else whole)),
         vram=vram,
-        disk_free=shutil.disk_usage(existing(output)).free,
+        disk_free=shutil.disk_usage(existing_parent(output)).free,
         ram_free=psutil.virtual_memory().available if ram_free is None else ram_free or None,
         evaluation_ram=whole,
         exact=exact,

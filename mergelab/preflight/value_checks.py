@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergelab.core.errors import did_you_mean
 from mergelab.core.findings import MAY_PASS, Finding, Severity, error, warning
-from mergelab.core.machine import existing
+from mergelab.core.machine import existing_parent
 from mergelab.jobs.step import unread_settings
 from mergelab.models.resolver import Source
 from mergelab.preflight import evaluation_checks, resources
@@ -123,7 +123,7 @@ def check_output(output: Path, sources: list[Source]) -> Iterator[Finding]:
                 message = f"{output} is the folder of {s.name}, which would be overwritten"
                 yield error("output", place, message, elsewhere)
                 return
-    there = existing(output)
+    there = existing_parent(output)
     if not there.is_dir():
         yield error("output", place, f"{there} is not a folder", elsewhere)
     elif there == output and any(output.iterdir()):

@@ -94,7 +94,7 @@ class ArrayLauncher(BaseSubmititLauncher):  # type: ignore[misc]  # the plugin h
         wandb_sync.gather(sweep)
         wandb_sync.finish(sweep, runs[0].tracking)
         if is_grid(self.config):
-            resume.collected(runs)
+            resume.forget_collected(runs)
             if any(result.reason for result in results):
                 raise CommandFinished(StepError.exit_status)
         return [self._returned(config, o, result) for config, o, result in
@@ -232,7 +232,9 @@ def folder_of(config: DictConfig, runs: Sequence[Run]) -> Path:
 
     scheduler = scheduler_of(runs[0])
     assert scheduler is not None
-    return resume.folder_of(runs, scheduler, Path(str(config.hydra.sweep.dir)), folder_named(config))
+    return resume.find_or_record_folder(
+        runs, scheduler, Path(str(config.hydra.sweep.dir)), folder_named(config)
+    )
 
 
 def _report(item: WorkItem, result: WorkResult, alone: bool) -> None:

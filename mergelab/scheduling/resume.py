@@ -15,7 +15,7 @@ from mergelab.schema import Run, identity_of
 KIND = "clusters"
 
 
-def folder_of(runs: Sequence[Run], scheduler: Scheduler, new: Path, named: bool) -> Path:
+def find_or_record_folder(runs: Sequence[Run], scheduler: Scheduler, new: Path, named: bool) -> Path:
     """The folder of these runs: the one that was named, else that of the same command whose runs have not
     been collected yet, else the new one.
 
@@ -33,7 +33,7 @@ def folder_of(runs: Sequence[Run], scheduler: Scheduler, new: Path, named: bool)
     return new.resolve()
 
 
-def collected(runs: Sequence[Run]) -> None:
+def forget_collected(runs: Sequence[Run]) -> None:
     """All results have been shown: the same command starts anew."""
     ResumeRegistry(KIND).forget(_key(runs))
 

@@ -234,7 +234,7 @@ class Scheduler(ABC):
 
 
 SCHEDULERS: Registry[Callable[[Any], Scheduler]] = Registry(
-    "schedulers", "scheduler", ours=("mergelab.slurm.scheduler",)
+    "schedulers", "scheduler", ours=("mergelab.slurm.slurm_scheduler",)
 )
 """By name, what makes a scheduler from its settings: from the mapping `hardware.scheduler.options`, or for
 Slurm from `hardware.slurm`."""

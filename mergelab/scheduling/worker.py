@@ -64,7 +64,7 @@ def _scratch(rank: int) -> AbstractContextManager[None]:
         return nullcontext()
     from mergelab.merging import node_local_cache
 
-    return node_local_cache.opened(path, f"{heartbeat.job() or os.getpid()}-{rank}")
+    return node_local_cache.for_task(path, f"{heartbeat.job() or os.getpid()}-{rank}")
 
 
 def _install_signal_handlers() -> None:

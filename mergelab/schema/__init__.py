@@ -10,10 +10,10 @@ a gradient or a mapping are `Any` here and checked in `mergelab.recipes.recipe`.
 from mergelab.schema.evaluation import Evaluation
 from mergelab.schema.experts import Expert, Method
 from mergelab.schema.hardware import Hardware, SchedulerChoice, Slurm
-from mergelab.schema.jobs import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
 from mergelab.schema.models import Checkpoint, Model, Skill
 from mergelab.schema.run import Composition, Run, identity_of, settings_of, with_overrides
 from mergelab.schema.search import Fidelity, Search
+from mergelab.schema.steps import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
 from mergelab.schema.tracking import Tracking
 
 __all__ = [

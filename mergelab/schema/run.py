@@ -8,9 +8,9 @@ from mergelab.schema.evaluation import Evaluation
 from mergelab.schema.experts import Expert, Method
 from mergelab.schema.fields import limited, setting
 from mergelab.schema.hardware import Hardware
-from mergelab.schema.jobs import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
 from mergelab.schema.models import Model
 from mergelab.schema.search import Search
+from mergelab.schema.steps import Analyze, Check, Evaluate, Extract, Fetch, Generate, Job, Monitor, Publish
 from mergelab.schema.tracking import Tracking
 
 

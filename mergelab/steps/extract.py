@@ -14,7 +14,7 @@ import yaml
 from mergelab import __version__, preflight
 from mergelab.context import family, other_findings, tell
 from mergelab.core.errors import did_you_mean
-from mergelab.core.findings import Finding, error, some, stop_on_errors
+from mergelab.core.findings import Finding, error, first_few, stop_on_errors
 from mergelab.core.folders import move, sync
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_json, short_path, write_text
 from mergelab.core.sizes import format_size
@@ -169,7 +169,9 @@ def _check_modules(e: Extract, base: ModelMetadata) -> Iterator[Finding]:
         if not any(re.search(pattern, m) for m in modules)
     ]
     for place, pattern in idle:
-        yield error("setting", place, f"'{pattern}' matches none of the modules, such as {some(modules)}")
+        yield error(
+            "setting", place, f"'{pattern}' matches none of the modules, such as {first_few(modules)}"
+        )
     matrices = {n for n, t in base.tensors.items() if len(t.shape) == 2} - {*compatibility.VOCABULARY}
     if not idle and not any(extract.selected(n.rpartition(".")[0], e) for n in matrices):
         place = "extract.exclude" if e.exclude else "extract.include"

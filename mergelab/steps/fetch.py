@@ -7,7 +7,7 @@ from typing import Any
 
 from mergelab import context, evaluation
 from mergelab.core.errors import InputError, StepError
-from mergelab.core.findings import settle, stop_on_errors
+from mergelab.core.findings import apply_allow, stop_on_errors
 from mergelab.core.run_dir import RunDir
 from mergelab.core.sizes import format_size
 from mergelab.hub import cache
@@ -42,7 +42,7 @@ def execute(run: Run, run_dir: RunDir) -> str:
         need = Need(code=run.model.trust_remote_code, pickled=pickled_allowed(run))
         plan = plans.make(asked.sources, need, gated=run.model.gated)
     show(plan)
-    findings = settle(plan.findings, [*run.allow, *run.model.allow])
+    findings = apply_allow(plan.findings, [*run.allow, *run.model.allow])
     for f in findings:
         if f.severity != "error" or run.fetch.dry_run:
             terminal.finding("warning", f.text())

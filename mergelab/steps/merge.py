@@ -61,18 +61,20 @@ def _by_mergekit(run: Run, run_dir: RunDir, recipe: dict[str, Any]) -> str:
 
 
 def _fast(run: Run, run_dir: RunDir, recipe: dict[str, Any], plan: PlanFile) -> str:
-    from mergelab.merging import backends, resume, throughput_cache
+    from mergelab.merging import fast_backend, resume, throughput_cache
 
     models = {m.reference: (m.name, node_local_cache.copy_of(m.at)) for m in plan.models}
     config_source = plan.model(plan.config_source).at
-    merge = backends.prepare(run, recipe, models)
+    merge = fast_backend.prepare(run, recipe, models)
     with (
         terminal.progress(nbytes=True) as progress,
-        resume.folder(run_dir.partial, merge.key, recipe, cache_dir.home()),
+        resume.resumable_folder(run_dir.partial, merge.key, recipe, cache_dir.home()),
         _meanwhile(lambda told: identify(run, run_dir, told), progress) as finish,
     ):
         start = time.monotonic()
-        there = backends.merge(merge, recipe, run_dir.partial, run, config_source, _told(run_dir, progress))
+        there = fast_backend.merge(
+            merge, recipe, run_dir.partial, run, config_source, _told(run_dir, progress)
+        )
         if not there:
             traffic = sum(o.traffic for o in merge.outputs)
             throughput_cache.note(

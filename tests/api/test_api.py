@@ -235,14 +235,14 @@ def test_the_log_has_a_failures_traceback_and_what_libraries_warn_of(
 ) -> None:
     import warnings
 
-    from mergelab.merging import backends
+    from mergelab.merging import fast_backend
 
     def broken(*_: Any, **__: Any) -> None:
         warnings.warn("this is deprecated", FutureWarning, stacklevel=1)
         logging.getLogger("some.library").warning("it looks odd")
         raise ZeroDivisionError("nothing to divide by")
 
-    monkeypatch.setattr(backends, "merge", broken)
+    monkeypatch.setattr(fast_backend, "merge", broken)
     with pytest.raises(ZeroDivisionError):
         lab.run(lab.compose(*SMALL), "out", console=False)
     log = Path("out/mergelab.log").read_text(encoding="utf-8")

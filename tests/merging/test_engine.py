@@ -303,14 +303,14 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
-    with resume.folder(two, "key", {}, home):
+    with resume.resumable_folder(two, "key", {}, home):
         assert not resume.started(two)
         assert resume.started(one)
     process.kill()
     process.wait()
     resume.discard(two, home)
     (home / resume.KIND / "key.json").write_text(json.dumps({"folder": str(one), "recipe": ""}))
-    with resume.folder(two, "key", {}, home):
+    with resume.resumable_folder(two, "key", {}, home):
         assert resume.started(two)
         assert not one.exists()
 

@@ -603,7 +603,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_disk_that_fills_up_in_the_meantime(
     engine: str, small_disk: Path, family: Any, mergelab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergelab.merging import backends as ours
+    from mergelab.merging import fast_backend as ours
     from mergelab.steps import merge
 
     place: Any = (ours, "prepare") if engine == "fast" else (merge, "identify")

@@ -17,7 +17,7 @@ from patience import patience, token, until, within  # noqa: F401 (fixtures that
 from mergelab.core.errors import InputError, StepError
 from mergelab.merging import node_local_cache
 
-OURS = node_local_cache.ours("task-")
+OURS = node_local_cache.own_name("task-")
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def model(tmp_path: Path) -> Path:
 
 def left_on(disk: Path) -> list[str]:
     return sorted(
-        str(p.relative_to(disk)) for p in disk.rglob("*") if p.name != node_local_cache.ours("models")
+        str(p.relative_to(disk)) for p in disk.rglob("*") if p.name != node_local_cache.own_name("models")
     )
 
 
 def test_a_copy_is_the_model_with_its_times(disk: Path, model: Path) -> None:
-    with node_local_cache.opened(str(disk), "57-0"):
+    with node_local_cache.for_task(str(disk), "57-0"):
         copy = node_local_cache.copy_of(model)
         assert disk in copy.parents and node_local_cache.copy_of(model) == copy
         assert (copy / "weights").read_bytes() == bytes(1000)
@@ -58,7 +58,7 @@ def test_a_copy_is_the_model_with_its_times(disk: Path, model: Path) -> None:
 
 
 def test_a_model_that_has_changed_is_another_copy(disk: Path, model: Path) -> None:
-    with node_local_cache.opened(str(disk), "57-0"):
+    with node_local_cache.for_task(str(disk), "57-0"):
         before = node_local_cache.copy_of(model)
         (model / "weights").write_bytes(bytes(1001))
         after = node_local_cache.copy_of(model)
@@ -69,13 +69,13 @@ def test_a_links_target_is_copied(disk: Path, model: Path, tmp_path: Path) -> No
     snapshot = tmp_path / "snapshot"  # as the hub's cache has them
     snapshot.mkdir()
     (snapshot / "weights").symlink_to(model / "weights")
-    with node_local_cache.opened(str(disk), "57-0"):
+    with node_local_cache.for_task(str(disk), "57-0"):
         assert not (node_local_cache.copy_of(snapshot) / "weights").is_symlink()
 
 
 @pytest.mark.parametrize("nowhere", [None, ""])
 def test_without_a_folder_everything_stays_where_it_is(model: Path, nowhere: str | None) -> None:
-    with node_local_cache.opened(nowhere, "57-0"):
+    with node_local_cache.for_task(nowhere, "57-0"):
         assert node_local_cache.copy_of(model) == model and node_local_cache.folder() is None
 
 
@@ -120,7 +120,7 @@ User = Callable[[str], tuple[Any, Path, Path]]
 
 def test_two_users_share_a_copy_and_the_last_one_out_removes_it(disk: Path, model: Path, user: User) -> None:
     process, theirs, go = user("58-0")
-    with within(5), node_local_cache.opened(str(disk), "57-0"):
+    with within(5), node_local_cache.for_task(str(disk), "57-0"):
         copy = node_local_cache.copy_of(model)
         assert copy == theirs
         go.touch()
@@ -132,7 +132,7 @@ def test_two_users_share_a_copy_and_the_last_one_out_removes_it(disk: Path, mode
 
 def test_the_first_one_out_leaves_the_copy(disk: Path, model: Path, user: User) -> None:
     process, theirs, go = user("58-0")
-    with within(5), node_local_cache.opened(str(disk), "57-0"):
+    with within(5), node_local_cache.for_task(str(disk), "57-0"):
         node_local_cache.copy_of(model)
     assert (theirs / "weights").exists() and (disk / f"{OURS}58-0" / "written").exists()
     go.touch()
@@ -147,7 +147,7 @@ def test_what_a_killed_process_leaves_is_removed(disk: Path, user: User, by: str
     process.wait(30)
     assert (theirs / "weights").exists() and (disk / f"{OURS}58-0").exists()
     if by == "the next task":
-        with node_local_cache.opened(str(disk), "59-0"):
+        with node_local_cache.for_task(str(disk), "59-0"):
             assert left_on(disk) == [f"{OURS}59-0", f"{OURS}59-0{node_local_cache.LOCK}"]
     else:
         subprocess.run([sys.executable, "-m", "mergelab.merging.node_local_cache", str(disk)], check=True)
@@ -162,15 +162,15 @@ def test_half_a_copy_is_no_copy_and_is_tidied_away(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "copy2", broken)
-    with pytest.raises(KeyboardInterrupt), node_local_cache.opened(str(disk), "57-0"):
+    with pytest.raises(KeyboardInterrupt), node_local_cache.for_task(str(disk), "57-0"):
         node_local_cache.copy_of(model)
-    assert not [p for p in (disk / node_local_cache.ours("models")).iterdir() if p.suffix == ""]
+    assert not [p for p in (disk / node_local_cache.own_name("models")).iterdir() if p.suffix == ""]
 
 
 def test_somebody_elses_files_are_left_alone(disk: Path, model: Path) -> None:
     (disk / "thesis.tex").write_text("all my work")
     (disk / "mergelab-thesis").mkdir()
-    with node_local_cache.opened(str(disk), "57-0"):
+    with node_local_cache.for_task(str(disk), "57-0"):
         node_local_cache.copy_of(model)
     assert left_on(disk) == ["mergelab-thesis", "thesis.tex"]
 
@@ -179,7 +179,7 @@ def test_variables_of_the_node_are_filled_in(
     disk: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NODES_OWN_DISK", str(disk))
-    with node_local_cache.opened("$NODES_OWN_DISK", "57-0"):
+    with node_local_cache.for_task("$NODES_OWN_DISK", "57-0"):
         assert disk in node_local_cache.copy_of(model).parents
 
 
@@ -187,7 +187,7 @@ def test_variables_of_the_node_are_filled_in(
 def test_a_folder_that_is_none_is_named(tmp_path: Path, model: Path, name: str) -> None:
     with (
         pytest.raises(InputError, match=rf"hardware\.scratch: {tmp_path / name} is not a folder"),
-        node_local_cache.opened(str(tmp_path / name), "57-0"),
+        node_local_cache.for_task(str(tmp_path / name), "57-0"),
     ):
         raise AssertionError
 
@@ -201,7 +201,7 @@ def test_too_little_room_is_told_before_anything_is_copied(
 ) -> None:
     full(monkeypatch, 1001)
     with (
-        node_local_cache.opened(str(disk), "57-0"),
+        node_local_cache.for_task(str(disk), "57-0"),
         pytest.raises(StepError, match=r"hardware\.scratch: a copy needs 1\.0 kB, but"),
     ):
         node_local_cache.copy_of(model)
@@ -210,7 +210,7 @@ def test_too_little_room_is_told_before_anything_is_copied(
 
 def test_just_enough_room_is_enough(disk: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, 1002)
-    with node_local_cache.opened(str(disk), "57-0"):
+    with node_local_cache.for_task(str(disk), "57-0"):
         assert node_local_cache.copy_of(model) != model
 
 
@@ -258,7 +258,7 @@ def test_two_users_of_the_node_do_not_get_into_each_others_way() -> None:
         (model / "weights").touch()
         disk.mkdir()
         disk.chmod(0o1777)
-        with node_local_cache.opened(str(disk), "57-0"):
+        with node_local_cache.for_task(str(disk), "57-0"):
             node_local_cache.copy_of(model)
             subprocess.run([sys.executable, "-c", OTHER, str(disk), str(model)], check=True,
                            stderr=subprocess.DEVNULL)  # fmt: skip

@@ -14,7 +14,7 @@ from composing import composed
 from conftest import Command, Outcome
 
 from mergelab.core.conf_dir import CONF
-from mergelab.core.findings import MAY_PASS, error, note, settle, warning
+from mergelab.core.findings import MAY_PASS, apply_allow, error, note, warning
 from mergelab.models import checkpoint
 
 
@@ -134,9 +134,9 @@ def test_findings_are_settled() -> None:
         error("rope", "b", "m", "r"),
         note("x", "a", "m"),
     ]
-    assert settle(twice, []) == [error("rope", "a, b", "m", "r"), note("x", "a", "m")]
-    assert settle(twice, ["rope"])[0] == warning("rope", "a, b", "m", "r")
-    assert settle([error("missing", "a", "m")], ["missing"]) == [error("missing", "a", "m")]
+    assert apply_allow(twice, []) == [error("rope", "a, b", "m", "r"), note("x", "a", "m")]
+    assert apply_allow(twice, ["rope"])[0] == warning("rope", "a, b", "m", "r")
+    assert apply_allow([error("missing", "a", "m")], ["missing"]) == [error("missing", "a", "m")]
     assert error("rope", "a", "m").text() == "a: m [rope]"
     assert error("missing", "a", "m", "r").text() == "a: m\nr"
 

@@ -18,7 +18,7 @@ from mergelab.scheduling.scheduler import JobRequest
 from mergelab.schema import Slurm
 from mergelab.slurm import sbatch_script
 
-OURS = node_local_cache.ours("task-")
+OURS = node_local_cache.own_name("task-")
 
 
 FOLDER = Path("/data/slurm/b0001-0000")

@@ -46,7 +46,7 @@ class ClusterExecutor:
     def __init__(self, run: Run, folder: Path, scheduler: Scheduler, measure: Measure | None = None):
         h = run.hardware
         self._folder, self._timeout = folder, run.search.timeout
-        self._measure: Measure = measure or measured
+        self._measure: Measure = measure or measure_in_task
         self._jobs = JobArrayExecutor(
             folder, submission_log.job_name(folder), scheduler,
             ranks=h.workers, per_task=h.candidates_per_task, scratch=h.scratch, report=terminal.aside,
@@ -80,7 +80,7 @@ class ClusterExecutor:
         local = on_node(run)
         name = f"winner-{turn}-{hashing.digest([identity_of(local), str(run_dir.model)])[:8]}"
         for attempt in (1, 2):
-            item = WorkItem(name, partial(finished, local, run_dir), run_dir.folder / "winner",
+            item = WorkItem(name, partial(run_steps_in_task, local, run_dir), run_dir.folder / "winner",
                             self._spent.get(name, 0) + attempt)  # fmt: skip
             ((_, result),) = self._run([item], array=False)
             if result.reason is None:
@@ -128,11 +128,11 @@ def _local(request: EvaluationRequest) -> EvaluationRequest:
     return replace(request, run=on_node(request.run))
 
 
-def finished(run: Run, run_dir: RunDir) -> None:
+def run_steps_in_task(run: Run, run_dir: RunDir) -> None:
     """Run the steps of a job, in a task."""
     run_job(run, replace(run_dir, scratch=node_local_cache.folder()))
 
 
-def measured(request: EvaluationRequest, timeout: float | None) -> dict[str, Any]:
+def measure_in_task(request: EvaluationRequest, timeout: float | None) -> dict[str, Any]:
     """The outcome of a request, in a task: on the GPU of its rank."""
     return asdict(evaluate_here(request, timeout, int(os.environ.get("MERGELAB_LOCAL_RANK") or 0)))
