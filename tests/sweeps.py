@@ -14,6 +14,7 @@ from composing import composed
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from mergelab.core.jsonl_log import read
 from mergelab.optimization import fingerprint, prepare, search_folder
 from mergelab.optimization.request import Request, Setup
 
@@ -65,8 +66,7 @@ def in_first(line: dict[str, Any], count: int) -> bool:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The journal."""
-    text = (folder / "journal.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return read(folder / "journal.jsonl")  # which may still be written
 
 
 def candidates(folder: Path) -> list[dict[str, Any]]:

@@ -207,7 +207,7 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["method.parameters.shared_expert=none"], ["a Qwen2Moe has exactly one shared expert"]),
     (["method.parameters.architecture=mixtral"], ["no mixture can be built of qwen2 models"]),
     (["experts.math.prompts=[]", "model.prompts.math=[]"], ["math.prompts: gate_mode=hidden needs prompts"]),
-    (["experts.math.weight=0.3"], ["experts.math.weight=0.3: method=moe takes no weight"]),
+    (["experts.math.weight=0.3"], ["experts.math.weight=0.3: it has no effect with method=moe"]),
     (["experts.math.parameters={noise: 1}"], ["experts.math.parameters.noise", "noise_scale"]),
     (["experts.math.parameters={noise_scale: loud}"], ["experts.math.parameters.noise_scale: 'loud'"]),
     (["model.tokenizer=union"], ["model.tokenizer: it has no effect"]),
