@@ -689,7 +689,7 @@ class Terminal:
         return come.decode()
 
     def interrupt_until(self, text: str) -> None:
-        """Press Ctrl-C until a text comes: Python's prompt does not see one that comes just before it waits."""
+        """Press Ctrl-C until a text comes; a prompt of Python does not see one just before it waits."""
         while text.encode() not in self._screen[self._seen :]:
             self.type("\x03")
             while select.select([self._fd], [], [], 2)[0] and text.encode() not in self._screen[self._seen :]:
