@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mergelab import composition, config_errors, execution
+from mergelab import composition, config_errors
 from mergelab.cli.reporting import report
 from mergelab.composition import typed
 from mergelab.core.conf_dir import CONF
@@ -45,6 +45,7 @@ def task(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig) -> float | None:
+    from mergelab import execution
     from mergelab.report import terminal
 
     h = HydraConfig.get()
