@@ -18,11 +18,14 @@ import torch  # noqa: F401
 import transformers  # noqa: F401
 from forks import serve
 
+import mergelab.cli.hydra_app  # noqa: F401
 from mergelab.cli.main import main
+from mergelab.jobs import STEPS
 
 if __name__ == "__main__":
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    STEPS.load()
     gc.freeze()
     if arguments := serve():
         folder, code, *typed = arguments

@@ -213,7 +213,7 @@ def test_wrong_settings(mergelab: Command) -> None:
     out = mergelab("job=fetch", "fetch.workers=0", "eval=none")
     assert out.status == 2 and "fetch.workers: 0 is out of range; at least 1" in out.err
     unused = mergelab("fetch.dry_run=true", "job=plan", "model=qwen0_5b", "experts=math_code", "eval=none")
-    assert unused.status == 2 and "fetch.dry_run" in unused.err and "job=fetch" in unused.err
+    assert unused.status == 2 and "fetch.dry_run" in unused.err and "the step fetch" in unused.err
 
 
 def test_a_family_that_is_here_needs_nothing(mergelab: Command, family: Any) -> None:

@@ -246,7 +246,7 @@ def test_a_login_that_will_not_do_is_told_before_the_check(
 def test_no_hub_to_publish_to(terminal: Terminal, model: Path) -> None:
     arguments = ("job=publish", f"publish.path={model}", "publish.repo=me/x")
     away = terminal.run(*arguments, HF_TOKEN=TOKEN, HF_ENDPOINT="http://127.0.0.1:9")
-    assert away.status == 2 and "publish.repo: the hub does not answer" in away.err
+    assert away.status == 2 and "me/x exists: the hub does not answer" in away.err
     told = terminal.run(*arguments, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
     assert told.status == 2 and "HF_HUB_OFFLINE forbids reaching the hub; unset it" in told.err
 

@@ -294,7 +294,7 @@ def test_a_merge_that_is_worked_on_is_not_taken(tmp_path: Path) -> None:
     hold = (
         "import sys; from pathlib import Path; from mergelab.merging import resume as u\n"
         "one, home = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "with u.folder(one, 'key', {}, home):\n"
+        "with u.resumable_folder(one, 'key', {}, home):\n"
         '    (one / u.JOURNAL).write_text(\'{"key": "key"}\\n{"tensor": "a"}\\n\')\n'
         "    print('held', flush=True); sys.stdin.read()\n"
     )

@@ -84,7 +84,7 @@ import sys, time
 from pathlib import Path
 from mergelab.merging import node_local_cache
 disk, model, go, name = sys.argv[1:]
-with node_local_cache.opened(disk, name):
+with node_local_cache.for_task(disk, name):
     print(node_local_cache.copy_of(Path(model)), flush=True)
     (node_local_cache.folder() / "written").touch()
     while not Path(go).exists():
@@ -221,7 +221,7 @@ from types import SimpleNamespace
 from mergelab.core.errors import StepError
 from mergelab.merging import node_local_cache
 shutil.disk_usage = lambda path: SimpleNamespace(free=0)
-with node_local_cache.opened(sys.argv[1], "57-0"):
+with node_local_cache.for_task(sys.argv[1], "57-0"):
     for _ in range(2):
         signal.alarm(3)
         try:
@@ -242,7 +242,7 @@ import os, sys
 from pathlib import Path
 from mergelab.merging import node_local_cache
 os.setgid(65534), os.setuid(65534)
-with node_local_cache.opened(sys.argv[1], "58-0"):
+with node_local_cache.for_task(sys.argv[1], "58-0"):
     print(node_local_cache.copy_of(Path(sys.argv[2])))
 """
 

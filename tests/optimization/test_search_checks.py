@@ -64,7 +64,7 @@ def test_a_plan_says_what_would_run_and_runs_nothing(model: str, family: Any, me
         (["experts.maths.weight=interval(0,1)"], "there is no key 'maths'"),
         (["experts.math.weight=interval(0.8,1)"], "the search starts at"),
         (["experts.math.density=interval(0,3)"], "a bound of a range is not accepted"),
-        (["hardware.compute_dtype=bfloat16"], "candidates are merged in memory by our own kernels"),
+        (["hardware.compute_dtype=bfloat16"], "candidates are merged in memory by the fast engine"),
         (["search.fidelity.share=0"], "search.fidelity.share: 0 is out of range"),
         (["search.timeout=-1"], "search.timeout: -1 is out of range"),
         (["eval=perplexity", f"eval.text={__file__}"], "eval.allow_test_split=true"),
