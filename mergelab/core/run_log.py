@@ -11,8 +11,6 @@ from pathlib import Path
 NAME = "mergelab.log"
 FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
-logging.getLogger("mergelab").addHandler(logging.NullHandler())  # without a handler, logging prints warnings
-
 
 class _Once(logging.Filter):
     """Passes records of the same line of a library's code only once."""

@@ -227,3 +227,12 @@ def test_only_a_few_files_know_hydra() -> None:
         "cli/callbacks.py", "cli/hydra_app.py", "cli/main.py", "composition.py", "config_errors.py",
         "optimization/sweeper.py", "optimization/space_grammar.py", "scheduling/launcher.py",
     }  # fmt: skip
+
+
+def test_what_is_wrong_is_printed_once() -> None:
+    """In a process of its own, whose loggers nobody has set up."""
+    command = [sys.executable, "-m", "mergelab", "serch=cma"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("✗ serch: there is no key 'serch'. Did you mean 'search'?")
+    assert done.stderr.count("serch: there is no key") == 1
