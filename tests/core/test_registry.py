@@ -85,3 +85,16 @@ def test_a_run_executes_the_code_that_it_was_composed_with(numbers: Registry[int
     file.write_text(HEAD + "KINDS['numbers'].add('two', 22)\n")
     with pytest.raises(InputError, match=r"mine\.py has changed since the run was composed"):
         numbers.get("two")
+
+
+def test_an_installed_package_adds_an_entry(
+    numbers: Registry[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dozens.py").write_text(HEAD + "KINDS['numbers'].add('twelve', 12)\n")
+    about = tmp_path / "dozens-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: dozens\nVersion: 1.2\n")
+    (about / "entry_points.txt").write_text("[mergelab.numbers]\ntwelve = dozens\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert numbers.get("twelve") == 12
+    assert numbers.origin("twelve") == registry.Origin("dozens 1.2", "dozens 1.2")
