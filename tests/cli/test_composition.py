@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -232,7 +233,8 @@ def test_only_a_few_files_know_hydra() -> None:
 def test_what_is_wrong_is_printed_once() -> None:
     """In a process of its own, whose loggers nobody has set up."""
     command = [sys.executable, "-m", "mergelab", "serch=cma"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    own = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}  # which commands here have set
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("✗ serch: there is no key 'serch'. Did you mean 'search'?")
     assert done.stderr.count("serch: there is no key") == 1
