@@ -41,6 +41,10 @@ brief = False
 log = logging.getLogger("mergelab.run")
 
 
+_shown = [[(console, errors)]]
+"""Where it is shown, the last one in force: the terminal, and what `shown_on` blocks have asked for."""
+
+
 @contextmanager
 def shown_on(target: Console | bool = True) -> Iterator[None]:
     """Show what is narrated on a console until the body ends.
@@ -49,15 +53,18 @@ def shown_on(target: Console | bool = True) -> Iterator[None]:
         target: the console; True: the terminal; False: nowhere. The run's log has it in any case.
     """
     global console, errors, brief
-    before = console, errors, brief
-    if target is False:
-        console = errors = Console(quiet=True)
-    elif target is not True:
-        console = errors = target
+    before = brief
+    shown = Console(quiet=True) if target is False else target
+    mine = [(console, errors) if isinstance(shown, bool) else (shown, shown)]
+    _shown.append(mine)
+    console, errors = mine[0]
     try:
         yield
     finally:
-        console, errors, brief = before
+        # Of two threads the first to enter may be the first to leave: each takes back its own alone.
+        _shown[:] = [other for other in _shown if other is not mine]
+        console, errors = _shown[-1][0]
+        brief = before
 
 
 def say(text: str, style: str = "") -> None:
