@@ -277,12 +277,3 @@ def stable_mergekit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def own_terminal() -> None:
-    """Every test begins with the terminal, whatever one before it has left."""
-    from mergelab.report import terminal
-
-    del terminal._shown[1:]
-    terminal.console, terminal.errors = terminal._shown[0][0]

@@ -40,9 +40,8 @@ brief = False
 
 log = logging.getLogger("mergelab.run")
 
-
-_shown = [[(console, errors)]]
-"""Where it is shown, the last one in force: the terminal, and what `shown_on` blocks have asked for."""
+_shown = [(console, errors)]
+"""The terminal, then the consoles of the `shown_on` blocks in progress; the last ones are in use."""
 
 
 @contextmanager
@@ -55,15 +54,15 @@ def shown_on(target: Console | bool = True) -> Iterator[None]:
     global console, errors, brief
     before = brief
     shown = Console(quiet=True) if target is False else target
-    mine = [(console, errors) if isinstance(shown, bool) else (shown, shown)]
+    mine = (console, errors) if isinstance(shown, bool) else (shown, shown)
     _shown.append(mine)
-    console, errors = mine[0]
+    console, errors = mine
     try:
         yield
     finally:
-        # Of two threads the first to enter may be the first to leave: each takes back its own alone.
+        # Of two threads the first to enter may be the first to leave, so each removes only its own.
         _shown[:] = [other for other in _shown if other is not mine]
-        console, errors = _shown[-1][0]
+        console, errors = _shown[-1]
         brief = before
 
 

@@ -20,6 +20,7 @@ from refusals import told
 from rich.console import Console
 
 import mergelab as lab
+from mergelab.report import terminal
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
 SMALL = ("experts=math_code", "method=ties", "eval.limit=8", "eval.baselines=false")
@@ -313,6 +314,17 @@ def test_a_console_gets_what_the_terminal_would(here: Path, capfd: pytest.Captur
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "✓ merge" in text and "✓ verify" in text and "evaluate" not in text
     assert capfd.readouterr() == ("", "")
+
+
+def test_plans_made_at_the_same_time_leave_the_terminal_as_it_was() -> None:
+    before = terminal.console, terminal.errors
+    first, second = terminal.shown_on(False), terminal.shown_on(False)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as in two threads: the first to begin ends first
+    assert terminal.console.quiet
+    second.__exit__(None, None, None)
+    assert (terminal.console, terminal.errors) == before
 
 
 def test_a_second_run_at_the_same_time_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
