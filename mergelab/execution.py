@@ -16,6 +16,7 @@ from mergelab.core.errors import InputError, MergelabError, one_line
 from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, refuse_finished, short_path
 from mergelab.jobs import offline, steps_of
+from mergelab.jobs.step import without_folder
 from mergelab.report import terminal
 from mergelab.result import Result
 from mergelab.schema import Run
@@ -64,7 +65,7 @@ def execute(run: Run, folder: Path, *, save_composition: bool = False) -> Result
     """
     use_extensions(run.composition)
     steps = steps_of(run)
-    if steps and not any(s.keeps_folder for s in steps):
+    if without_folder(steps):
         for step in steps:
             step.execute(run, RunDir(folder, folder / "model"))
         return Result({"status": "done"})

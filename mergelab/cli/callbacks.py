@@ -13,7 +13,7 @@ from mergelab.cli.reporting import report
 from mergelab.composition import typed
 from mergelab.core.errors import CommandFinished, InputError
 from mergelab.jobs import offline, steps_of
-from mergelab.jobs.step import merges, named
+from mergelab.jobs.step import merges, named, without_folder
 from mergelab.scheduling import launcher
 from mergelab.scheduling.launcher import is_grid
 from mergelab.schema import Run
@@ -91,8 +91,7 @@ def _on_cluster(config: DictConfig) -> bool:
 
 def _run_without_folder(config: DictConfig) -> None:
     """Run a job that keeps no folder, such as monitor, before Hydra makes one."""
-    steps = named(config.job.steps)
-    if steps and not any(s.keeps_folder for s in steps):
+    if without_folder(named(config.job.steps)):
         execution.execute(typed(config, config), Path(config.hydra.run.dir).resolve())
         raise CommandFinished(0)
 

@@ -83,10 +83,15 @@ def first_line(e: BaseException) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0].strip()
 
 
+def typed_line(e: BaseException) -> str:
+    """The type of an exception and the first line of its message."""
+    kind, line = type(e).__name__, first_line(e)
+    return kind if line == kind else f"{kind}: {line}"
+
+
 def summary(e: BaseException) -> str:
     """The type of an exception and the first line of its message, ending in a full stop."""
-    kind, line = type(e).__name__, first_line(e)
-    message = kind if line == kind else f"{kind}: {line}"
+    message = typed_line(e)
     return message if message.endswith((".", "!", "?")) else f"{message}."
 
 

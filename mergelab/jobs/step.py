@@ -116,6 +116,11 @@ def steps_of(run: Run) -> list[Step]:
     return named(run.job.steps)
 
 
+def without_folder(steps: Sequence[Step]) -> bool:
+    """Whether a job of these steps leaves nothing behind, and so gets no folder."""
+    return bool(steps) and not any(s.keeps_folder for s in steps)
+
+
 def named(names: Sequence[str]) -> list[Step]:
     """The steps of these names, in order."""
     return [STEPS.get(n) for n in current_names(names) if n in STEPS]

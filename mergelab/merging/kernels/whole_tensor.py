@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mergelab.core.errors import typed_line
 from mergelab.core.registry import line_of
 from mergelab.merging.kernels import counter_rng
 from mergelab.merging.kernels.tensor_group import Group, Kernel, Parameters
@@ -59,7 +60,7 @@ def kernel(method: MergeMethod, *, random: bool) -> Kernel:
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # a user's code raises every kind
-            raise ValueError(f"{spec.name} failed{_where(method, e)}: {_reason(e)}") from e
+            raise ValueError(f"{spec.name} failed{_where(method, e)}: {typed_line(e)}") from e
         if _versions(tensors) != versions:
             raise ValueError(
                 f"{spec.name} writes into its inputs, which the next merge reads again; "
@@ -91,8 +92,3 @@ def _where(method: MergeMethod, e: BaseException) -> str:
     file = inspect.getsourcefile(made)
     line = line_of(e, file) if file else ""
     return f" in {file}{line}" if line else ""
-
-
-def _reason(e: BaseException) -> str:
-    text = str(e).strip().splitlines()
-    return f"{type(e).__name__}: {text[0]}" if text else type(e).__name__
