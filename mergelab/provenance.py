@@ -14,7 +14,7 @@ from mergelab.context import hashes
 from mergelab.core import hashing
 from mergelab.core.plan_file import PlanFile, PlannedModel
 from mergelab.core.run_dir import RunDir
-from mergelab.evaluation import SPLITS
+from mergelab.evaluation import SPLITS, windows
 from mergelab.evaluation.cache import packages
 from mergelab.jobs.step import merges as makes_model
 from mergelab.methods import registry
@@ -44,7 +44,7 @@ def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
             for m in evaluation.measures(run, split)
         ],
         "evaluation": evaluation.score_settings(run.eval) | {"quantize": run.hardware.quantize},
-        "text": hashing.file_hash(Path(run.eval.text).expanduser()) if run.eval.text else None,
+        "text": _text(Path(run.eval.text).expanduser()) if run.eval.text else None,
         "versions": versions,
     }
     run_dir.record(
@@ -57,6 +57,10 @@ def identify(run: Run, run_dir: RunDir, progress: zoo.Progress) -> None:
             "key": hashing.run_key(recipe, {m["reference"]: m["content"] for m in inputs}, settings),
         }
     )
+
+
+def _text(path: Path) -> list[Any]:
+    return [hashing.file_hash(path), windows.VERSION]
 
 
 def _measuring(run: Run) -> list[str]:

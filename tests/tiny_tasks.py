@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import yaml
 
 
-def make_model(folder: Path, seed: int = 0) -> Path:
-    """Write a random Qwen2 of 25 thousand parameters that reads single bytes."""
+def make_model(folder: Path, seed: int = 0, more: Sequence[str] = ()) -> Path:
+    """Write a random Qwen2 of 25 thousand parameters that reads single bytes, and `more` tokens."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
     vocab = {"<eos>": 0, **{byte: n + 1 for n, byte in enumerate(sorted(ByteLevel.alphabet()))}}
+    vocab |= {token: len(vocab) + n for n, token in enumerate(more)}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], eos_token="<eos>", pad_token="<eos>")
     config = Qwen2Config(
         vocab_size=len(vocab),
@@ -38,6 +40,29 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def with_tokenizer(folder: Path, out: Path, more: Sequence[str], form: str | None, **tokens: str) -> Path:
+    """A model of `make_model` with another tokenizer of the same bytes.
+
+    Args:
+        folder: the model.
+        out: where it is copied to.
+        more: as `make_model` had it.
+        form: what is put around a text, such as `<s> $A`.
+        tokens: special tokens, such as `bos_token`.
+    """
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    shutil.copytree(folder, out)
+    backend = Qwen2Tokenizer.from_pretrained(folder).backend_tokenizer
+    backend.add_special_tokens(["<eos>", *more])
+    if form is not None:
+        ids = [(t, backend.token_to_id(t)) for t in ("<eos>", *more) if t in form]
+        backend.post_processor = TemplateProcessing(single=form, special_tokens=ids)
+    PreTrainedTokenizerFast(tokenizer_object=backend, **tokens).save_pretrained(out)
+    return out
 
 
 def greedy(model: Any, tokenizer: Any, prompt: str, length: int = 4) -> str:

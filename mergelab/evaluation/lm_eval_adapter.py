@@ -12,6 +12,9 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 
+from mergelab.core.errors import StepError
+from mergelab.evaluation import windows
+
 Report = Callable[[int, int], None]
 
 
@@ -42,7 +45,6 @@ class Counting(TemplateLM):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._done = self._total = 0
-        self._rolling = False
         self.set_cache_hook(self)
 
     def watch(self, instances: Callable[[], Iterable[Any]], report: Report | None) -> None:
@@ -64,21 +66,43 @@ class Counting(TemplateLM):  # type: ignore[misc]
     def _size(self, request: Any) -> int:
         if request.request_type != "loglikelihood_rolling":
             return int(request.repeats)
-        tokens = len(self.tok_encode(request.args[0]))
-        return -(-tokens // (int(self.max_length) - self.unread)) * int(request.repeats)
+        return len(self._windows(request.args[0])) * int(request.repeats)
 
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        self._rolling = True
-        try:
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-        finally:
-            self._rolling = False
+    @functools.cached_property
+    def _before(self) -> list[int]:
+        """What a text is read after: the tokenizer's own special tokens, else BOS, else EOS.
 
-    def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
-        answers = super()._loglikelihood_tokens(requests, *args, **options)
-        if self._rolling:
-            self._answered(len(requests))
-        return answers
+        Raises:
+            StepError: where there is nothing of the kind, so that a first token cannot be scored.
+        """
+        own = windows.lead(lambda text, special: self.tok_encode(text, add_special_tokens=special))
+        if not own and self.prefix_token_id is None:
+            raise StepError(
+                "the tokenizer has neither a BOS nor an EOS token, after which a text could be read; "
+                "give it one in tokenizer_config.json"
+            )
+        return own or [self.prefix_token_id]
+
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        tokens = self.tok_encode(text, add_special_tokens=False)
+        return [*windows.cut(self._before, tokens, int(self.max_length) - self.unread)]
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        """The log-likelihood of each text, in nats.
+
+        lm_eval's own takes the special tokens that the tokenizer puts before a text for a part of the text:
+        where that is BOS, it would add p(BOS | BOS).
+        """
+        numbered = [(n, w) for n, r in enumerate(requests) for w in self._windows(r.args[0])]
+        size = len(numbered) if self.batch_size == "auto" else int(self.batch_size)
+        totals = [0.0] * len(requests)
+        for start in range(0, len(numbered), max(size, 1)):
+            batch = numbered[start : start + size]
+            answers = self._loglikelihood_tokens([(None, *w) for _, w in batch], disable_tqdm=True)
+            for (n, _), (likelihood, _) in zip(batch, answers, strict=True):
+                totals[n] += likelihood
+            self._answered(len(batch))
+        return totals
 
 
 class CountingLM(Counting, HFLM):  # type: ignore[misc]

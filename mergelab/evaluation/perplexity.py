@@ -38,7 +38,7 @@ def task(path: Path) -> dict[str, Any]:
     """lm_eval's configuration of a task over the documents, which are held in memory.
 
     A document longer than the model's context is read in windows: each token is scored once, and each window
-    but the last begins without context (lm_eval's `loglikelihood_rolling`).
+    but the last begins without context (see `windows.cut`).
     """
     texts = documents(path)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.hashing import file_hash
+from mergelab.evaluation import windows
 from mergelab.evaluation.task_index import Catalogue, Function
 
 _FILE_FORMATS = ("json", "csv", "text", "parquet", "arrow", "pandas", "xml")
@@ -29,6 +30,7 @@ def definition(catalogue: Catalogue, name: str) -> dict[str, Any] | None:
     parts: dict[str, Any] = {}
     for item in catalogue.closure(name):
         data: dict[str, str] = {}
+        rolling = False
         promise = item.config.get("metadata")
         contained = isinstance(promise, dict) and promise.get("self_contained") is True
         if contained and item.file is not None:
@@ -40,7 +42,10 @@ def definition(catalogue: Catalogue, name: str) -> dict[str, Any] | None:
                 if content is None:
                     return None
                 data[source] = content
-        parts[item.name] = [item.kind, item.config, list(item.members), _code(item.config), data]
+            # Python may make any kind of request.
+            rolling |= mapping.get("output_type") == "loglikelihood_rolling" or "class" in mapping
+        version = [windows.VERSION] if rolling else []
+        parts[item.name] = [item.kind, item.config, list(item.members), _code(item.config), data, *version]
     return parts
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Command
 from refusals import refuse
-from tiny_tasks import make_model, write_task
+from tiny_tasks import make_model, with_tokenizer, write_task
 
 from mergelab.core.errors import StepError
 from mergelab.evaluation import Evaluator, Measure
@@ -94,8 +94,11 @@ def evaluator(folder: Path, backend: str, **hardware: Any) -> Evaluator:
     return Evaluator(settings, hardware=Hardware(threads=1, **hardware), tasks_path=folder, seed=1)
 
 
-def test_likelihoods_are_the_same_and_progress_is_told(tmp_path: Path, model: Path, vllm: Any) -> None:
-    folder = tmp_path / "tasks"
+def test_likelihoods_are_the_same_and_progress_is_told(tmp_path: Path, vllm: Any) -> None:
+    plain, folder = make_model(tmp_path / "plain", more=["<s>"]), tmp_path / "tasks"
+    model = with_tokenizer(
+        plain, tmp_path / "model", ["<s>"], "<s> $A", bos_token="<s>", eos_token="<eos>"
+    )  # adds BOS by itself
     rows = [{"prompt": f"{n} and", "answer": " two", "other": " seven"} for n in range(4)]
     write_task(
         folder, "choice", rows, output_type="multiple_choice", doc_to_choice="{{[answer, other]}}",

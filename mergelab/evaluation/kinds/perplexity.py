@@ -9,7 +9,7 @@ from typing import Any
 from mergelab.core.errors import StepError, none_of
 from mergelab.core.findings import Finding, error
 from mergelab.core.hashing import file_hash
-from mergelab.evaluation import perplexity, tasks
+from mergelab.evaluation import perplexity, tasks, windows
 from mergelab.evaluation.kind import Split, register
 from mergelab.evaluation.lm_eval_kind import LmEvalKind
 from mergelab.evaluation.measures import TEXT, Measure
@@ -47,9 +47,9 @@ class Perplexity(LmEvalKind):
         """The text as a task."""
         return {TEXT: tasks.build_config(perplexity.task(_text(conditions.settings)))}
 
-    def content(self, measure: Measure, conditions: Conditions) -> str:
-        """A hash of the file."""
-        return file_hash(_text(conditions.settings))
+    def content(self, measure: Measure, conditions: Conditions) -> dict[str, Any]:
+        """A hash of the file, and how it is cut into windows."""
+        return {"text": file_hash(_text(conditions.settings)), "windows": windows.VERSION}
 
     def data(self, run: Run) -> list[str]:
         """None to be downloaded."""
