@@ -77,8 +77,8 @@ CODES: dict[str, Code] = {
         "Lower epsilon, or move density away from 0 and 1.",
     ),
     "extra-tensor": Code(
-        "A model has tensors that its architecture does not, which mergekit would drop.",
-        "Allow it if they are not needed.",
+        "A model has tensors of which transformers' model of its config.json makes nothing.",
+        "Allow it if they are not needed: the merge leaves them out.",
     ),
     "filter": Code(
         "The filter of a parameter matches no tensor.", "Use one of the parts of names in the message."
@@ -118,7 +118,8 @@ CODES: dict[str, Code] = {
         "A checkpoint is incomplete: its index names files that are not there.", "Fetch or copy it again."
     ),
     "missing-tensor": Code(
-        "A checkpoint lacks tensors that its architecture requires.", "Fetch it again, or use another expert."
+        "A checkpoint lacks tensors that transformers' model of its config.json has.",
+        "Use the whole checkpoint.",
     ),
     "mixed-dtype": Code(
         "An expert's weights have another dtype than the base's.", "None is needed: arithmetic is in float32."
@@ -246,8 +247,12 @@ CODES: dict[str, Code] = {
     "unknown-key": Code("mergekit does not know this key of the YAML file.", "Correct or remove it."),
     "unknown-method": Code("There is no such merge method.", "Choose one that the message names."),
     "unknown-parameter": Code("The method has no such parameter.", "Choose one that the message names."),
+    "unloadable": Code(
+        "transformers cannot make a model of config.json; the message has its reason.", "Correct config.json."
+    ),
     "unlisted": Code(
-        "The architecture is not on mergekit's list; tensors are matched by name.", "None is needed."
+        "transformers has no class of its own for the model, so its tensors could not be checked.",
+        "None is needed.",
     ),
     "unquantized": Code("A mixture's packed experts are measured unquantized.", "None is needed."),
     "unreachable": Code(

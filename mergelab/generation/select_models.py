@@ -11,7 +11,7 @@ from mergelab.context import family
 from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, apply_allow, error, stop_on_errors
 from mergelab.core.run_dir import find_model
-from mergelab.models import adapters, checkpoint, compatibility, remote_code
+from mergelab.models import adapters, checkpoint, remote_code, tensor_checks
 from mergelab.models.json_files import load_json
 from mergelab.models.resolver import Source
 from mergelab.preflight import evaluation_checks, resolve_inputs, resources
@@ -108,8 +108,8 @@ def _look(run: Run, source: Source, folder: Path) -> tuple[Subject, list[Finding
     facts = checkpoint.read(folder, place, source.repair, pickled=pickled_allowed(run))
     findings = [f for f in facts.findings if f.code not in OF_MERGES]
     if len(findings) == len(facts.findings):  # quantised weights have names of their own
-        complete = compatibility.check_complete(facts, place, source.repair)
-        findings += [f for f in complete if f.code == "missing-tensor"]
+        complete = tensor_checks.check_complete(facts, place, source.repair, merged=False)
+        findings += [f for f in complete if f.severity == "error"]
     if facts.config and not facts.has_tokenizer:
         findings.append(error("no-tokenizer", place, f"{folder} has no tokenizer"))
     findings += remote_code.check(folder, place, allowed=allowed, commit=source.commit)

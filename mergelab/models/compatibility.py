@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergelab.core.findings import MAY_PASS, Finding, error, first_few, note
-from mergelab.models import tokenizers
-from mergelab.models.architecture import tied, weights
-from mergelab.models.checkpoint import FETCH, ModelMetadata
+from mergelab.core.findings import MAY_PASS, Finding, error, note
+from mergelab.models import tensor_checks
+from mergelab.models.checkpoint import ModelMetadata
 
 SAME: dict[str, str] = {
     "model_type": "architecture",
@@ -28,11 +27,6 @@ SAME: dict[str, str] = {
     "query_pre_attn_scalar": "softcap",
 }
 """Keys of config.json that must be equal, and the code of the finding if they are not."""
-
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-"""Tensors with one row per token."""
-
-_DAMAGED = {"missing-file", "missing-tensor", "corrupt", "unreadable"}
 
 
 def compare(
@@ -59,9 +53,9 @@ def compare(
     yield from wrong
     if not any(f.code in ("shape", "heads", "layers") for f in wrong):
         # Otherwise shapes differ because of what has just been reported.
-        yield from _compare_shapes(reference, expert, key, possessive)
+        yield from tensor_checks.compare_shapes(reference, expert, key, possessive, _remedy("shape"))
     if not fitted:
-        yield from _compare_vocabularies(reference, expert, key, possessive)
+        yield from tensor_checks.compare_vocabularies(reference, expert, key, possessive)
     if reference.dtype and expert.dtype and reference.dtype != expert.dtype:
         yield note("mixed-dtype", key, f"its weights are {expert.dtype}, {possessive} are {reference.dtype}")
 
@@ -149,64 +143,3 @@ def rope_text(r: Mapping[str, Any]) -> str:
 def generic(tensor: str) -> str:
     """A tensor's name without its layer number."""
     return re.sub(r"\.\d+\.", ".*.", tensor, count=1)
-
-
-def _compare_shapes(
-    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
-) -> Iterator[Finding]:
-    differ = [
-        (n, t.shape, reference.tensors[n].shape)
-        for n, t in expert.tensors.items()
-        if n in reference.tensors and n not in VOCABULARY and t.shape != reference.tensors[n].shape
-    ]
-    if differ:
-        n, a, b = differ[0]
-        more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
-        message = f"{n} is {list(a)}, {possessive} is {list(b)}{more} ({expert.folder})"
-        yield error("shape", key, message, _remedy("shape"))
-
-
-def _compare_vocabularies(
-    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
-) -> Iterator[Finding]:
-    for n in VOCABULARY:
-        a, b = expert.tensors.get(n), reference.tensors.get(n)
-        if a and b and a.shape[0] != b.shape[0]:
-            yield error(
-                "vocabulary",
-                key,
-                f"{n} has {a.shape[0]:,} rows, {possessive} has {b.shape[0]:,}: the vocabularies differ "
-                f"({expert.folder})",
-                "Set model.tokenizer=union (or base) to let mergekit fit the embeddings.",
-            )
-            return
-    if expert.tokenizer and reference.tokenizer:
-        yield from tokenizers.compare(expert.tokenizer, reference.tokenizer, key, possessive)
-
-
-def check_complete(metadata: ModelMetadata, key: str, fetch: str = FETCH) -> Iterator[Finding]:
-    """Check that a model has the tensors that its own config.json implies, and no others."""
-    if not metadata.config or not metadata.tensors or any(f.code in _DAMAGED for f in metadata.findings):
-        return
-    kind = metadata.config["architectures"][0]
-    listed = weights(metadata.config)
-    if listed is None:
-        message = f"mergekit has no list of the tensors of {kind} and will infer it"
-        yield note("unlisted", key, message)
-        return
-    have = set(metadata.tensors)
-    missing = [w.name for w in listed if not w.optional and not ({w.name, *w.also} & have)]
-    # The head is optional in mergekit's list because it is absent where embeddings are tied.
-    if not tied(metadata.text_config) and "lm_head.weight" in {w.name for w in listed} - have:
-        missing.append("lm_head.weight")
-    if missing:
-        yield error("missing-tensor", key, f"{metadata.folder} lacks {first_few(missing)}", fetch)
-    known = {n for w in listed for n in (w.name, *w.also)}
-    extra = sorted(n for n in have - known if not n.endswith("rotary_emb.inv_freq"))
-    if extra:
-        yield error(
-            "extra-tensor",
-            key,
-            f"{metadata.folder} has {first_few(extra)}, which a {kind} does not; mergekit would drop them",
-            "Pass allow=[extra-tensor] if they are not needed.",
-        )

@@ -13,7 +13,15 @@ from mergelab.core.findings import MAY_PASS, Finding, Severity, apply_allow, err
 from mergelab.core.plan_file import PlannedModel
 from mergelab.jobs.step import loads_models
 from mergelab.methods import registry
-from mergelab.models import adapters, architecture, checkpoint, compatibility, hub_access, remote_code
+from mergelab.models import (
+    adapters,
+    architecture,
+    checkpoint,
+    compatibility,
+    hub_access,
+    remote_code,
+    tensor_checks,
+)
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.models.resolver import Source, Zoo
 from mergelab.preflight import (
@@ -111,7 +119,7 @@ def examine(
     base = asked.sources[0].name if asked.sources else ""
     shape = facts[base] if base in facts and facts[base].config else assumed
     findings += _check_absent(run, asked.sources, shape, missing_severity)
-    findings += _check_models(run, asked, facts, assumed)
+    findings += _check_models(run, asked, facts, assumed, merges)
     recipe, estimate, engine = None, None, None
     if merges:
         recipe, new = recipe_checks.recipe_of(run, asked, facts, shape, typed)
@@ -176,7 +184,11 @@ def _check_absent(
 
 
 def _check_models(
-    run: Run, asked: Inputs, facts: Mapping[str, ModelMetadata], assumed: ModelMetadata | None
+    run: Run,
+    asked: Inputs,
+    facts: Mapping[str, ModelMetadata],
+    assumed: ModelMetadata | None,
+    merges: bool,
 ) -> Iterator[Finding]:
     """Check each model by itself, and compare it with the one that all must be related to."""
     fitted = run.model.tokenizer is not None
@@ -193,7 +205,7 @@ def _check_models(
     for s in present:
         own = facts[s.name]
         yield from own.findings
-        yield from compatibility.check_complete(own, s.key, s.repair)
+        yield from tensor_checks.check_complete(own, s.key, s.repair, merged=merges)
         yield from remote_code.check(own.folder, s.key, allowed=run.model.trust_remote_code, commit=s.commit)
         yield from evaluation_checks.check_model(run, own, s.key)
         yield from adapters.check(s, own)

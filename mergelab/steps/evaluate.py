@@ -13,7 +13,7 @@ from mergelab.evaluation import SPLITS
 from mergelab.jobs import Step, register
 from mergelab.jobs.step import merges
 from mergelab.measured_models import MERGED, models, parents
-from mergelab.models import checkpoint, compatibility, remote_code
+from mergelab.models import checkpoint, remote_code, tensor_checks
 from mergelab.preflight import evaluation_checks
 from mergelab.preflight.value_checks import pickled_allowed
 from mergelab.report import score_table as table
@@ -35,7 +35,7 @@ def findings(run: Run) -> Iterator[Finding]:
         return
     facts = checkpoint.read(folder, key, pickled=pickled_allowed(run))
     yield from facts.findings
-    yield from compatibility.check_complete(facts, key)
+    yield from tensor_checks.check_complete(facts, key, merged=False)
     yield from remote_code.check(folder, key, allowed=run.model.trust_remote_code)
     yield from evaluation_checks.check_model(run, facts, key)
     if not facts.findings and not facts.has_tokenizer:

@@ -21,7 +21,7 @@ from mergelab.core.sizes import format_size
 from mergelab.jobs import Step, register
 from mergelab.lora import extract
 from mergelab.lora.verify import Part, relative_error
-from mergelab.models import compatibility
+from mergelab.models import blueprint
 from mergelab.models.architecture import tied
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.resolver import Source
@@ -172,7 +172,9 @@ def _check_modules(e: Extract, base: ModelMetadata) -> Iterator[Finding]:
         yield error(
             "setting", place, f"'{pattern}' matches none of the modules, such as {first_few(modules)}"
         )
-    matrices = {n for n, t in base.tensors.items() if len(t.shape) == 2} - {*compatibility.VOCABULARY}
+    found = blueprint.of(base)
+    tokens = {n for n in base.tensors if found and found.vocabulary_axis(n) is not None}
+    matrices = {n for n, t in base.tensors.items() if len(t.shape) == 2} - tokens
     if not idle and not any(extract.selected(n.rpartition(".")[0], e) for n in matrices):
         place = "extract.exclude" if e.exclude else "extract.include"
         yield error("setting", place, "it leaves no weight matrix to decompose; embeddings are saved whole")

@@ -97,7 +97,7 @@ FILES: list[tuple[str, Break, list[str]]] = [
      ["in/math lacks model.norm.weight"]),
     ("missing head", untie_all_but_math, ["in/math lacks lm_head.weight"]),
     ("extra tensor", lambda m: m.add_tensor("math", "model.extra", like="model.norm.weight"),
-     ["model.extra", "drop", "allow=[extra-tensor]"]),
+     ["model.extra", "left out", "allow=[extra-tensor]"]),
     ("another architecture", lambda m: m.again("math", "llama"), ["LlamaForCausalLM", "Qwen2ForCausalLM"]),
     ("another width", lambda m: m.again("math", hidden_size=64), ["hidden_size is 64, the base's is 32"]),
     ("another inner width", lambda m: m.again("math", intermediate_size=56),

@@ -1,0 +1,107 @@
+"""The tensors of a model folder against its own config.json, and against those of another model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mergelab.core.findings import Finding, error, first_few, note, warning
+from mergelab.models import blueprint, tokenizers
+from mergelab.models.blueprint import Blueprint, Shape
+from mergelab.models.checkpoint import FETCH, ModelMetadata
+
+
+def check_complete(
+    metadata: ModelMetadata, key: str, fetch: str = FETCH, *, merged: bool = True
+) -> Iterator[Finding]:
+    """Check that a model has the tensors that its own config.json implies, and no others.
+
+    Args:
+        metadata: The model.
+        key: Its key in the configuration, for findings.
+        fetch: The remedy for missing tensors.
+        merged: Whether its tensors are merged. Otherwise it is only loaded, and transformers ignores what it
+            does not know.
+    """
+    damaged = any(f.code in blueprint.DAMAGED for f in metadata.findings)
+    if not metadata.config or not metadata.tensors or damaged:
+        return
+    kind, folder = metadata.config["architectures"][0], metadata.folder
+    found = blueprint.of(metadata)
+    if found is None:
+        message = f"transformers has no class {kind} of its own, so its tensors could not be checked"
+        yield note("unlisted", key, message)
+        return
+    if found.problem:
+        yield error("unloadable", key, f"{folder / 'config.json'}: {found.problem}")
+        return
+    whole = "Save all of it again, or name the folder of the whole model." if fetch == FETCH else fetch
+    if found.missing:
+        message = f"{folder} lacks {first_few(found.missing)}, which a {kind} of its config.json has"
+        yield error("missing-tensor", key, message, whole)
+    if found.mismatched:
+        name, own, wanted = found.mismatched[0]
+        more = f", and {len(found.mismatched) - 1:,} more differ" if len(found.mismatched) > 1 else ""
+        message = f"{name} is {list(own)}, but by config.json it is {list(wanted)}{more} ({folder})"
+        yield error("shape", key, message, "Correct config.json, or use the weights that belong to it.")
+    if found.unexpected:
+        message = f"{folder} has {first_few(found.unexpected)}, which a {kind} of its config.json does not"
+        if merged:
+            remedy = "Pass allow=[extra-tensor] if they are not needed: they are then left out."
+            yield error("extra-tensor", key, message, remedy)
+        else:
+            yield warning("extra-tensor", key, f"{message}; transformers ignores them")
+
+
+def compare_shapes(
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str, remedy: str
+) -> Iterator[Finding]:
+    """Compare the shapes of tensors of the same name, but for axes with an entry for each token."""
+    known = blueprint.of(expert)
+    found = blueprint.of(reference) or known
+    told = {name for name, _, _ in known.mismatched} if known else set()
+    shared = [
+        (n, t.shape, reference.tensors[n].shape)
+        for n, t in expert.tensors.items()
+        if n in reference.tensors and n not in told
+    ]
+    differ = [(n, a, b) for n, a, b in shared if _inner(n, a, found) != _inner(n, b, found)]
+    if differ:
+        n, a, b = differ[0]
+        more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
+        message = f"{n} is {list(a)}, {possessive} is {list(b)}{more} ({expert.folder})"
+        yield error("shape", key, message, remedy)
+
+
+def _inner(name: str, shape: Shape, found: Blueprint | None) -> Shape:
+    """The axes that have nothing to do with the vocabulary."""
+    axis = found.vocabulary_axis(name) if found else None
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
+
+
+def rows(metadata: ModelMetadata) -> tuple[str, int] | None:
+    """The first tensor of a file that has an entry for each token, and how many it has."""
+    found = blueprint.of(metadata)
+    for n, t in metadata.tensors.items() if found else ():
+        axis = found.vocabulary_axis(n) if found else None
+        if axis is not None:
+            return n, t.shape[axis]
+    return None
+
+
+def compare_vocabularies(
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
+) -> Iterator[Finding]:
+    """Compare the numbers of rows for tokens, and if they agree the tokenizers."""
+    ours, theirs = rows(expert), rows(reference)
+    if ours and theirs and ours[1] != theirs[1]:
+        name, count = ours
+        yield error(
+            "vocabulary",
+            key,
+            f"{name} has {count:,} rows, {possessive} has {theirs[1]:,}: the vocabularies differ "
+            f"({expert.folder})",
+            "Set model.tokenizer=union (or base) to let mergekit fit the embeddings.",
+        )
+        return
+    if expert.tokenizer and reference.tokenizer:
+        yield from tokenizers.compare(expert.tokenizer, reference.tokenizer, key, possessive)
