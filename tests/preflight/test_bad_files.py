@@ -104,7 +104,7 @@ FILES: list[tuple[str, Break, list[str]]] = [
      ["intermediate_size is 56, the base's is 48"]),
     ("another depth", lambda m: m.again("math", num_hidden_layers=2),
      ["num_hidden_layers is 2, the base's is 3"]),
-    ("shapes unlike config.json", shorten_norm, ["model.norm.weight is [16], the base's is [32]"]),
+    ("shapes unlike config.json", shorten_norm, ["model.norm.weight is [16], but by config.json it is [32]"]),
     ("other heads, same shapes",
      lambda m: m.config("math", num_attention_heads=2, num_key_value_heads=1, head_dim=16),
      ["num_attention_heads is 2, the base's is 4", "head_dim is 16", "allow=[heads]"]),
