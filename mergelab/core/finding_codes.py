@@ -221,6 +221,17 @@ CODES: dict[str, Code] = {
         "An expert ties its embeddings to its output and the base does not, or the other way round.",
         "Use fine-tunes of one base model.",
     ),
+    "tied-differ": Code(
+        "A model holds different tensors under two names that its config.json ties. transformers loads both, "
+        "so they are merged as two, and `tie_word_embeddings` becomes false.",
+        "Remove the tensor that does not belong to the model, or set `tie_word_embeddings: false` in its "
+        "config.json.",
+    ),
+    "tied-filter": Code(
+        "A filter names a tied tensor by its second name, such as `lm_head`. The tensor is merged once, "
+        "under the embedding's name, so the filter has no effect.",
+        "Name the embedding, or leave the filter out.",
+    ),
     "tokenizer": Code(
         "Token ids mean something else in an expert's tokenizer.",
         "Set `model.tokenizer=union`, or use another expert.",

@@ -15,7 +15,7 @@ import torch
 from mergelab.core.errors import StepError
 from mergelab.merging import model_files, prepared_merge, streaming_engine
 from mergelab.merging.resume import MergeInterrupted
-from mergelab.models import checkpoint
+from mergelab.models import checkpoint, ties
 from mergelab.schema import Run
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,10 @@ def merge(
     """
     try:
         there = streaming_engine.run(merge, out, hardware=run.hardware, progress=progress)
-        model_files.write_config(config_source, out, {}, {})
+        written = [o.name for o in merge.outputs]
+        model_files.write_config(
+            config_source, out, ties.changes(checkpoint.weights(config_source), written), {}
+        )
         model_files.copy_generation_config(config_source, out, {})
         model_files.copy_tokenizer(config_source, out, prepared_merge.chat_template(recipe))
     except streaming_engine.MergeError as e:

@@ -25,6 +25,7 @@ from mergelab.merging import kernels, model_files, streaming_engine
 from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.tensor_group import Group
 from mergelab.merging.torch_threads import threads
+from mergelab.models import checkpoint, ties
 from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
 
@@ -202,7 +203,8 @@ def _live(
             model_files.copy_tokenizer(config_source, Path(folder), template)
             tokenizer = AutoTokenizer.from_pretrained(folder, **only)
             dtype = getattr(torch, max(sizes, key=lambda d: sizes[d]))
-            model = AutoModelForCausalLM.from_pretrained(config_source, dtype=dtype, **only)
+            changes = ties.changes(checkpoint.weights(config_source), [o.name for o in outputs])
+            model = AutoModelForCausalLM.from_pretrained(config_source, dtype=dtype, **changes, **only)
     except Exception as e:  # safetensors and tokenizers raise kinds of their own
         raise StepError(f"{config_source} cannot be loaded: {str(e).splitlines()[0]}") from e
     for parameter in model.parameters():

@@ -25,7 +25,7 @@ from zipfile import is_zipfile
 from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
-from mergelab.merging import model_files
+from mergelab.merging import model_files, tied_tensors
 from mergelab.merging.torch_threads import threads
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Hardware
@@ -105,10 +105,13 @@ def _merge(
         progress("open inputs", i, len(models))
         LoaderCache().get(model)
     out_config = _model_out_config(config, architecture, trust_remote_code=trust)
-    planner = MergePlanner(config, architecture, options=options, out_model_config=out_config)
+    tied = tied_tensors.of(models)
+    planner = tied_tensors.planner(MergePlanner, tied)(
+        config, architecture, options=options, out_model_config=out_config
+    )
     tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
 
-    changes = _layers(recipe, architecture, trust)
+    changes = _layers(recipe, architecture, trust) | tied_tensors.changes(config_source, out)
     ids: dict[int, int | None] = {}
     if tokenizer is not None:
         changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)

@@ -21,6 +21,7 @@ from mergelab.models import (
     hub_access,
     remote_code,
     tensor_checks,
+    ties,
 )
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.models.resolver import Source, Zoo
@@ -206,6 +207,7 @@ def _check_models(
         own = facts[s.name]
         yield from own.findings
         yield from tensor_checks.check_complete(own, s.key, s.repair, merged=merges)
+        yield from ties.check(own, s.key)
         yield from remote_code.check(own.folder, s.key, allowed=run.model.trust_remote_code, commit=s.commit)
         yield from evaluation_checks.check_model(run, own, s.key)
         yield from adapters.check(s, own)
@@ -307,7 +309,9 @@ def _written(recipe: Mapping[str, Any], shape: ModelMetadata, asked: Inputs) -> 
         # Each tensor is read, and copied into the experts of its layer.
         return mixtures.elements(recipe, shape), 0
     groups = recipe_groups.groups(recipe, asked.place)
-    made = [n for names in recipe_groups.output_tensors(shape.config, groups) for n, _ in names]
+    made = [
+        n for names in recipe_groups.output_tensors(shape.config, groups, ties.of([shape])) for n, _ in names
+    ]
     typical = {compatibility.generic(n): t.numel for n, t in shape.tensors.items()}
     elements = [typical[compatibility.generic(n)] for n in made if compatibility.generic(n) in typical]
     return elements or [t.numel for t in shape.tensors.values()], max(len(g.inputs) for g in groups)

@@ -11,7 +11,7 @@ from mergelab.core.errors import InputErrors
 from mergelab.core.findings import Finding, error, note, warning
 from mergelab.methods import registry
 from mergelab.methods.registry import MethodInfo
-from mergelab.models import architecture
+from mergelab.models import architecture, ties
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight.resolve_inputs import Inputs, reads_file
 from mergelab.preflight.value_checks import check_template
@@ -49,11 +49,12 @@ def recipe_of(
         return recipe, findings
     d = known[recipe["merge_method"]]
     groups = recipe_groups.groups(recipe, inputs.place)
-    tensors = recipe_groups.output_tensors(shape.config, groups) if shape else [[] for _ in groups]
+    tied = ties.of([shape, *facts.values()]) if shape else {}
+    tensors = recipe_groups.output_tensors(shape.config, groups, tied) if shape else [[] for _ in groups]
     for g, names in zip(groups, tensors, strict=True):
         counted = input_counts.check_inputs(d, g)
         findings += counted if inputs.file is None else [replace(f, remedy="") for f in counted]
-        findings += parameters.check_parameters(d, g, names, inputs.place)
+        findings += parameters.check_parameters(d, g, names, inputs.place, tied)
         if inputs.file is not None:
             findings += _check_group(g, inputs, facts)
     findings += _check_modules(recipe, shape, inputs.place)

@@ -6,12 +6,12 @@ under normalization give a model of NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mergelab.core.errors import did_you_mean, none_of
-from mergelab.core.findings import Finding, error
+from mergelab.core.findings import Finding, error, warning
 from mergelab.methods.declared import NUMBERS, Parameter
 from mergelab.methods.registry import MethodInfo
 from mergelab.methods.traits import ALWAYS
@@ -26,7 +26,9 @@ Tensor = tuple[str, float]
 """The name of a tensor of the output, and its layer's place from 0 to 1."""
 
 
-def check_parameters(d: MethodInfo, g: Group, tensors: Sequence[Tensor], place: KeyOf) -> list[Finding]:
+def check_parameters(
+    d: MethodInfo, g: Group, tensors: Sequence[Tensor], place: KeyOf, tied: Mapping[str, str] = {}
+) -> list[Finding]:
     """Names, types, ranges and filters of every setting; if these are right, what they come to.
 
     Args:
@@ -34,6 +36,7 @@ def check_parameters(d: MethodInfo, g: Group, tensors: Sequence[Tensor], place: 
         g: the models that take part, and what was set under which key.
         tensors: those of the output that these models make; empty where it cannot be known.
         place: from a path into the recipe to the key that the user knows.
+        tied: names of tensors that are made under another name, with that name.
     """
     out: list[Finding] = []
     names = [n for n, _ in tensors]
@@ -46,8 +49,9 @@ def check_parameters(d: MethodInfo, g: Group, tensors: Sequence[Tensor], place: 
             out.append(error("scope", a.key, message, f"Set {place(('parameters', p.name))}."))
         else:
             out += _check_values(d, p, a)
-            out += _check_filters(a, names)
-    return out or _check_together(Settings(d, g, place), tensors)
+            out += _check_filters(a, names, tied)
+    wrong = any(f.severity == "error" for f in out)
+    return out if wrong else [*out, *_check_together(Settings(d, g, place), tensors)]
 
 
 def _unknown(d: MethodInfo, a: Assignment) -> Finding:
@@ -95,9 +99,18 @@ def _reason(e: ValueError) -> str:
     return str(errors()[0]["msg"]) if errors else str(e)
 
 
-def _check_filters(a: Assignment, names: Sequence[str]) -> Iterator[Finding]:
+def _check_filters(a: Assignment, names: Sequence[str], tied: Mapping[str, str]) -> Iterator[Finding]:
     for f in filters(a.value):
-        if f is not None and names and not any(f in n for n in names):
+        if f is None or not names or any(f in n for n in names):
+            continue
+        if second := next((n for n in tied if f in n), None):
+            yield warning(
+                "tied-filter",
+                a.key,
+                f"the filter '{f}' has no effect: {second} is tied to {tied[second]}",
+                f"Name {tied[second]}, or leave the filter out.",
+            )
+        else:
             parts = sorted({part for n in names for part in n.split(".") if not part.isdigit()})
             yield error(
                 "filter",

@@ -5,7 +5,7 @@ Works on mergekit's YAML as a plain dict, whether it was made from a Run or writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,17 +92,25 @@ def _given(parameters: Any, model: str | None, path: tuple[Any, ...], place: Key
     return [Assignment(place((*path, p)), str(p), model, setting(v, "")) for p, v in items if v is not None]
 
 
-def output_tensors(config: Mapping[str, Any], all_groups: list[Group]) -> list[list[tuple[str, float]]]:
+def output_tensors(
+    config: Mapping[str, Any], all_groups: list[Group], tied: Collection[str] = ()
+) -> list[list[tuple[str, float]]]:
     """For each group, (name, t) of the output tensors that it makes; empty where unknown.
 
     t is the layer's place within its group, 0 to 1, and 0 outside the layers: mergekit's rule
     (MergePlanner.plan_slice), which makes a gradient restart with each slice.
+
+    Args:
+        config: config.json of the merged model.
+        all_groups: those of a recipe.
+        tied: names of tensors that are made under another name.
     """
     counts = [g.ranges[0][1] - g.ranges[0][0] if g.ranges else None for g in all_groups]
     total = None if None in counts else sum(c for c in counts if c is not None)
     listed = weights(config, total)
     if listed is None:
         return [[] for _ in all_groups]
+    listed = [w for w in listed if w.name not in tied]
     layered = [w for w in listed if w.layer is not None]
     depth = 1 + max((w.layer or 0 for w in layered), default=-1)
     before = [w for w in listed if w.layer is None and "embed" in w.name]

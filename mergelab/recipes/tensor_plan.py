@@ -13,7 +13,7 @@ from typing import Any
 from mergelab.core import dtypes
 from mergelab.methods.declared import Parameter
 from mergelab.methods.registry import MethodInfo
-from mergelab.models import architecture
+from mergelab.models import architecture, ties
 from mergelab.models.architecture import Weight
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.recipes import recipe as recipes
@@ -110,12 +110,18 @@ def assemble(
         raise UnsupportedByFastEngine(f"there is no plain list of the tensors of {kind}")
     base = None if d.inputs.base == "ignored" else group.base
     settings = Settings(d, group, str)
-    (placed,) = recipe_groups.output_tensors(config_source.config, [group])
+    tied = ties.of([config_source, *(facts[m] for m in group.inputs)])
+    named = ties.names(config_source)
+    (placed,) = recipe_groups.output_tensors(config_source.config, [group], tied)
     places = dict(placed)
     written = dtypes.plain_name(recipe.get("out_dtype") or recipe.get("dtype") or "")
     out = []
     for weight in listed:
-        sources = _sources(weight, group.inputs, facts)
+        if weight.name in tied:
+            continue
+        other = [name for name, first in tied.items() if first == weight.name]
+        other += [named[weight.name]] if weight.name in named else []
+        sources = _sources(weight, other, group.inputs, facts)
         if not sources:
             continue
         dtype = dtypes.BY_NAME[written].code if written else _widest(sources)
@@ -135,14 +141,22 @@ def assemble(
     return out
 
 
-def _sources(weight: Weight, models: list[str], facts: Mapping[str, ModelMetadata]) -> list[SourceTensor]:
-    """Where each model has a tensor; empty for one that is optional and nowhere."""
+def _sources(
+    weight: Weight, other: list[str], models: list[str], facts: Mapping[str, ModelMetadata]
+) -> list[SourceTensor]:
+    """Where each model has a tensor; empty for one that is optional and nowhere.
+
+    Args:
+        other: names under which it may be besides, because it is tied.
+        models: their references.
+        facts: what is known of them.
+    """
     there = [facts[m].tensors for m in models]
     if weight.optional and not any(n in t for t in there for n in (weight.name, *weight.aliases)):
         return []
     out: list[SourceTensor] = []
     for model, tensors in zip(models, there, strict=True):
-        name = next((n for n in (weight.name, *weight.also) if n in tensors), None)
+        name = next((n for n in (weight.name, *weight.also, *other) if n in tensors), None)
         if name is None:
             raise UnsupportedByFastEngine(f"{weight.name} is not in every model")
         header = tensors[name]
