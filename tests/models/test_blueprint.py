@@ -109,7 +109,9 @@ def test_the_table_says_what_transformers_says(tmp_path: Path, monkeypatch: pyte
     for number, (kind, tied) in enumerate((k, t) for k in blueprint.TABLED for t in (True, False)):
         metadata = saved(tmp_path / str(number), kind, tie_word_embeddings=tied)
         quick = blueprint._from_table(metadata)
-        assert quick is not None
+        if quick is None:  # mergekit's list of Gemma has no head
+            assert kind.startswith("gemma") and not tied
+            continue
         monkeypatch.setattr(blueprint, "TABLED", ())
         assert replace(seen(metadata), names={}) == quick
         monkeypatch.undo()
