@@ -28,6 +28,11 @@ class Weight:
     """Tensors that replace it where it is absent."""
 
     @property
+    def kind(self) -> str:
+        """What stands before the number of its layer."""
+        return self.name.partition(f".{self.layer}.")[0]
+
+    @property
     def also(self) -> tuple[str, ...]:
         """All other names under which it may be found."""
         return self.aliases + self.tied

@@ -72,11 +72,11 @@ class Blueprint:
 def of(metadata: ModelMetadata) -> Blueprint | None:
     """The blueprint of a model folder.
 
-    None where nothing can be said: config.json or headers could not be read, or the model's class is not one
-    of transformers' own.
+    None where nothing can be said: there is no folder yet, config.json or headers could not be read, or the
+    model's class is not one of transformers' own.
     """
     damaged = any(f.code in DAMAGED for f in metadata.findings)
-    if not metadata.config or not metadata.tensors or damaged:
+    if not metadata.folder.parts or not metadata.config or not metadata.tensors or damaged:
         return None
     found = _from_table(metadata)
     if found is None:

@@ -309,9 +309,7 @@ def _written(recipe: Mapping[str, Any], shape: ModelMetadata, asked: Inputs) -> 
         # Each tensor is read, and copied into the experts of its layer.
         return mixtures.elements(recipe, shape), 0
     groups = recipe_groups.groups(recipe, asked.place)
-    made = [
-        n for names in recipe_groups.output_tensors(shape.config, groups, ties.of([shape])) for n, _ in names
-    ]
+    made = [n for names in recipe_groups.output_tensors(shape, groups, ties.of([shape])) for n, _ in names]
     typical = {compatibility.generic(n): t.numel for n, t in shape.tensors.items()}
     elements = [typical[compatibility.generic(n)] for n in made if compatibility.generic(n) in typical]
     return elements or [t.numel for t in shape.tensors.values()], max(len(g.inputs) for g in groups)

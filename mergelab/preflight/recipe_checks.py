@@ -50,7 +50,7 @@ def recipe_of(
     d = known[recipe["merge_method"]]
     groups = recipe_groups.groups(recipe, inputs.place)
     tied = ties.of([shape, *facts.values()]) if shape else {}
-    tensors = recipe_groups.output_tensors(shape.config, groups, tied) if shape else [[] for _ in groups]
+    tensors = recipe_groups.output_tensors(shape, groups, tied) if shape else [[] for _ in groups]
     for g, names in zip(groups, tensors, strict=True):
         counted = input_counts.check_inputs(d, g)
         findings += counted if inputs.file is None else [replace(f, remedy="") for f in counted]

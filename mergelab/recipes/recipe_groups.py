@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergelab.models.architecture import Weight, weights
+from mergelab.models.architecture import Weight
+from mergelab.models.checkpoint import ModelMetadata
+from mergelab.recipes import tensor_list
 from mergelab.recipes.recipe import setting
 
 KeyOf = Callable[[tuple[Any, ...]], str]
@@ -93,39 +95,41 @@ def _given(parameters: Any, model: str | None, path: tuple[Any, ...], place: Key
 
 
 def output_tensors(
-    config: Mapping[str, Any], all_groups: list[Group], tied: Collection[str] = ()
+    config_source: ModelMetadata, all_groups: list[Group], tied: Collection[str] = ()
 ) -> list[list[tuple[str, float]]]:
     """For each group, (name, t) of the output tensors that it makes; empty where unknown.
 
     t is the layer's place within its group, 0 to 1, and 0 outside the layers: mergekit's rule
-    (MergePlanner.plan_slice), which makes a gradient restart with each slice.
+    (MergePlanner.plan_slice), which makes a gradient restart with each slice. Layers of different kinds,
+    such as those of a text and of an image model, are counted apart.
 
     Args:
-        config: config.json of the merged model.
+        config_source: the model whose config the merged one gets.
         all_groups: those of a recipe.
         tied: names of tensors that are made under another name.
     """
     counts = [g.ranges[0][1] - g.ranges[0][0] if g.ranges else None for g in all_groups]
     total = None if None in counts else sum(c for c in counts if c is not None)
-    listed = weights(config, total)
+    listed = tensor_list.listed(config_source, total)
     if listed is None:
         return [[] for _ in all_groups]
     listed = [w for w in listed if w.name not in tied]
     layered = [w for w in listed if w.layer is not None]
-    depth = 1 + max((w.layer or 0 for w in layered), default=-1)
+    depths: dict[str, int] = {}
+    for w in layered:
+        depths[w.kind] = max(depths.get(w.kind, 0), 1 + (w.layer or 0))
     before = [w for w in listed if w.layer is None and "embed" in w.name]
     after = [w for w in listed if w.layer is None and "embed" not in w.name]
     out, start = [], 0
     for i, count in enumerate(counts):
-        n = depth if count is None else count
-        own = [w for w in layered if start <= (w.layer or 0) < start + n]
-        names = [(w.name, _t((w.layer or 0) - start, n)) for w in own]
+        own = [w for w in layered if count is None or start <= (w.layer or 0) < start + count]
+        names = [(w.name, _t((w.layer or 0) - start, count or depths[w.kind])) for w in own]
         if i == 0:
             names = _outside(before) + names
         if i == len(counts) - 1:
             names += _outside(after)
         out.append(names)
-        start += 0 if count is None else n
+        start += count or 0
     return out
 
 

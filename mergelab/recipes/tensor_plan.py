@@ -13,15 +13,12 @@ from typing import Any
 from mergelab.core import dtypes
 from mergelab.methods.declared import Parameter
 from mergelab.methods.registry import MethodInfo
-from mergelab.models import architecture, ties
+from mergelab.models import ties
 from mergelab.models.architecture import Weight
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.recipes import recipe as recipes
-from mergelab.recipes import recipe_groups
+from mergelab.recipes import recipe_groups, tensor_list
 from mergelab.recipes.parameters import Settings
-
-BY_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
-"""Architectures of which mergekit makes the list of tensors by code, although it has a file."""
 
 
 class UnsupportedByFastEngine(Exception):
@@ -105,14 +102,14 @@ def assemble(
     (group,) = recipe_groups.groups(recipe, str)
     config_source = facts[str(recipe.get("base_model") or group.inputs[0])]
     kind = (config_source.config.get("architectures") or ["?"])[0]
-    listed = architecture.weights(config_source.config)
-    if listed is None or kind in BY_CODE or any("${" in w.name for w in listed):
+    listed = tensor_list.listed(config_source)
+    if listed is None:
         raise UnsupportedByFastEngine(f"there is no plain list of the tensors of {kind}")
     base = None if d.inputs.base == "ignored" else group.base
     settings = Settings(d, group, str)
     tied = ties.of([config_source, *(facts[m] for m in group.inputs)])
     named = ties.names(config_source)
-    (placed,) = recipe_groups.output_tensors(config_source.config, [group], tied)
+    (placed,) = recipe_groups.output_tensors(config_source, [group], tied)
     places = dict(placed)
     written = dtypes.plain_name(recipe.get("out_dtype") or recipe.get("dtype") or "")
     out = []

@@ -1,0 +1,64 @@
+"""The tensors that a merge writes: by mergekit's list where the checkpoint follows it, else its own."""
+
+from __future__ import annotations
+
+import re
+
+from mergelab.models import architecture, blueprint, ties
+from mergelab.models.architecture import Weight
+from mergelab.models.blueprint import Blueprint
+from mergelab.models.checkpoint import ModelMetadata
+
+BY_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
+"""Architectures of which mergekit makes the list of tensors by code, although it has a file."""
+
+_LAYER = re.compile(r"\.(\d+)\.")
+"""The number of a layer in a tensor's name, as mergekit finds it in a model of which it has no list."""
+
+
+def listed(config_source: ModelMetadata, layers: int | None = None) -> list[Weight] | None:
+    """The tensors of the merged model, in order.
+
+    A mixture of experts lies on the hub with a tensor for each expert, where mergekit's list has packed
+    ones; an older file has buffers that a newer one lacks; for many architectures there is no list at all.
+    The checkpoint's own tensors are then the list, so that what comes out has the layout of what went in.
+
+    Args:
+        config_source: The model whose config the merged one gets.
+        layers: The number of layers, if it differs from the config's own.
+
+    Returns:
+        The tensors, or None where they are not known: another number of layers without a list of
+        mergekit's, or a class that is not one of transformers' own.
+    """
+    kind = (config_source.config.get("architectures") or [""])[0]
+    by_mergekit = None if kind in BY_CODE else architecture.weights(config_source.config, layers)
+    if by_mergekit is not None and any("${" in w.name for w in by_mergekit):
+        by_mergekit = None
+    found = blueprint.of(config_source)
+    if layers not in (None, architecture.layer_count(config_source.config)) or found is None or found.problem:
+        return by_mergekit
+    own = {n for n in config_source.tensors if n not in found.left_out and n not in found.unexpected}
+    if by_mergekit is not None and _follows(own, by_mergekit, found):
+        return by_mergekit
+    second = ties.names(config_source)
+    names = {n for n in own if n not in second} | {first for n, first in second.items() if n in own}
+    weights = [_weight(n) for n in sorted(names, key=_natural)]
+    return weights + [Weight(n, None, optional=True, tied=(first,)) for n, first in second.items()]
+
+
+def _follows(own: set[str], weights: list[Weight], found: Blueprint) -> bool:
+    """Whether a list has each weight of a checkpoint, and asks for no more."""
+    known = {n for w in weights for n in (w.name, *w.also)}
+    known |= {n for n in own if found.canonical(n) in known}
+    asked = [w for w in weights if not w.optional]
+    return own <= known and all({w.name, *w.also} & own for w in asked)
+
+
+def _weight(name: str) -> Weight:
+    layer = _LAYER.search(name)
+    return Weight(name, int(layer[1]) if layer else None, optional=False)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
