@@ -12,7 +12,7 @@ from mergelab.methods.registry import MethodInfo
 from mergelab.models import remote_code
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight.resolve_inputs import reads_file
-from mergelab.recipes import tensor_plan
+from mergelab.recipes import tensor_list, tensor_plan
 from mergelab.schema import Run
 
 
@@ -50,6 +50,7 @@ def choose(
     wanted = run.hardware.engine
     reason = _reason(recipe, facts, d)
     computed = tensor_plan.arithmetic(recipe, next(iter(facts.values())).dtype if facts else None)
+    unfit = next((why for f in facts.values() if (why := tensor_list.why_not_mergekit(f))), None)
     findings: list[Finding] = []
     if wanted == "mergekit":
         engine = Engine("mergekit", "hardware.engine asks for it")
@@ -60,10 +61,14 @@ def choose(
             findings.append(error("engine", "hardware.engine", message, "Leave it at auto."))
     elif wanted == "auto" and computed not in dtypes.COMPUTABLE:
         engine = Engine("mergekit", f"its arithmetic is in {computed}")
-    elif wanted == "auto" and reads_file(run) and not d.traits.exact:
+    elif wanted == "auto" and reads_file(run) and not d.traits.exact and unfit is None:
         engine = Engine("mergekit", "a file gets mergekit's bits; hardware.engine=fast is faster")
     else:
         engine = Engine("fast")
+    if engine.name == "mergekit" and unfit is not None:
+        message = f"mergekit merges because {engine.why}, and cannot: {unfit}"
+        remedy = "Leave it at auto." if wanted == "mergekit" and reason is None else ""
+        findings.append(error("engine", "hardware.engine", message, remedy))
     if engine.name == "fast" and computed not in dtypes.COMPUTABLE:
         message = (
             f"the recipe computes in {computed}; fast computes in {dtypes.COMPUTABLE[0]} and rounds once"

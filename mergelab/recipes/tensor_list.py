@@ -47,6 +47,28 @@ def listed(config_source: ModelMetadata, layers: int | None = None) -> list[Weig
     return weights + [Weight(n, None, optional=True, tied=(first,)) for n, first in second.items()]
 
 
+def why_not_mergekit(config_source: ModelMetadata) -> str | None:
+    """What in mergekit's own list does not fit a checkpoint, so that it fails or drops weights; or None.
+
+    mergekit converts a checkpoint to transformers' names before it looks up those of its list.
+    """
+    kind = (config_source.config.get("architectures") or [""])[0]
+    weights = None if kind in BY_CODE else architecture.weights(config_source.config)
+    found = blueprint.of(config_source)
+    if weights is None or found is None or found.problem or any("${" in w.name for w in weights):
+        return None
+    there = {*config_source.tensors, *found.parameters}
+    lacking = [w.name for w in weights if not w.optional and not {w.name, *w.also} & there]
+    if lacking:
+        return f"mergekit's list of a {kind} has {lacking[0]}, which the checkpoint has not"
+    known = {n for w in weights for n in (w.name, *w.also)}
+    known |= {found.own(n) for n in config_source.tensors if n in known}
+    dropped = sorted(n for n in found.parameters if not {n, found.ties.get(n, n)} & known)
+    if found.packed and found.packed <= known:  # the list has the file's names
+        dropped = []
+    return f"mergekit's list of a {kind} lacks {dropped[0]}" if dropped else None
+
+
 def _follows(own: set[str], weights: list[Weight], found: Blueprint) -> bool:
     """Whether a list has each weight of a checkpoint, and asks for no more."""
     known = {n for w in weights for n in (w.name, *w.also)}
