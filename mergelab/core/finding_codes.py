@@ -52,6 +52,11 @@ CODES: dict[str, Code] = {
         "`model.chat_template` is neither a known name nor a Jinja template that can be read.",
         "Correct the template, or choose one of the names in the message.",
     ),
+    "config": Code(
+        "An expert's config.json has another setting that changes what the model computes, such as a sliding "
+        "window, a scale or the number of experts for a token; or its classes have other labels.",
+        "Use fine-tunes of one base model.",
+    ),
     "corrupt": Code(
         "A file is not what it should be: JSON, YAML, a tokenizer, a safetensors header.",
         "Fetch or write the file again.",
@@ -148,7 +153,7 @@ CODES: dict[str, Code] = {
         "Use an unquantized checkpoint in safetensors.",
     ),
     "norm": Code(
-        "An expert has another epsilon in its norms than the base.", "Use fine-tunes of one base model."
+        "An expert has other settings of its norms than the base.", "Use fine-tunes of one base model."
     ),
     "not-downloaded": Code(
         "The model is on the hub and not on this machine.", "Fetch it: the same command with `job=fetch`."

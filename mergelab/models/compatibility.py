@@ -7,30 +7,33 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergelab.core.findings import MAY_PASS, Finding, error, note
-from mergelab.models import tensor_checks
+from mergelab.models import config_meaning, tensor_checks
 from mergelab.models.checkpoint import ModelMetadata
+from mergelab.models.config_meaning import Meaning
 
-SAME: dict[str, str] = {
-    "model_type": "architecture",
-    "hidden_size": "shape",
-    "intermediate_size": "shape",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "heads",
-    "head_dim": "heads",
-    "hidden_act": "activation",
-    "rms_norm_eps": "norm",
-    "layer_norm_eps": "norm",
-    "tie_word_embeddings": "tied",
-    "attn_logit_softcapping": "softcap",
-    "final_logit_softcapping": "softcap",
-    "query_pre_attn_scalar": "softcap",
-}
-"""Keys of config.json that must be equal, and the code of the finding if they are not."""
+KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("architecture", re.compile(r"^model_type$")),
+    ("layers", re.compile(r"^(num_hidden_layers|n_layers?|num_layers)$")),
+    ("shape", re.compile(r"^(hidden_size|intermediate_size)$")),
+    ("tied", re.compile(r"^tie_word_embeddings$")),
+    ("heads", re.compile(r"heads|n_head$|head_dim")),
+    ("rope", re.compile(r"rope|rotary")),
+    ("activation", re.compile(r"(^|_)act(_|$)|activation")),
+    ("norm", re.compile(r"eps(ilon)?$|(layer|rms)_?norm")),
+    ("softcap", re.compile(r"softcap|query_pre_attn_scalar")),
+    ("config", re.compile("")),
+)
+"""The code of the finding where a setting differs: that of the first pattern found in its general name."""
 
 
 def compare(
-    reference: ModelMetadata, expert: ModelMetadata, key: str, *, possessive: str, fitted: bool
+    reference: ModelMetadata,
+    expert: ModelMetadata,
+    key: str,
+    *,
+    possessive: str,
+    fitted: bool,
+    described: bool = False,
 ) -> Iterator[Finding]:
     """Compare a model with the one that it must be related to.
 
@@ -41,6 +44,7 @@ def compare(
         possessive: The reference in the possessive case, such as `the base's`.
         fitted: Whether mergekit builds a tokenizer and fits the embeddings to it, so that vocabularies
             may differ.
+        described: Whether the reference is a description that leaves out what it does not know.
     """
     if not reference.config or not expert.config:
         return
@@ -48,9 +52,12 @@ def compare(
     if ours != theirs:
         remedy = "Only models of one architecture can be merged."
         yield error("architecture", key, f"its architecture is {ours}, {possessive} is {theirs}", remedy)
-        return
-    wrong = list(_compare_configs(reference, expert, key, possessive))
+        if expert.tensors.keys() != reference.tensors.keys():
+            return
+    wrong = list(_compare_configs(reference, expert, key, possessive, described))
     yield from wrong
+    if "Classification" in ours:
+        yield from _compare_labels(reference, expert, key, possessive)
     if not any(f.code in ("shape", "heads", "layers") for f in wrong):
         # Otherwise shapes differ because of what has just been reported.
         yield from tensor_checks.compare_shapes(reference, expert, key, possessive, _remedy("shape"))
@@ -61,83 +68,106 @@ def compare(
 
 
 def _compare_configs(
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str, described: bool
+) -> Iterator[Finding]:
+    """Compare what transformers makes of the two config.json; what has no effect may differ."""
+    a, b = config_meaning.stated(expert.config), config_meaning.stated(reference.config)
+    if a == b or (described and b.items() <= a.items()):
+        return
+    file = expert.folder / "config.json"
+    ours, theirs = config_meaning.of(expert.config), config_meaning.of(reference.config)
+    for m, folder in ((ours, expert.folder), (theirs, reference.folder)):
+        if m.refused:
+            yield error("unloadable", key, f"{folder / 'config.json'}: {m.refused}")
+            return
+    paths = _differing(ours, theirs)
+    if ours.values.get("model_type") != theirs.values.get("model_type"):
+        # Another architecture: what only one of the two knows means nothing to the other.
+        paths = [p for p in paths if p in ours.values and p in theirs.values]
+    if described:
+        said = {*reference.config, *(["rope_parameters"] if "rope_theta" in reference.config else [])}
+        paths = [p for p in paths if p.split(".")[0] in said]
+    differ: dict[str, list[str]] = {}
+    for path in paths:
+        differ.setdefault(kind((ours if path in ours.values else theirs).name(path)), []).append(path)
+    for code, found in differ.items():
+        text = "; ".join(_said(found, ours, theirs, possessive))
+        yield error(code, key, f"{text} ({file})", _remedy(code))
+
+
+def _said(paths: list[str], ours: Meaning, theirs: Meaning, possessive: str) -> Iterator[str]:
+    """What differs, as text: the parameters of ropes together, and each other setting by itself."""
+    ropes = [p for p in paths if "rope_parameters" in p]
+    if ropes:
+        a, b = ({p.split("rope_parameters.")[-1]: m.values.get(p) for p in ropes} for m in (ours, theirs))
+        yield f"rope is {rope_text(a)}, {possessive} is {rope_text(b)}"
+    for path in paths:
+        if path not in ropes:
+            at, own, other = _shown(ours.values.get(path), theirs.values.get(path))
+            yield f"{path}{at} is {own}, {possessive} is {other}"
+
+
+def _compare_labels(
     reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
 ) -> Iterator[Finding]:
-    file = expert.folder / "config.json"
-    ours, theirs = _filled(expert.text_config), _filled(reference.text_config)
-    differ: dict[str, list[str]] = {}
-    for name, code in SAME.items():
-        a, b = _both(ours, theirs, name)
-        if a != b:
-            differ.setdefault(code, []).append(f"{name} is {a}, {possessive} is {b}")
-    for code, messages in differ.items():
-        yield error(code, key, f"{'; '.join(messages)} ({file})", _remedy(code))
-    a, b = rope(ours), rope(theirs)
-    if ("rope_theta" in a) != ("rope_theta" in b):
-        a, b = ({"rope_theta": _default_theta(ours), **r} for r in (a, b))
-    if a != b:
-        message = f"rope is {rope_text(a)}, {possessive} is {rope_text(b)} ({file})"
-        yield error("rope", key, message, _remedy("rope"))
+    """Compare the meaning of a classifier's outputs, where both models name them."""
+    ours, theirs = (m.config.get("id2label") for m in (expert, reference))
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return
+    named = [any(str(v) != f"LABEL_{k}" for k, v in labels.items()) for labels in (ours, theirs)]
+    if all(named) and ours != theirs:
+        k = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
+        message = f"id2label.{k} is {ours.get(k)}, {possessive} is {theirs.get(k)}"
+        yield error("config", key, f"{message} ({expert.folder / 'config.json'})", _remedy("config"))
+
+
+def kind(name: str) -> str:
+    """The code for a setting with this general name."""
+    return next(code for code, pattern in KINDS if pattern.search(name))
+
+
+def _differing(ours: Meaning, theirs: Meaning) -> list[str]:
+    """The paths of settings that are not the same, in the order of the first model's."""
+    a, b = ours.values, theirs.values
+    paths = [p for p in {**a, **b} if a.get(p) != b.get(p)]
+    if any(kind(ours.name(p)) == "layers" for p in paths):
+        # A list with an entry for each layer then differs as well.
+        lists = [p for p in paths if isinstance(a.get(p), list) and isinstance(b.get(p), list)]
+        paths = [p for p in paths if p not in lists or len(a[p]) == len(b[p])]
+    return paths
+
+
+def _shown(a: Any, b: Any) -> tuple[str, Any, Any]:
+    """Two values that differ, as text: of long lists the first entries that do, with their index."""
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) > 4:
+        i = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+        return f"[{i}]", a[i], b[i]
+    return "", "unset" if a is None else a, "unset" if b is None else b
+
+
+def rope_text(rope: Mapping[str, Any]) -> str:
+    """Rope parameters as text."""
+
+    def text(v: Any) -> str:
+        if isinstance(v, Mapping):
+            return f"({rope_text(v)})"
+        return f"{v:g}" if isinstance(v, float) else str(v)
+
+    first = ("rope_theta", "rope_type")
+    keys = [k for k in (*first, *(k for k in rope if k not in first)) if rope.get(k) is not None]
+    return ", ".join(f"{k}={text(rope[k])}" for k in keys) or "unset"
+
+
+def norm_eps(settings: Mapping[str, Any]) -> float | None:
+    """The epsilon of a model's norms, whatever its family calls it."""
+    found = (v for k, v in settings.items() if kind(k) == "norm" and isinstance(v, float))
+    return next(found, None)
 
 
 def _remedy(code: str) -> str:
     if code in MAY_PASS:
         return f"Use fine-tunes of one base model, or pass allow=[{code}] if the difference is intended."
     return "Use fine-tunes of one base model (model.base.path)."
-
-
-def _filled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config, completed by keys that follow from others and are often omitted."""
-    out = {k: v for k, v in config.items() if v is not None}
-    heads, hidden = out.get("num_attention_heads"), out.get("hidden_size")
-    if isinstance(heads, int) and heads > 0:
-        out.setdefault("num_key_value_heads", heads)
-        if isinstance(hidden, int):
-            out.setdefault("head_dim", hidden // heads)
-    return out
-
-
-def _both(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> tuple[Any, Any]:
-    """A key's value in both configs. Where only one has it, the other one means the default."""
-    if (key in ours) == (key in theirs):
-        return ours.get(key), theirs.get(key)
-    default = _default(ours, key)
-    return ours.get(key, default), theirs.get(key, default)
-
-
-def _default(config: Mapping[str, Any], key: str) -> Any:
-    """transformers' default for a key (imports transformers)."""
-    from transformers import CONFIG_MAPPING
-
-    name = str(config.get("model_type"))
-    return getattr(CONFIG_MAPPING[name](), key, None) if name in CONFIG_MAPPING else None
-
-
-def _default_theta(config: Mapping[str, Any]) -> float | None:
-    theta = (_default(config, "rope_parameters") or {}).get("rope_theta")
-    return float(theta) if theta is not None else None
-
-
-def rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary position embedding, in whichever form config.json has it.
-
-    transformers 5 writes `rope_parameters`; earlier versions wrote `rope_theta` and `rope_scaling`.
-    """
-    new = config.get("rope_parameters")
-    old = config.get("rope_scaling")
-    out: dict[str, Any] = dict(new) if isinstance(new, dict) else {}
-    if isinstance(old, dict):
-        out |= {("rope_type" if k == "type" else k): v for k, v in old.items()}
-    if "rope_theta" not in out and "rope_theta" in config:
-        out["rope_theta"] = config["rope_theta"]
-    if out.get("rope_type") in (None, "default"):
-        out.pop("rope_type", None)
-    return {k: float(v) if isinstance(v, (int, float)) else v for k, v in out.items()}
-
-
-def rope_text(r: Mapping[str, Any]) -> str:
-    """The result of `rope` as text."""
-    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.items()) or "unset"
 
 
 def generic(tensor: str) -> str:

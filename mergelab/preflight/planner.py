@@ -214,7 +214,14 @@ def _check_models(
         if own.config and not own.has_tokenizer:
             yield _no_tokenizer(s, own, lends=s.name == asked.config_source, measured=measured)
         if reference and reference is not own:
-            for f in compatibility.compare(reference, own, s.key, possessive=possessive, fitted=fitted):
+            for f in compatibility.compare(
+                reference,
+                own,
+                s.key,
+                possessive=possessive,
+                fitted=fitted,
+                described=reference is assumed,
+            ):
                 if not (sliced and f.code == "layers"):
                     yield f
 

@@ -10,27 +10,28 @@ from mergelab.context import check_settings, make_plan, tell
 from mergelab.core.findings import stop_on_errors
 from mergelab.core.run_dir import RunDir
 from mergelab.jobs import Step, register
-from mergelab.models import compatibility
+from mergelab.models import compatibility, config_meaning
 from mergelab.models.checkpoint import ModelMetadata
+from mergelab.models.config_meaning import Meaning
 from mergelab.report import terminal
 from mergelab.schema import Run
 
-ROWS: dict[str, Callable[[ModelMetadata], object]] = {
-    "architecture": lambda f: f.config["architectures"][0].removesuffix("ForCausalLM"),
-    "layers": lambda f: f.text_config.get("num_hidden_layers"),
-    "hidden size": lambda f: f.text_config.get("hidden_size"),
-    "heads": lambda f: f.text_config.get("num_attention_heads"),
-    "kv heads": lambda f: f.text_config.get("num_key_value_heads"),
-    "vocabulary": lambda f: f.text_config.get("vocab_size"),
-    "rope": lambda f: compatibility.rope_text(compatibility.rope(f.text_config)),
-    "norm eps": lambda f: f.text_config.get("rms_norm_eps"),
-    "dtype": lambda f: f.dtype,
-    "tied": lambda f: f.text_config.get("tie_word_embeddings"),
-    "parameters": lambda f: f"{f.parameters:,}",
-    "tokenizer": lambda f: f.tokenizer.digest[:8] if f.tokenizer else "none",
-    "chat template": lambda f: "yes" if f.tokenizer and f.tokenizer.chat_template else "no",
+ROWS: dict[str, Callable[[ModelMetadata, Meaning], object]] = {
+    "architecture": lambda f, m: f.config["architectures"][0].removesuffix("ForCausalLM"),
+    "layers": lambda f, m: m.text.get("num_hidden_layers"),
+    "hidden size": lambda f, m: m.text.get("hidden_size"),
+    "heads": lambda f, m: m.text.get("num_attention_heads"),
+    "kv heads": lambda f, m: m.text.get("num_key_value_heads"),
+    "vocabulary": lambda f, m: m.text.get("vocab_size"),
+    "rope": lambda f, m: compatibility.rope_text(m.rope) if m.rope else None,
+    "norm eps": lambda f, m: compatibility.norm_eps(m.text),
+    "dtype": lambda f, m: f.dtype,
+    "tied": lambda f, m: m.text.get("tie_word_embeddings"),
+    "parameters": lambda f, m: f"{f.parameters:,}",
+    "tokenizer": lambda f, m: f.tokenizer.digest[:8] if f.tokenizer else "none",
+    "chat template": lambda f, m: "yes" if f.tokenizer and f.tokenizer.chat_template else "no",
 }
-"""What is shown of each model."""
+"""What is shown of each model. A family that has no such setting gets a dash."""
 
 
 def execute(run: Run, run_dir: RunDir) -> str:
@@ -53,9 +54,11 @@ def show(facts: dict[str, ModelMetadata]) -> None:
     sound = {n: f for n, f in facts.items() if f.config}
     if not sound:
         return
+    meanings = {n: config_meaning.of(f.config) for n, f in sound.items()}
     rows = []
     for label, read in ROWS.items():
-        values = [str(read(f)) for f in sound.values()]
+        found = [read(f, meanings[n]) for n, f in sound.items()]
+        values = ["-" if v is None else str(v) for v in found]
         rows.append([label, values[0]] + [v if v == values[0] else f"{v} *" for v in values[1:]])
     terminal.table("* differs from the first", ["", *sound], rows)
 

@@ -149,6 +149,9 @@ def softcaps(m: Models) -> None:
 
 PASSABLE: dict[str, Callable[[Models], Any] | str] = {
     "activation": lambda m: m.config("math", hidden_act="gelu"),
+    "config": lambda m: m.config(
+        "math", use_sliding_window=True, sliding_window=2, layer_types=["sliding_attention"] * 3
+    ),
     "extra-tensor": lambda m: m.add_tensor("math", "model.extra", like="model.norm.weight"),
     "filter": "experts.math.weight={nowhere:1,*:0.5}",
     "heads": lambda m: m.config("math", num_attention_heads=2, num_key_value_heads=1, head_dim=16),
