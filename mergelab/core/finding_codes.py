@@ -68,7 +68,8 @@ CODES: dict[str, Code] = {
         "The disk has too little room for what would be written.", "Free some, or write to another disk."
     ),
     "dtype": Code(
-        "A dtype that cannot be merged.", "Use an unquantized checkpoint in float32, bfloat16 or float16."
+        "Weights of a dtype that cannot be merged.",
+        "Use an unquantized checkpoint in float32, bfloat16 or float16.",
     ),
     "duplicate": Code(
         "The same model takes part twice, or is the base itself.", "Leave one out: `'~experts.ROLE'`."
@@ -179,6 +180,10 @@ CODES: dict[str, Code] = {
     "prompts": Code(
         "Experts of a mixture have no prompts, or the same ones.", "Give each expert prompts of its own."
     ),
+    "quantization-leftover": Code(
+        "config.json has a `quantization_config`, but the weights are not quantized.",
+        "None is needed. The key is ignored, and the output does not get it.",
+    ),
     "quantized": Code(
         "The weights are quantized, so their numbers cannot be averaged.", "Use the unquantized checkpoint."
     ),
@@ -216,8 +221,8 @@ CODES: dict[str, Code] = {
         "An expert has another soft cap of its logits than the base.", "Use fine-tunes of one base model."
     ),
     "stale-weights": Code(
-        "The folder has both an index of shards and a model.safetensors; the index is used.",
-        "Remove what does not belong to the model.",
+        "The folder has two sets of weights: mergekit would merge one, and transformers measure the other.",
+        "Move what the message names elsewhere.",
     ),
     "structure": Code(
         "A YAML file is not what mergekit or mergekit-moe reads.", "Correct the key that the message names."

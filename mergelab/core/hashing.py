@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.model_folder import CONFIGS, companions_of
 from mergelab.core.run_dir import read_memo, write_json
 
-IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
-                  "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-                  "merges.txt", "chat_template*", "adapter_config.json", "*.py")  # fmt: skip
-"""The files of a model folder that decide what it computes."""
+IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", *CONFIGS, "adapter_config.json", "*.py")
+"""The files of a model folder that decide what it computes, besides its companions."""
 
 PICKLED = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "adapter_model.bin")
 """Those that do besides, where there are no weights in safetensors."""
@@ -66,28 +65,29 @@ def file_hashes(
         progress: called with the bytes read.
     """
     pickled = () if any(folder.glob("*.safetensors")) else PICKLED
-    files = sorted({f for p in (*IDENTITY_FILES, *pickled) for f in folder.glob(p) if f.is_file()})
+    named = {f for p in (*IDENTITY_FILES, *pickled) for f in folder.glob(p) if f.is_file()}
+    files = sorted(named | {folder / name for name in companions_of(folder)})
     known = read_memo(memo)
     total = sum(f.stat().st_size for f in files)
     out: dict[str, str] = {}
     done, learnt = 0, False
     for f in files:
-        real = f.resolve()
+        name, real = f.relative_to(folder).as_posix(), f.resolve()
         of_file = stamp(real)
         entry = known.get(str(real))
         if re.fullmatch(r"[0-9a-f]{64}", real.name):
-            out[f.name] = real.name
+            out[name] = real.name
         elif isinstance(entry, list) and entry[:2] == of_file:
-            out[f.name] = entry[2]
+            out[name] = entry[2]
         else:
             start = done
 
             def on_read(n: int, start: int = start) -> None:
                 progress("read inputs", start + n, total)
 
-            out[f.name] = file_hash(real, on_read)
+            out[name] = file_hash(real, on_read)
             done += of_file[0]
-            known[str(real)] = [*of_file, out[f.name]]
+            known[str(real)] = [*of_file, out[name]]
             learnt = True
     if learnt:
         write_json(memo, known)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mergelab.core.errors import StepError, summary
 from mergelab.core.library_output import silence_libraries
+from mergelab.models.quantization import leftovers_ignored
 from mergelab.schema import Hardware
 
 
@@ -30,7 +31,7 @@ def load(
     only = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     by_library = hardware.quantize != "none" and hardware.device != "cpu"
     try:
-        with silence_libraries():
+        with silence_libraries(), leftovers_ignored(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, **only)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,

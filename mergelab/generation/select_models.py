@@ -23,9 +23,6 @@ from mergelab.schema.steps import MERGED
 OF_ALL = ("duplicate", "inputs")
 """Codes of what is wrong with the composition as a whole, and no matter to a model by itself."""
 
-OF_MERGES = ("dtype", "quantized")
-"""Codes of what keeps a model's weights from being averaged, and not the model from being asked."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -106,12 +103,12 @@ def _look(run: Run, source: Source, folder: Path) -> tuple[Subject, list[Finding
     """A model without its weights, and what is to be said of it."""
     place, allowed = source.key, run.model.trust_remote_code
     facts = checkpoint.read(folder, place, source.repair, pickled=pickled_allowed(run))
-    findings = [f for f in facts.findings if f.code not in OF_MERGES]
+    findings = [f for f in facts.findings if f.code not in checkpoint.OF_MERGES]
     if len(findings) == len(facts.findings):  # quantised weights have names of their own
         complete = tensor_checks.check_complete(facts, place, source.repair, merged=False)
         findings += [f for f in complete if f.severity == "error"]
     if facts.config and not facts.has_tokenizer:
-        findings.append(error("no-tokenizer", place, f"{folder} has no tokenizer"))
+        findings.append(error("no-tokenizer", place, facts.no_tokenizer))
     findings += remote_code.check(folder, place, allowed=allowed, commit=source.commit)
     findings += evaluation_checks.check_model(run, facts, place)
     findings += _look_at_adapter(run, source, facts)

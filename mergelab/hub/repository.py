@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from mergelab.core.findings import Finding, error, first_few
+from mergelab.core.model_folder import CONFIGS, MODULES, companions
 from mergelab.core.run_dir import read_json
 
 TIMEOUT = 30.0
@@ -19,10 +21,8 @@ FORMS = (
 )
 """The single file of weights, or the index of several: in safetensors, and pickled."""
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-COMPANIONS = (".json", ".txt", ".jinja", ".model", ".tiktoken")
-"""The suffixes of the files beside the weights."""
-TEMPLATES = "additional_chat_templates/"
-"""The only subfolder in which transformers looks for such files."""
+MODULE = re.compile(r"\d+_\w+")
+"""How sentence-transformers names the folders of a model's further modules."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,18 @@ def wanted(of: Repository, indexed: set[str], need: Need) -> list[File]:
         need: What is needed.
     """
     used, weights = index(of, need), indexed or {_single(of, need)}
+    names = [f.name for f in of.files]
+    folders = {n.partition("/")[0] for n in names if MODULES in names and "/" in n}
+    belong = {*companions(names, (f for f in folders if MODULE.fullmatch(f))), *CONFIGS}
+    if need.adapter:
+        belong |= {*ADAPTER}
 
     def beside(name: str) -> bool:
         if name.endswith(".py"):
             return need.code
         if name.endswith(".index.json"):
             return name == used  # the others are of weights in another format
-        return "/" not in name.removeprefix(TEMPLATES) and name.endswith(COMPANIONS)
+        return name in belong
 
     return [f for f in of.files if f.name in weights or beside(f.name)]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.errors import InputError, Interrupted, StepError
+from mergelab.core.model_folder import CONFIGS, MODULES
 from mergelab.hub import client
-from mergelab.hub.repository import TEMPLATES
-from mergelab.models.checkpoint import TOKENIZER_FILES
+from mergelab.models import tokenizers
 
 Progress = Callable[[str, int, int], None]
 """Called with the activity, the bytes so far, and the total."""
 
-OWN = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-WEIGHTS = (".safetensors", ".safetensors.index.json")
-"""A model's files, by name and by suffix. A repository must not keep any that the folder lacks, because
-parts of another model would then be loaded."""
+OWN = (*CONFIGS, MODULES, "chat_template.json")
+ENDS = (".safetensors", ".safetensors.index.json", "processor_config.json")
+"""A model's files besides its tokenizer's, by name and by suffix. A repository must not keep any that the
+folder lacks, because parts of another model would then be loaded."""
 
 TIMEOUT = 10.0
 """Seconds that the hub may take to answer."""
@@ -71,8 +71,9 @@ def stale(uploads: Sequence[Item], target: Target) -> list[str]:
     kept = {i.name for i in uploads}
 
     def own(name: str) -> bool:
-        top = "/" not in name and (name in OWN or name.endswith(WEIGHTS))
-        return top or name.startswith(TEMPLATES)
+        return bool(tokenizers.FILES.fullmatch(name)) or (
+            "/" not in name and (name in OWN or name.endswith(ENDS))
+        )
 
     return [n for n in target.files if own(n) and n not in kept]
 

@@ -12,6 +12,7 @@ from mergelab.core.errors import StepError
 from mergelab.core.findings import first_few
 from mergelab.merging import smoke_test
 from mergelab.models.checkpoint import ModelMetadata
+from mergelab.models.quantization import leftovers_ignored
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
@@ -66,7 +67,8 @@ def load(base: ModelMetadata, adapter: Path, *, trust_remote_code: bool = False)
 
     code = {"trust_remote_code": trust_remote_code}
     kind = smoke_test.model_class(AutoConfig.from_pretrained(base.folder, **code))
-    model = kind.from_pretrained(base.folder, dtype="auto", **code)
+    with leftovers_ignored(base.folder):
+        model = kind.from_pretrained(base.folder, dtype="auto", **code)
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(adapter)))
     found = adapted.load_adapter(str(adapter), "default", torch_device="cpu")
     if odd := [*found.missing_keys, *found.unexpected_keys]:

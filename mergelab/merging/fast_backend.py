@@ -59,7 +59,7 @@ def merge(
             config_source, out, ties.changes(checkpoint.weights(config_source), written), {}
         )
         model_files.copy_generation_config(config_source, out, {})
-        model_files.copy_tokenizer(config_source, out, prepared_merge.chat_template(recipe))
+        model_files.copy_companions(config_source, out, prepared_merge.chat_template(recipe))
     except streaming_engine.MergeError as e:
         raise StepError(f"the merge failed at {e}") from e
     except torch.OutOfMemoryError as e:

@@ -26,6 +26,7 @@ from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.tensor_group import Group
 from mergelab.merging.torch_threads import threads
 from mergelab.models import checkpoint, ties
+from mergelab.models.quantization import leftovers_ignored
 from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
 
@@ -200,11 +201,12 @@ def _live(
         with silence_libraries(), tempfile.TemporaryDirectory(prefix="mergelab-") as folder:
             for file in ("config.json",):
                 (Path(folder) / file).write_bytes((config_source / file).read_bytes())
-            model_files.copy_tokenizer(config_source, Path(folder), template)
+            model_files.copy_companions(config_source, Path(folder), template)
             tokenizer = AutoTokenizer.from_pretrained(folder, **only)
             dtype = getattr(torch, max(sizes, key=lambda d: sizes[d]))
             changes = ties.changes(checkpoint.weights(config_source), [o.name for o in outputs])
-            model = AutoModelForCausalLM.from_pretrained(config_source, dtype=dtype, **changes, **only)
+            with leftovers_ignored(config_source):
+                model = AutoModelForCausalLM.from_pretrained(config_source, dtype=dtype, **changes, **only)
     except Exception as e:  # safetensors and tokenizers raise kinds of their own
         raise StepError(f"{config_source} cannot be loaded: {str(e).splitlines()[0]}") from e
     for parameter in model.parameters():

@@ -27,6 +27,7 @@ from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
 from mergelab.merging import model_files, tied_tensors
 from mergelab.merging.torch_threads import threads
+from mergelab.models.quantization import leftovers_ignored
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Hardware
 
@@ -69,7 +70,13 @@ def merge(
         StepError: The merge failed, with the reason. The log has the traceback.
     """
     try:
-        with silence_libraries(), threads(hardware.threads), fresh_loaders(), _mapped_pickles():
+        with (
+            silence_libraries(),
+            threads(hardware.threads),
+            fresh_loaders(),
+            _mapped_pickles(),
+            leftovers_ignored(*folders(recipe)),  # of the base of an adapter
+        ):
             _merge(recipe, out, hardware, seed, trust_remote_code, progress)
     except Exception as e:  # mergekit, its methods and the libraries below raise exceptions of every type
         log.exception("the merge failed")
@@ -120,8 +127,9 @@ def _merge(
     model_files.copy_generation_config(config_source, out, ids)
     template = chat_template(config)
     if tokenizer is None:
-        model_files.copy_tokenizer(config_source, out, template)
+        model_files.copy_companions(config_source, out, template)
     else:
+        model_files.copy_companions(config_source, out, template, built=True)
         tokenizer.chat_template = template or tokenizer.chat_template
         tokenizer.save_pretrained(out)
     shutil.rmtree(adapters, ignore_errors=True)
@@ -165,6 +173,11 @@ def _run(targets: list[Any], hardware: Hardware, progress: Progress) -> Any:
                 done += 1
                 progress("merge", done, total)
     return tokenizer
+
+
+def folders(recipe: Mapping[str, Any]) -> list[Path]:
+    """The folders of a recipe's models, without their adapters."""
+    return [Path(m.partition("+")[0]) for m in recipes.models(recipe)]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""The files beside the weights: config.json, the tokenizer, its chat template, generation_config.json.
+"""The files beside the weights: config.json, generation_config.json, and whatever else the model consists of.
 
 They are copied from the config source unchanged, except for what the merge changed. transformers would
 rewrite config.json in the format of the installed version, in which older software does not find
-rope_theta. mergekit drops generation_config.json when it builds a tokenizer.
+rope_theta. mergekit copies files by a list of names, and drops generation_config.json when it builds a
+tokenizer.
 """
 
 from __future__ import annotations
@@ -12,11 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.model_folder import CONFIGS, TEMPLATES, companions_of
 from mergelab.core.run_dir import read_json, write_json, write_text
-from mergelab.models import checkpoint, remote_code
+from mergelab.models import checkpoint, quantization, remote_code, tokenizers
 
-MORE_TEMPLATES = "additional_chat_templates"
-"""The folder in which transformers keeps all chat templates except the default one."""
+IDS = ("_token_id", "_token_index")
+"""How the keys of token ids end."""
+
+TEXT = "text_config"
+"""The key of the language model's part, whose ids are of the same tokenizer."""
+
+TEMPLATE_KEYS = (
+    "tokenizer_config.json",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+"""Files that may have a chat template as a value: where older software, and processors, look."""
 
 
 def write_config(
@@ -34,8 +47,8 @@ def write_config(
         ids: Tokens whose id changed, see `special_ids`.
     """
     shutil.copyfile(config_source / "config.json", out / "config.json")
-    dtype = checkpoint.read(out, str(out)).dtype
-    config = read_json(config_source / "config.json")
+    dtype = checkpoint.weights(out).dtype
+    config = quantization.without(read_json(config_source / "config.json"))
     config |= translated(config, ids)
     for key, value in changes.items():
         *path, last = key.split(".")
@@ -60,22 +73,26 @@ def _copy_code(config_source: Path, out: Path) -> None:
         shutil.copyfile(config_source / name, out / name)
 
 
-def copy_tokenizer(config_source: Path, out: Path, template: str | None) -> None:
-    """Copy the config source's tokenizer files, with another chat template if one is given."""
-    for name in checkpoint.TOKENIZER_FILES:
-        if (config_source / name).exists():
-            shutil.copyfile(config_source / name, out / name)
+def copy_companions(config_source: Path, out: Path, template: str | None, *, built: bool = False) -> None:
+    """Copy the files that belong to the config source besides its weights and its code.
+
+    Args:
+        config_source: The folder of the model whose config is used.
+        out: The folder of the merged model.
+        template: A chat template to set instead of its own; None keeps its own.
+        built: Whether the merge builds a tokenizer, which writes its own files and must not find others.
+    """
+    for name in companions_of(config_source):
+        replaced = template is not None and name.startswith(TEMPLATES)
+        if replaced or (built and tokenizers.FILES.fullmatch(name)):
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(config_source / name, out / name)
     if template is None:
-        if (config_source / MORE_TEMPLATES).is_dir():
-            shutil.copytree(
-                config_source / MORE_TEMPLATES,
-                out / MORE_TEMPLATES,
-                copy_function=shutil.copyfile,
-                dirs_exist_ok=True,
-            )
         return
-    write_text(out / "chat_template.jinja", template)
-    for name in ("tokenizer_config.json", "chat_template.json"):  # where older software looks
+    if not built:
+        write_text(out / "chat_template.jinja", template)
+    for name in TEMPLATE_KEYS:
         content = read_json(out / name) if (out / name).exists() else {}
         if "chat_template" in content:
             write_json(out / name, content | {"chat_template": template})
@@ -103,15 +120,28 @@ def translated(config: Mapping[str, Any], ids: Mapping[int, int | None]) -> dict
     """
     out: dict[str, Any] = {}
     for key, value in config.items():
-        if not key.endswith("_token_id") or value is None:
+        if key == TEXT and isinstance(value, Mapping):
+            new: Any = {**value, **translated(value, ids)}
+        elif not key.endswith(IDS) or value is None:
             continue
-        if isinstance(value, list):
-            new: Any = [n for n in (ids.get(i, i) for i in value) if n is not None] or None
+        elif isinstance(value, list):
+            new = [n for n in (ids.get(i, i) for i in value) if n is not None] or None
         else:
             new = ids.get(value, value)
         if new != value:
             out[key] = new
     return out
+
+
+def _ids(config: Mapping[str, Any]) -> set[int]:
+    """The ids of tokens in a config.json or generation_config.json."""
+    found: set[int] = set()
+    for key, value in config.items():
+        if key == TEXT and isinstance(value, Mapping):
+            found |= _ids(value)
+        elif key.endswith(IDS):
+            found |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    return found
 
 
 def special_ids(config_source: Path, built: Any, *, trust_remote_code: bool = False) -> dict[int, int | None]:
@@ -125,13 +155,9 @@ def special_ids(config_source: Path, built: Any, *, trust_remote_code: bool = Fa
     """
     from transformers import AutoTokenizer
 
-    files = [config_source / n for n in ("config.json", "generation_config.json")]
-    used: set[int] = set()
-    for config in (read_json(f) for f in files if f.exists()):
-        for key, value in config.items():
-            if key.endswith("_token_id") and value is not None:
-                used |= set(value) if isinstance(value, list) else {value}
+    files = [config_source / n for n in CONFIGS]
+    used = {i for f in files if f.exists() for i in _ids(read_json(f))}
     old = AutoTokenizer.from_pretrained(config_source, trust_remote_code=trust_remote_code)
     vocab = built.get_vocab()
-    named = {i: old.convert_ids_to_tokens(i) for i in used if i < len(old)}
+    named = {i: old.convert_ids_to_tokens(i) for i in used if 0 <= i < len(old)}
     return {i: vocab.get(token) for i, token in named.items() if vocab.get(token) != i}

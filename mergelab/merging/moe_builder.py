@@ -18,8 +18,16 @@ from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import read_json, write_json
 from mergelab.merging import model_files
-from mergelab.merging.mergekit_backend import chat_template, failed, fresh_loaders, ordered, readable
+from mergelab.merging.mergekit_backend import (
+    chat_template,
+    failed,
+    folders,
+    fresh_loaders,
+    ordered,
+    readable,
+)
 from mergelab.merging.torch_threads import threads
+from mergelab.models import quantization
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)
@@ -55,7 +63,13 @@ def build(
         StepError: The build failed, with the reason. The log has the traceback.
     """
     try:
-        with silence_libraries(), threads(hardware.threads), fresh_loaders(), _counted(recipe, progress):
+        with (
+            silence_libraries(),
+            threads(hardware.threads),
+            fresh_loaders(),
+            _counted(recipe, progress),
+            quantization.leftovers_ignored(*folders(recipe)),  # the base processes the prompts
+        ):
             _build(recipe, out, hardware, seed, template, trust_remote_code)
     except Exception as e:  # mergekit and the libraries below raise exceptions of every type
         log.exception("the mixture could not be built")
@@ -123,6 +137,7 @@ def _write_companions(base: Path, out: Path, recipe: Mapping[str, Any], template
     before, config = read_json(base / "config.json"), read_json(out / "config.json")
     config |= {k: before[k] for k in OLD_KEYS if k in before and k not in config}
     config["torch_dtype"] = config.get("dtype", config.get("torch_dtype"))
+    config = quantization.without(config)
     config.pop("_name_or_path", None)
     write_json(out / "config.json", config)
     model_files.copy_generation_config(base, out, {})
@@ -130,7 +145,7 @@ def _write_companions(base: Path, out: Path, recipe: Mapping[str, Any], template
         models = [{"model": m} for m in dict.fromkeys(e["source_model"] for e in recipe["experts"])]
         linear = {"merge_method": "linear", "models": models, "chat_template": template}
         template = chat_template(ordered(linear))
-    model_files.copy_tokenizer(base, out, template)
+    model_files.copy_companions(base, out, template)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from mergelab.core.errors import first_line
 from mergelab.core.findings import first_few
+from mergelab.models.quantization import leftovers_ignored
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ def run(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         what = "load it"
-        model, info = model_class(AutoConfig.from_pretrained(folder, **code)).from_pretrained(
-            folder, dtype="auto", output_loading_info=True, **code
-        )
+        kind = model_class(AutoConfig.from_pretrained(folder, **code))
+        with leftovers_ignored(folder):
+            model, info = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **code)
     except Exception as e:  # transformers raises exceptions of every type for a model that it cannot load
         log.exception("it does not load")
         result.problems.append(f"transformers cannot {what}: {first_line(e)}")

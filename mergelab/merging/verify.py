@@ -138,7 +138,7 @@ def _culprit(name: str, inputs: Mapping[str, Path]) -> str:
 
 def _check_companions(facts: checkpoint.ModelMetadata) -> Iterator[str]:
     if not facts.has_tokenizer:
-        yield f"{facts.folder} has no tokenizer"
+        yield facts.no_tokenizer
     types, layers = facts.text_config.get("layer_types"), facts.text_config.get("num_hidden_layers")
     if isinstance(types, list) and len(types) != layers:
         yield f"{facts.folder / 'config.json'} has {len(types)} layer_types for {layers} layers"

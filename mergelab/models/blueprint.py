@@ -21,8 +21,8 @@ from mergelab.models.checkpoint import ModelMetadata
 TABLED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 """Model types whose defaults the table of shapes knows."""
 
-DAMAGED = {"missing-file", "missing-tensor", "corrupt", "unreadable"}
-"""Codes of findings about a folder of which not all headers are known."""
+DAMAGED = {"missing-file", "missing-tensor", "corrupt", "unreadable", "quantized"}
+"""Codes of findings about a folder whose headers are not those of all its weights."""
 
 Shape = tuple[int, ...]
 

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.dtypes import BY_CODE, is_mergeable
-from mergelab.core.findings import Finding, error, first_few, warning
-from mergelab.models import pickles, tokenizers
+from mergelab.core.findings import Finding, error, first_few
+from mergelab.models import pickles, quantization, tokenizers, weight_files
 from mergelab.models.json_files import load_json, reason
 from mergelab.models.tokenizers import Tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-
 Reader = Callable[[Path, str, str], "tuple[dict[str, TensorInfo], list[Finding]]"]
 """Reads the headers of one file of weights; see `file_headers`."""
+
+OF_MERGES = ("dtype", "quantized", "stale-weights")
+"""Codes of what keeps a model's weights from being averaged, and not the model from being loaded."""
 
 FETCH = "Fetch it again."
 """The remedy for a damaged file of unknown origin."""
@@ -62,8 +60,15 @@ class ModelMetadata:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the folder has a tokenizer of any kind."""
-        return self.tokenizer is not None
+        """Whether the folder has a tokenizer that can be loaded."""
+        return self.tokenizer is not None and not self.tokenizer.problem
+
+    @property
+    def no_tokenizer(self) -> str:
+        """What to say where `has_tokenizer` is false."""
+        if self.tokenizer is None:
+            return f"{self.folder} has no tokenizer"
+        return f"{self.folder} has a tokenizer that transformers cannot load ({self.tokenizer.problem})"
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
@@ -112,6 +117,10 @@ def read(folder: Path, key: str, fetch: str = FETCH, *, pickled: bool = False) -
         return ModelMetadata(folder, findings=(wrong,))
     config, findings = _config(path, key, fetch)
     tensors, more = _headers(folder, key, fetch, pickled)
+    codes = {n: t.dtype for n, t in tensors.items()}
+    more += quantization.check(config, codes, key, path)
+    if not findings and not any(f.severity == "error" for f in more):
+        more += weight_files.check(folder, config, key)
     tokenizer, wrong_files = tokenizers.read(folder, key, fetch)
     return ModelMetadata(folder, config, tensors, tokenizer, (*findings, *more, *wrong_files))
 
@@ -137,53 +146,19 @@ def _config(path: Path, key: str, fetch: str) -> tuple[dict[str, Any], list[Find
                 fetch,
             )
         ]
-    if "quantization_config" in config:
-        findings.append(
-            error(
-                "quantized",
-                key,
-                f"{path} says that the weights are quantized, and quantized weights cannot be averaged",
-                "Use the unquantized checkpoint.",
-            )
-        )
     return config, findings
 
 
 def _headers(
     folder: Path, key: str, fetch: str, pickled: bool
 ) -> tuple[dict[str, TensorInfo], list[Finding]]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        tensors, findings = _indexed(index, key, fetch)
-        if single.exists():
-            findings.append(
-                warning(
-                    "stale-weights",
-                    key,
-                    f"{folder} has both an index of shards and a model.safetensors; the index is used",
-                    "Remove the files that do not belong to this model.",
-                )
-            )
-    elif single.exists():
-        tensors, findings = file_headers(single, key, fetch)
-    elif pickled and (folder / pickles.INDEX).exists():
-        tensors, findings = _indexed(folder / pickles.INDEX, key, fetch, _pickled_headers)
-    elif pickled and (folder / pickles.SINGLE).exists():
-        tensors, findings = _pickled_headers(folder / pickles.SINGLE, key, fetch)
-    else:
+    file = weight_files.merged(folder, pickled=pickled)
+    if file is None:
         return {}, [_no_weights(folder, key, fetch)]
-    codes = {t.dtype for t in tensors.values()}
-    odd = sorted(code for code in codes if not is_mergeable(code) and code not in ("I64", "BOOL"))
-    if odd:
-        findings.append(
-            error(
-                "dtype",
-                key,
-                f"{folder} holds tensors of dtype {', '.join(odd)}, which cannot be merged",
-                "Use the unquantized checkpoint.",
-            )
-        )
-    return tensors, findings
+    look = _pickled_headers if file.name.startswith(pickles.SINGLE) else file_headers
+    if file.suffix == ".json":
+        return _indexed(file, key, fetch, look)
+    return look(file, key, fetch)
 
 
 def _no_weights(folder: Path, key: str, fetch: str) -> Finding:
@@ -202,9 +177,7 @@ def _no_weights(folder: Path, key: str, fetch: str) -> Finding:
     )
 
 
-def _indexed(
-    index: Path, key: str, fetch: str, look: Reader | None = None
-) -> tuple[dict[str, TensorInfo], list[Finding]]:
+def _indexed(index: Path, key: str, fetch: str, look: Reader) -> tuple[dict[str, TensorInfo], list[Finding]]:
     """The tensors of the shards that an index names."""
     listed, findings = load_json(index, key, fetch)
     if findings:
@@ -215,7 +188,7 @@ def _indexed(
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         path = index.parent / shard
-        found, wrong = (look or file_headers)(path, key, fetch)
+        found, wrong = look(path, key, fetch)
         promised = {k for k, v in weight_map.items() if v == shard}
         missing = sorted(promised - set(found))
         if missing and not wrong:

@@ -25,7 +25,7 @@ def code(folder: Path) -> list[str]:
         Paths relative to the folder, or `FILE of OWNER/NAME` for a file in another repository of the hub.
         Empty if transformers has code of its own for the model.
     """
-    named = [*_of_model(folder), *_of_tokenizer(folder)]
+    named = [*_of_model(folder), *of_tokenizer(folder)]
     if not named:
         return []
     found = dict.fromkeys(named)
@@ -49,19 +49,19 @@ def _of_model(folder: Path) -> Iterator[str]:
         yield from _files(list(entries.values()))
 
 
-def _of_tokenizer(folder: Path) -> Iterator[str]:
+def of_tokenizer(folder: Path) -> list[str]:
     """What tokenizer_config.json names, unless transformers has a tokenizer of that class."""
     config = read_memo(folder / "tokenizer_config.json")
     entries = config.get("auto_map")
     if isinstance(entries, dict):
         entries = entries.get("AutoTokenizer")
     if not entries:
-        return
+        return []
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     kind = str(config.get("tokenizer_class") or "")
-    if not any(tokenizer_class_from_name(n) for n in (kind, kind.removesuffix("Fast"), f"{kind}Fast") if n):
-        yield from _files(entries)
+    known = (tokenizer_class_from_name(n) for n in (kind, kind.removesuffix("Fast"), f"{kind}Fast") if n)
+    return [] if any(known) else list(_files(entries))
 
 
 def _files(references: Any) -> Iterator[str]:

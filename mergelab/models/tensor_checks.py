@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mergelab.core.dtypes import is_mergeable
 from mergelab.core.findings import Finding, error, first_few, note, warning
 from mergelab.models import blueprint, tokenizers
 from mergelab.models.blueprint import Blueprint, Shape
@@ -27,6 +28,8 @@ def check_complete(
         return
     kind, folder = metadata.config["architectures"][0], metadata.folder
     found = blueprint.of(metadata)
+    if merged:
+        yield from _check_dtypes(metadata, key, found)
     if found is None:
         message = f"transformers has no class {kind} of its own, so its tensors could not be checked"
         yield note("unlisted", key, message)
@@ -50,6 +53,22 @@ def check_complete(
             yield error("extra-tensor", key, message, remedy)
         else:
             yield warning("extra-tensor", key, f"{message}; transformers ignores them")
+
+
+def _check_dtypes(metadata: ModelMetadata, key: str, found: Blueprint | None) -> Iterator[Finding]:
+    """Check that weights have a dtype that can be merged. Masks and indices are not weights."""
+
+    def is_weight(name: str, code: str) -> bool:
+        if found is not None and not found.problem:
+            return found.own(name) in found.parameters
+        return code.startswith("F") or name.endswith("weight")
+
+    codes = {n: t.dtype for n, t in metadata.tensors.items() if not is_mergeable(t.dtype)}
+    odd = {n: code for n, code in codes.items() if is_weight(n, code)}
+    if odd:
+        named = f"{first_few(odd)} ({', '.join(sorted({*odd.values()}))})"
+        message = f"{metadata.folder} has weights of a dtype that cannot be merged: {named}"
+        yield error("dtype", key, message, "Use the unquantized checkpoint.")
 
 
 def compare_shapes(

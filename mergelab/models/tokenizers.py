@@ -1,16 +1,44 @@
-"""A tokenizer as its files describe it: the token of each id, and how text is tokenized."""
+"""A tokenizer as its files describe it: the token of each id, and how text is tokenized.
+
+A tokenizer.json is read by itself. Which other files hold a tokenizer, and what they mean, is known to its
+class in transformers. So all others are read by that, which takes the seconds of importing it, once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergelab.core.errors import typed_line
 from mergelab.core.findings import Finding, error, first_few, warning
+from mergelab.core.hashing import file_hash, stamp
+from mergelab.core.library_output import silence_libraries
+from mergelab.core.model_folder import TEMPLATES, companions_of
+from mergelab.core.remembered import remembered
+from mergelab.models import remote_code
 from mergelab.models.json_files import load_json, reason
+
+FAST = "tokenizer.json"
+"""The file of the `tokenizers` library."""
+
+FILES = re.compile(
+    r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|tekken\.json|bpe\.codes|dict\.txt|"
+    rf".*\.(model|spm|tiktoken)|chat_template\.jinja|{TEMPLATES}.*"
+)
+"""The files that only a tokenizer reads. One that a merge builds writes its own, and must not find others."""
+
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files of a tokenizer that say nothing without those of its vocabulary."""
+
+RENAMED = re.compile(r"tekken\.json|tokenizer\.model.*|tiktoken\.model")
+"""What transformers takes for any class where the class's own files are missing."""
+
+SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 @dataclass(frozen=True)
@@ -20,10 +48,16 @@ class Tokenizer:
     file: str
     """The file it was read from."""
     vocab: Mapping[str, int]
-    """Id by token; empty if the file can only be read with its own library."""
+    """Id by token; empty if only the tokenizer's own code can read it."""
     digest: str
     """sha256 of the vocabulary, the merges and everything else that affects tokenization."""
     chat_template: str | None
+    problem: str = ""
+    """Why transformers cannot load it; empty if it can."""
+
+
+class _Absent(Exception):
+    """There is no tokenizer."""
 
 
 def read(folder: Path, key: str, remedy: str) -> tuple[Tokenizer | None, list[Finding]]:
@@ -34,49 +68,105 @@ def read(folder: Path, key: str, remedy: str) -> tuple[Tokenizer | None, list[Fi
         key: The model's key in the configuration, for findings.
         remedy: What to do about damaged files.
     """
-    template, findings = _chat_template(folder, key, remedy)
-    for name, reader in _READERS.items():
-        path = folder / name
-        if not path.exists():
-            continue
+    settings, findings = _settings(folder, key, remedy)
+    template, more = _chat_template(folder, settings, key)
+    findings += more
+    path = folder / FAST
+    if path.exists():
+        content, wrong = load_json(path, key, remedy)
+        if wrong:
+            return Tokenizer(FAST, {}, "", template), [*findings, *wrong]
         try:
-            vocab, digest = reader(path)
-        except json.JSONDecodeError as e:
-            findings.append(error("corrupt", key, f"{path} is not JSON (line {e.lineno}: {e.msg})", remedy))
-        except OSError as e:
-            findings.append(error("unreadable", key, f"cannot read {path}: {reason(e)}"))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            findings.append(error("corrupt", key, f"{path} does not describe a tokenizer", remedy))
-        else:
-            return Tokenizer(name, vocab, digest, template), findings
-        return Tokenizer(name, {}, "", template), findings
-    return None, findings
+            vocab, digest = _fast(content, _declared(folder, settings))
+            return Tokenizer(FAST, vocab, digest, template), findings
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            pass  # of a kind that only its own library knows
+    if findings or not companions_of(folder):
+        return (Tokenizer("", {}, "", template) if path.exists() else None), findings
+    try:
+        return _by_transformers(folder, template), findings
+    except _Absent:
+        return None, findings
+    except Exception as e:  # tokenizers raise exceptions of every type
+        if path.exists():
+            message = f"{path} does not describe a tokenizer: {typed_line(e)}"
+            return Tokenizer(FAST, {}, "", template), [error("corrupt", key, message, remedy)]
+        return Tokenizer("", {}, "", template, typed_line(e)), findings
 
 
-def _fast(path: Path) -> tuple[dict[str, int], str]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+def _fast(content: Any, declared: Mapping[str, None]) -> tuple[dict[str, int], str]:
+    """Vocabulary and digest of a tokenizer.json."""
     model = content["model"]
     raw = model["vocab"]
     vocab = dict(raw) if isinstance(raw, dict) else {entry[0]: i for i, entry in enumerate(raw)}
     vocab |= {t["content"]: int(t["id"]) for t in content.get("added_tokens") or []}
+    new = max(vocab.values(), default=-1) + 1
+    for token in declared:
+        if token not in vocab:
+            vocab[token], new = new, new + 1
     # Merges are pairs or, as older software wrote them, texts with a space between.
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     return vocab, _digest(vocab, merges, content.get("normalizer"), content.get("pre_tokenizer"))
 
 
-def _vocab_and_merges(path: Path) -> tuple[dict[str, int], str]:
-    vocab = {str(t): int(i) for t, i in json.loads(path.read_text(encoding="utf-8")).items()}
-    added, merges = path.with_name("added_tokens.json"), path.with_name("merges.txt")
-    if added.exists():
-        vocab |= {str(t): int(i) for t, i in json.loads(added.read_text(encoding="utf-8")).items()}
-    return vocab, _digest(vocab, merges.read_text(encoding="utf-8") if merges.exists() else None)
+def _declared(folder: Path, settings: Mapping[str, Any]) -> dict[str, None]:
+    """The tokens that transformers adds behind the vocabulary where it lacks them, in their order."""
+    path = folder / "added_tokens.json"
+    numbered = settings.get("added_tokens_decoder") or {}  # which replaces the file where both are there
+    added = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not numbered else {}
+    tokens: list[Any] = sorted(added, key=added.__getitem__)
+    tokens += [numbered[i] for i in sorted(numbered, key=int)]
+    tokens += [settings.get(name) for name in SPECIAL]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        more = settings.get(name) or []
+        tokens += more.values() if isinstance(more, dict) else more
+    texts = (t.get("content") if isinstance(t, dict) else t for t in tokens)
+    return dict.fromkeys(t for t in texts if isinstance(t, str) and t)
 
 
-def _sentencepiece(path: Path) -> tuple[dict[str, int], str]:
-    return {}, hashlib.sha256(path.read_bytes()).hexdigest()
+def _by_transformers(folder: Path, template: str | None) -> Tokenizer:
+    """The tokenizer as transformers loads it. Code that comes with it is not run.
+
+    Raises:
+        _Absent: There is none.
+    """
+    own = [n for n in companions_of(folder) if FILES.fullmatch(n)]
+    if code := remote_code.of_tokenizer(folder):
+        data = [n for n in own if n not in SETTINGS and not n.startswith(("chat_template", TEMPLATES))]
+        contents = {n: file_hash(folder / n) for n in data or code if (folder / n).is_file()}
+        return Tokenizer(code[0], {}, _digest({}, contents), template)
+
+    def answer() -> dict[str, Any]:
+        return _asked(folder, own)
+
+    named = {n: file_hash(folder / n) for n in ("config.json", *own) if (folder / n).is_file()}
+    others = [[n, *stamp(folder / n)] for n in companions_of(folder) if n not in named]
+    found = remembered("tokenizer", [named, others], answer)
+    return Tokenizer(found["file"], found["vocab"], found["digest"], template)
 
 
-_READERS = {"tokenizer.json": _fast, "vocab.json": _vocab_and_merges, "tokenizer.model": _sentencepiece}
+def _asked(folder: Path, own: list[str]) -> dict[str, Any]:
+    """What transformers says of a tokenizer: its main file, vocabulary and digest."""
+    from transformers import AutoTokenizer
+
+    try:
+        with silence_libraries():
+            loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as e:
+        if any(n not in SETTINGS for n in own):
+            raise
+        raise _Absent from e
+    names = [*(getattr(type(loaded), "vocab_files_names", None) or {}).values()]
+    files = [n for n in names if n not in SETTINGS and (folder / n).exists()]
+    files += [n for n in own if RENAMED.fullmatch(n)]
+    if names and not files:
+        raise _Absent  # many classes have a rudimentary vocabulary without any file
+    if backend := getattr(loaded, "backend_tokenizer", None):
+        vocab, digest = _fast(json.loads(backend.to_str()), {})
+    else:
+        vocab = dict(loaded.get_vocab())
+        digest = _digest(vocab, [file_hash(folder / n) for n in files])
+    return {"file": (files or ["tokenizer_config.json"])[0], "vocab": vocab, "digest": digest}
 
 
 def _digest(vocab: Mapping[str, int], *rest: Any) -> str:
@@ -84,18 +174,26 @@ def _digest(vocab: Mapping[str, int], *rest: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _chat_template(folder: Path, key: str, remedy: str) -> tuple[str | None, list[Finding]]:
-    jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+def _settings(folder: Path, key: str, remedy: str) -> tuple[dict[str, Any], list[Finding]]:
+    """The content of tokenizer_config.json."""
+    path = folder / "tokenizer_config.json"
+    content, findings = load_json(path, key, remedy) if path.exists() else ({}, [])
+    return (content if isinstance(content, dict) else {}), findings
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any], key: str) -> tuple[str | None, list[Finding]]:
+    """The default chat template: of a file of its own, else of tokenizer_config.json."""
+    jinja = folder / "chat_template.jinja"
     if jinja.exists():
         try:
             return jinja.read_text(encoding="utf-8"), []
         except (OSError, UnicodeDecodeError) as e:
             return None, [error("unreadable", key, f"cannot read {jinja}: {reason(e)}")]
-    if not config.exists():
-        return None, []
-    content, findings = load_json(config, key, remedy)
-    template = content.get("chat_template") if isinstance(content, dict) else None
-    return (template if isinstance(template, str) else None), findings
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return (template if isinstance(template, str) else None), []
 
 
 def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> Iterator[Finding]:

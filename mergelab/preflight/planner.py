@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab import evaluation
-from mergelab.core import dtypes
+from mergelab.core import dtypes, model_folder
 from mergelab.core.findings import MAY_PASS, Finding, Severity, apply_allow, error, note, warning
 from mergelab.core.plan_file import PlannedModel
 from mergelab.jobs.step import loads_models
@@ -238,9 +238,9 @@ def _reference(
 
 
 def _no_tokenizer(s: Source, own: ModelMetadata, *, lends: bool, measured: bool) -> Finding:
-    message = f"{own.folder} has no tokenizer"
+    message = own.no_tokenizer
     if lends:
-        remedy = "Copy the tokenizer's files (tokenizer.json, tokenizer_config.json) into it."
+        remedy = "Copy the tokenizer's files into it, those of the base for a fine-tune of it."
         return error("no-tokenizer", s.key, f"{message}, and the merged model gets this one's", remedy)
     if measured:
         remedy = "Copy the base's tokenizer files into it, or set eval.baselines=false."
@@ -287,7 +287,7 @@ def _estimate(
     config_source = next(
         (facts[s.name].folder for s in used if s.name == asked.config_source and s.name in facts), None
     )
-    files = [config_source / name for name in checkpoint.TOKENIZER_FILES] if config_source else []
+    files = [config_source / n for n in model_folder.companions_of(config_source)] if config_source else []
     fast = engine is not None and engine.name == "fast"
     return resources.estimate(
         elements,
@@ -303,8 +303,7 @@ def _estimate(
         evaluates=evaluation.measures_anything(run.eval),
         output=output,
         there=there,
-        beside=sum(f.stat().st_size for f in files if f.is_file())
-        + sum(sizes[s.name] for s in used if s.adapter),
+        beside=sum(f.stat().st_size for f in files) + sum(sizes[s.name] for s in used if s.adapter),
         exact=len(facts) == len(asked.sources),
         ram_free=ram_free,
     )

@@ -34,12 +34,12 @@ def findings(run: Run) -> Iterator[Finding]:
         yield error("missing", key, str(e.args[0]))
         return
     facts = checkpoint.read(folder, key, pickled=pickled_allowed(run))
-    yield from facts.findings
+    yield from (f for f in facts.findings if f.code not in checkpoint.OF_MERGES)
     yield from tensor_checks.check_complete(facts, key, merged=False)
     yield from remote_code.check(folder, key, allowed=run.model.trust_remote_code)
     yield from evaluation_checks.check_model(run, facts, key)
-    if not facts.findings and not facts.has_tokenizer:
-        yield error("no-tokenizer", key, f"{folder} has no tokenizer")
+    if facts.config and not facts.has_tokenizer:
+        yield error("no-tokenizer", key, facts.no_tokenizer)
 
 
 def execute(run: Run, run_dir: RunDir) -> str:

@@ -32,6 +32,25 @@ def to_float8(m: Models) -> None:
     m.tensors("math", lambda t: t.update({n: v.to(torch.float8_e4m3fn) for n, v in t.items()}))
 
 
+def quantize(m: Models) -> None:
+    """What GPTQ leaves of a projection, as far as a header shows it."""
+    import torch
+
+    name = "model.layers.0.self_attn.q_proj"
+    scales = torch.zeros(1, 32, dtype=torch.float16)
+    packed = {"qweight": torch.zeros(4, 32, dtype=torch.int32), "scales": scales}
+    m.tensors("math", lambda t: t.pop(f"{name}.weight"))
+    m.tensors("math", lambda t: t.update({f"{name}.{n}": p for n, p in packed.items()}))
+    m.config("math", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def leave_the_single_file(m: Models) -> None:
+    """Shards and their index beside the file from before."""
+    whole = (m["math"] / "model.safetensors").read_bytes()
+    m.shard("math")
+    (m["math"] / "model.safetensors").write_bytes(whole)
+
+
 def untie_all_but_math(m: Models) -> None:
     for name in ("base", "math", "physics"):
         m.config(name, tie_word_embeddings=False)
@@ -78,7 +97,11 @@ FILES: list[tuple[str, Break, list[str]]] = [
     ("config.json is a folder", lambda m: m.folder_instead("math", "config.json"),
      ["cannot read", "config.json: Is a directory"]),
     ("no architecture", lambda m: m.config("math", architectures=None), ["math/config.json", "architecture"]),
-    ("quantized", lambda m: m.config("math", quantization_config={"bits": 4}), ["quantized", "unquantized"]),
+    ("quantized", quantize, ["quantization_config (gptq)", "q_proj.qweight", "unquantized"]),
+    ("two sets of weights", leave_the_single_file,
+     ["two sets of weights", "those of model.safetensors.index.json", "Move model.safetensors elsewhere"]),
+    ("an adapter beside the weights", lambda m: m.text("math", "adapter_config.json", "{}"),
+     ["adapter_config.json beside its weights", "a folder of their own"]),
     ("float8", to_float8, ["F8_E4M3", "unquantized"]),
     ("cut short", cut_to(40_000),
      ["math/model.safetensors is damaged or truncated", "40,000 bytes", "Fetch it again"]),

@@ -272,7 +272,7 @@ def test_tokenizers_of_other_kinds(mergelab: Command, models: Models) -> None:
     models.remove("physics", "tokenizer.json")
     models.text("physics", "vocab.json", json.dumps(content["model"]["vocab"]))
     found = findings(mergelab, models)
-    assert ("warning", "experts.math", "tokenizer-files") in found
+    assert ("warning", "experts.math", "no-tokenizer") in found
     assert not [f for f in found if f[0] == "error"]
 
 
@@ -292,11 +292,10 @@ def test_other_dtypes_are_a_note_once_for_all(mergelab: Command, models: Models)
     assert findings(mergelab, models) == [("note", "experts.math, experts.physics", "mixed-dtype")]
 
 
-def test_leftovers_beside_an_index_are_a_warning(mergelab: Command, models: Models) -> None:
-    whole = (models["math"] / "model.safetensors").read_bytes()
-    models.shard("math")
-    (models["math"] / "model.safetensors").write_bytes(whole)
-    assert findings(mergelab, models) == [("warning", "experts.math", "stale-weights")]
+def test_a_file_that_no_reader_takes_is_no_second_set_of_weights(mergelab: Command, models: Models) -> None:
+    models.text("math", "pytorch_model.bin", "x")
+    models.text("math", "consolidated.safetensors", "x")
+    assert findings(mergelab, models) == []
 
 
 def test_float16_is_warned_of_where_it_overflows(mergelab: Command, models: Models) -> None:
