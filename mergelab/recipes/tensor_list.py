@@ -13,7 +13,7 @@ BY_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
 """Architectures of which mergekit makes the list of tensors by code, although it has a file."""
 
 _LAYER = re.compile(r"\.(\d+)\.")
-"""The number of a layer in a tensor's name, as mergekit finds it in a model of which it has no list."""
+"""The number of a layer in a tensor's name, where mergekit has no list: as it finds it."""
 
 
 def listed(config_source: ModelMetadata, layers: int | None = None) -> list[Weight] | None:
