@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core import cache_dir
-from mergelab.core.hashing import digest, stamp
+from mergelab.core.hashing import digest, folder_stamp
 from mergelab.core.run_dir import read_memo, write_json
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ def remembered(question: str, about: Any, answer: Callable[[], dict[str, Any]]) 
 
     Args:
         question: its name, such as `tensors`.
-        about: everything that the answer depends on besides the libraries' versions and the code of `answer`,
-            as a value that JSON can write.
+        about: everything that the answer depends on besides the libraries' versions and the code of its
+            package, as a value that JSON can write.
         answer: computes it; the result has to survive JSON. What it raises is not remembered.
     """
-    code = sys.modules[answer.__module__].__file__
-    depends = [question, about, [version(name) for name in LIBRARIES], stamp(Path(code)) if code else None]
+    code = sys.modules[answer.__module__].__file__ or ""
+    depends = [question, about, [version(n) for n in LIBRARIES], folder_stamp(Path(code).parent)]
     file = cache_dir.home() / FOLDER / f"{digest(depends)}.json"
     if known := read_memo(file).get("answer"):
         return dict(known)

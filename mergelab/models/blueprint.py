@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from mergelab.core.remembered import remembered
@@ -69,6 +68,7 @@ class Blueprint:
         return None if name in self.packed else self.vocabulary.get(self.own(name))
 
 
+@lru_cache(maxsize=32)
 def of(metadata: ModelMetadata) -> Blueprint | None:
     """The blueprint of a model folder.
 
@@ -80,26 +80,19 @@ def of(metadata: ModelMetadata) -> Blueprint | None:
         return None
     found = _from_table(metadata)
     if found is None:
-        headers = tuple((n, t.dtype, t.shape) for n, t in sorted(metadata.tensors.items()))
-        found = _ask(metadata.folder, _Config(metadata.config), headers)
+        found = _ask(metadata)
     return found
 
 
-class _Config(dict[str, Any]):
-    """A config as an argument of a cached function."""
+def _ask(metadata: ModelMetadata) -> Blueprint | None:
+    headers = {n: (t.dtype, t.shape) for n, t in metadata.tensors.items()}
 
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(repr(sorted(self.items(), key=str)))
-
-
-@lru_cache(maxsize=64)
-def _ask(folder: Path, config: _Config, headers: tuple[tuple[str, str, Shape], ...]) -> Blueprint | None:
     def answer() -> dict[str, Any]:
         from mergelab.models import transformers_blueprint
 
-        return transformers_blueprint.blueprint(folder, {n: (dtype, shape) for n, dtype, shape in headers})
+        return transformers_blueprint.blueprint(metadata.folder, headers)
 
-    found = remembered("blueprint", [config, headers], answer)
+    found = remembered("blueprint", [metadata.config, headers], answer)
     if found.get("unknown"):
         return None
 

@@ -48,9 +48,10 @@ class TensorInfo:
         return self.numel * (BY_CODE[self.dtype].nbytes if self.dtype in BY_CODE else 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelMetadata:
-    """A model folder without its weights."""
+    """A model folder without its weights. Two are equal only if they are the same object, so that what
+    follows from one can be kept for it."""
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)

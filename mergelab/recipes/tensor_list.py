@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from mergelab.models import architecture, blueprint, ties
 from mergelab.models.architecture import Weight
@@ -16,6 +17,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 """The number of a layer in a tensor's name, where mergekit has no list: as it finds it."""
 
 
+@lru_cache(maxsize=32)
 def listed(config_source: ModelMetadata, layers: int | None = None) -> list[Weight] | None:
     """The tensors of the merged model, in order.
 
