@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 from zipfile import is_zipfile
 
-from mergelab.core.errors import StepError
+from mergelab.core.errors import MergelabError, StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
-from mergelab.merging import model_files, tied_tensors
+from mergelab.merging import adapted_models, model_files, tied_tensors
+from mergelab.merging.adapted_models import Prepared
 from mergelab.merging.torch_threads import threads
 from mergelab.models.quantization import leftovers_ignored
 from mergelab.recipes import recipe as recipes
@@ -74,10 +75,12 @@ def merge(
             silence_libraries(),
             threads(hardware.threads),
             fresh_loaders(),
-            _mapped_pickles(),
+            _files_by_the_index(),
             leftovers_ignored(*folders(recipe)),  # of the base of an adapter
         ):
             _merge(recipe, out, hardware, seed, trust_remote_code, progress)
+    except MergelabError:
+        raise
     except Exception as e:  # mergekit, its methods and the libraries below raise exceptions of every type
         log.exception("the merge failed")
         raise StepError(failed("the merge failed", e, out)) from e
@@ -86,29 +89,50 @@ def merge(
 def _merge(
     recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, trust: bool, progress: Progress
 ) -> None:
+    from transformers.trainer_utils import set_seed
+
+    # Before the adapters, because peft draws their first values, and mergekit's masks are drawn after that.
+    set_seed(seed)
+    adapters = out / ".adapters"
+    with adapted_models.plain(
+        recipe, adapters, shard=hardware.shard_bytes, trust_remote_code=trust, progress=progress
+    ) as plain:
+        _merge_plain(recipe, plain, out, hardware, trust, progress)
+    shutil.rmtree(adapters, ignore_errors=True)
+    readable(out)
+
+
+def _merge_plain(
+    recipe: Mapping[str, Any], plain: Prepared, out: Path, hardware: Hardware, trust: bool, progress: Progress
+) -> None:  # fmt: skip
+    """Merge a recipe whose adapters have been put on.
+
+    Args:
+        recipe: The recipe as it was.
+        plain: The recipe without adapters.
+        out: See `merge`, as for the others.
+        hardware: As there.
+        trust: `trust_remote_code`.
+        progress: As there.
+    """
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
     from mergekit.merge import MergeOptions, _model_out_config
     from mergekit.plan import MergePlanner
-    from transformers.trainer_utils import set_seed
 
-    adapters = out / ".adapters"
     options = MergeOptions(
-        random_seed=seed,
         device=hardware.device,
         low_cpu_memory=hardware.low_memory,
         read_to_gpu=hardware.low_memory and hardware.device != "cpu",
         out_shard_size=hardware.shard_bytes,
-        lora_merge_cache=str(adapters),
         trust_remote_code=trust,
     )
-    config = ordered(recipe)
+    config = ordered(plain.recipe)
     models = config.referenced_models()
-    config_source = Path((config.base_model or models[0]).model.path)
-    set_seed(seed)
+    config_source = Path(recipes.models(recipe)[0].partition("+")[0])
     architecture = get_architecture_info(config, options)
     LoaderCache().setup(options=options)
-    for i, model in enumerate(models):  # adapters are applied here
+    for i, model in enumerate(models):
         progress("open inputs", i, len(models))
         LoaderCache().get(model)
     out_config = _model_out_config(config, architecture, trust_remote_code=trust)
@@ -118,7 +142,7 @@ def _merge(
     )
     tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
 
-    changes = _layers(recipe, architecture, trust) | tied_tensors.changes(config_source, out)
+    changes = _layers(recipe, architecture, trust) | tied_tensors.changes(config_source, out) | plain.config
     ids: dict[int, int | None] = {}
     if tokenizer is not None:
         changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)
@@ -132,8 +156,6 @@ def _merge(
         model_files.copy_companions(config_source, out, template, built=True)
         tokenizer.chat_template = template or tokenizer.chat_template
         tokenizer.save_pretrained(out)
-    shutil.rmtree(adapters, ignore_errors=True)
-    readable(out)
 
 
 def failed(what: str, e: BaseException, out: Path) -> str:
@@ -182,26 +204,45 @@ def folders(recipe: Mapping[str, Any]) -> list[Path]:
 
 @contextlib.contextmanager
 def fresh_loaders() -> Iterator[None]:
-    """Clear the memory maps that mergekit keeps by path for the whole process."""
+    """Clear what mergekit keeps by path for the whole process: memory maps, inferred architectures."""
+    from mergekit.architecture.auto import infer_architecture_info
     from mergekit.io.tasks import LoaderCache
 
     LoaderCache().loaders.clear()
+    infer_architecture_info.cache_clear()
     try:
         yield
     finally:
         LoaderCache().loaders.clear()
+        infer_architecture_info.cache_clear()
 
 
 @contextlib.contextmanager
-def _mapped_pickles() -> Iterator[None]:
-    """Have mergekit map pickled weights into memory instead of reading whole files."""
+def _files_by_the_index() -> Iterator[None]:
+    """Have mergekit read a tensor from the file that the index names, and map pickled files into memory.
+
+    By itself it looks into the file that is open first. Where that has a tensor of the same name which the
+    index does not mean, as the base's files do below an adapter, it would take the wrong one.
+    """
     import torch
-    from mergekit.io import loader
+    from mergekit.io import LazyTensorLoader, loader
 
     def open_file(self: Any, path: str, device: str | None = None) -> None:
         self.tensors = torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
 
-    with mock.patch.object(loader.DumbPytorchLoader, "__init__", open_file):
+    read = LazyTensorLoader.get_tensor
+
+    def get_tensor(self: Any, key: str, *args: Any, **options: Any) -> Any:
+        file = self.index.tensor_paths.get(key)
+        if file != getattr(self, "file", None):
+            self.flush()
+            self.file = file
+        return read(self, key, *args, **options)
+
+    with (
+        mock.patch.object(loader.DumbPytorchLoader, "__init__", open_file),
+        mock.patch.object(LazyTensorLoader, "get_tensor", get_tensor),
+    ):
         yield
 
 

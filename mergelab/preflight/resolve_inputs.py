@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _of_file(run: Run, zoo: Zoo) -> Inputs:
         sources.append(source)
         swap[reference] = source.reference
         findings += new
-    return Inputs(sources, place, findings, _replaced(raw, swap), sources[0].name)
+    return Inputs(sources, place, findings, recipes.renamed(raw, swap), sources[0].name)
 
 
 def _load(run: Run) -> tuple[Any, list[Finding]]:
@@ -141,14 +141,3 @@ def _name(path: str, taken: set[str]) -> str:
     while name in taken or name in ("base", "merged"):
         name, n = f"{stem}-{n}", n + 1
     return name
-
-
-def _replaced(node: Any, swap: Mapping[str, str], key: str = "") -> Any:
-    """The recipe with the references of all models replaced."""
-    if isinstance(node, dict):
-        return {k: _replaced(v, swap, str(k)) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_replaced(v, swap, key) for v in node]
-    if key in ("model", "base_model", "source_model", "tokenizer_source", "source") and isinstance(node, str):
-        return swap.get(node, node)
-    return node

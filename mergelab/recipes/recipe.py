@@ -18,6 +18,9 @@ from mergelab.schema.conditions import MIXTURE
 REST = "*"
 """The filter that stands for every tensor not named before."""
 
+REFERENCES = ("model", "base_model", "source_model", "tokenizer_source", "source")
+"""Keys of a recipe whose value may be a model."""
+
 PER_MODEL = ("weight", "density")
 """Parameters that every expert carries, whatever the method."""
 
@@ -258,3 +261,16 @@ def models(recipe: Mapping[str, Any]) -> list[str]:
         out[recipe["base_model"]] = None
     visit(dict(recipe), "")
     return list(out)
+
+
+def renamed(recipe: Mapping[str, Any], swap: Mapping[str, str]) -> dict[str, Any]:
+    """The recipe with other references of models, wherever it names one."""
+
+    def visit(node: Any, key: str) -> Any:
+        if isinstance(node, dict):
+            return {k: visit(v, str(k)) for k, v in node.items()}
+        if isinstance(node, list):
+            return [visit(v, key) for v in node]
+        return swap.get(node, node) if key in REFERENCES and isinstance(node, str) else node
+
+    return {k: visit(v, k) for k, v in recipe.items()}
