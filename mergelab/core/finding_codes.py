@@ -108,6 +108,11 @@ CODES: dict[str, Code] = {
         "The layers of a slice do not exist or do not fit together.",
         "Correct `layer_range` in the YAML file.",
     ),
+    "layer-settings": Code(
+        "A setting of single layers (a window, a scale, rotary positions) cannot follow a layer that is "
+        "moved, or models that are merged disagree about it.",
+        "Choose layers that keep their place, or allow it if the difference is intended.",
+    ),
     "layers": Code(
         "An expert has another number of layers than the base.", "Use fine-tunes of one base model."
     ),

@@ -25,11 +25,13 @@ from zipfile import is_zipfile
 from mergelab.core.errors import MergelabError, StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
-from mergelab.merging import adapted_models, model_files, tied_tensors
+from mergelab.merging import adapted_models, converted_tensors, model_files, tied_tensors
 from mergelab.merging.adapted_models import Prepared
 from mergelab.merging.torch_threads import threads
+from mergelab.models import moved_layers
 from mergelab.models.quantization import leftovers_ignored
 from mergelab.recipes import recipe as recipes
+from mergelab.recipes import slices
 from mergelab.schema import Hardware
 
 if TYPE_CHECKING:
@@ -115,7 +117,6 @@ def _merge_plain(
         trust: `trust_remote_code`.
         progress: As there.
     """
-    from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
     from mergekit.merge import MergeOptions, _model_out_config
     from mergekit.plan import MergePlanner
@@ -130,19 +131,20 @@ def _merge_plain(
     config = ordered(plain.recipe)
     models = config.referenced_models()
     config_source = Path(recipes.models(recipe)[0].partition("+")[0])
-    architecture = get_architecture_info(config, options)
+    architecture = converted_tensors.architecture(config, options)
     LoaderCache().setup(options=options)
     for i, model in enumerate(models):
         progress("open inputs", i, len(models))
         LoaderCache().get(model)
+    changes = _layers(recipe, architecture, config_source, trust)
     out_config = _model_out_config(config, architecture, trust_remote_code=trust)
-    tied = tied_tensors.of(models)
-    planner = tied_tensors.planner(MergePlanner, tied)(
-        config, architecture, options=options, out_model_config=out_config
-    )
+    for key, value in changes.items():  # some layers' tensors depend on them
+        _set(out_config, key, value)
+    kind = converted_tensors.planner(tied_tensors.planner(MergePlanner, tied_tensors.of(models)))
+    planner = kind(config, architecture, options=options, out_model_config=out_config)
     tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
 
-    changes = _layers(recipe, architecture, trust) | tied_tensors.changes(config_source, out) | plain.config
+    changes |= tied_tensors.changes(config_source, out) | plain.config
     ids: dict[int, int | None] = {}
     if tokenizer is not None:
         changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)
@@ -274,31 +276,31 @@ def chat_template(config: MergeConfiguration) -> str | None:
     return template
 
 
-def _layers(recipe: Mapping[str, Any], architecture: Any, trust: bool) -> dict[str, Any]:
-    """What slices change in config.json: the number of layers and their attention types.
-
-    The types are those of the layers of each slice's first source.
-    """
-    from transformers import AutoConfig
-
+def _layers(recipe: Mapping[str, Any], architecture: Any, source: Path, trust: bool) -> dict[str, Any]:
+    """What slices change in config.json: the number of layers, and the settings of single ones."""
     changes: dict[str, Any] = {}
-    for name, module in architecture.modules.items():
-        own = (recipe.get("modules") or {}).get(name) or {}
-        sources = [s["sources"][0] for s in own.get("slices") or recipe.get("slices") or []]
-        if not sources:
-            continue
-        # mergekit has no key where it inferred the tensors. The result is then checked by loading it.
-        key = module.architecture.num_layers_config_key() or "num_hidden_layers"
-        parent, _, _ = key.rpartition(".")
-        kinds: list[str] = []
-        for s in sources:
-            config: Any = AutoConfig.from_pretrained(s["model"].partition("+")[0], trust_remote_code=trust)
-            config = getattr(config, parent) if parent else config
-            kinds += (getattr(config, "layer_types", None) or [])[slice(*s["layer_range"])]
-        changes[key] = sum(end - start for start, end in (s["layer_range"] for s in sources))
-        if len(kinds) == changes[key]:
-            changes[f"{parent}.layer_types" if parent else "layer_types"] = kinds
+    for name, _, own in slices.stacks(recipe, list(architecture.modules)):
+        found = moved_layers.moved(
+            source,
+            slices.layers(own, lambda reference: Path(reference.partition("+")[0])),
+            # mergekit has no key where it inferred the tensors
+            key=architecture.modules[name].architecture.num_layers_config_key(),
+            trust_remote_code=trust,
+        )
+        unfit = [p["message"] for p in found["problems"] if p["kind"] == moved_layers.UNFIT]
+        if unfit:  # preflight refuses it where it knows the models
+            raise RuntimeError(unfit[0])
+        changes |= found["changes"]
     return changes
+
+
+def _set(config: Any, key: str, value: Any) -> None:
+    """Set a key of a config of transformers, which has parts where a flat config.json has none."""
+    *path, last = key.split(".")
+    for name in path:
+        config = getattr(config, name)
+    if hasattr(config, last):
+        setattr(config, last, value)
 
 
 def _vocab_size(tokenizer: Any, recipe: Mapping[str, Any]) -> int:

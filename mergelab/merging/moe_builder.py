@@ -27,7 +27,8 @@ from mergelab.merging.mergekit_backend import (
     readable,
 )
 from mergelab.merging.torch_threads import threads
-from mergelab.models import quantization
+from mergelab.models import layer_settings, quantization
+from mergelab.recipes import mixtures
 from mergelab.schema import Hardware
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def _write_companions(base: Path, out: Path, recipe: Mapping[str, Any], template
     config["torch_dtype"] = config.get("dtype", config.get("torch_dtype"))
     config = quantization.without(config)
     config.pop("_name_or_path", None)
+    config |= _windows(before, config["architectures"][0])
     write_json(out / "config.json", config)
     model_files.copy_generation_config(base, out, {})
     if template is not None:
@@ -146,6 +148,24 @@ def _write_companions(base: Path, out: Path, recipe: Mapping[str, Any], template
         linear = {"merge_method": "linear", "models": models, "chat_template": template}
         template = chat_template(ordered(linear))
     model_files.copy_companions(base, out, template)
+
+
+def _windows(base: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """The attention windows of the base's layers, which mergekit-moe drops or keeps without their layers."""
+    windows = layer_settings.windows(base)
+    kind = next((k for k in mixtures.KINDS if k.architecture == architecture), None)
+    if kind is None:
+        return {}
+    widths = sorted({w for w in windows if w is not None})
+    if not kind.windows_by_layer:
+        # preflight reports windows of some layers only
+        width = windows[0] if len(set(windows)) == 1 else None
+        return {"sliding_window": width, "use_sliding_window": width is not None}
+    return {
+        "sliding_window": widths[0] if widths else None,
+        "use_sliding_window": bool(widths),
+        "layer_types": ["full_attention" if w is None else "sliding_attention" for w in windows],
+    }
 
 
 @contextlib.contextmanager

@@ -95,6 +95,15 @@ def modules(config: Mapping[str, Any]) -> list[str] | None:
     return None
 
 
+def layers_key(config: Mapping[str, Any], module: str) -> str | None:
+    """The key under which the layers of a module are counted, or None where mergekit does not know it."""
+    for d in _definitions().get((config.get("architectures") or [""])[0], []):
+        own = d["modules"].get(module, {}).get("architecture", {}) if "modules" in d else d
+        key = own.get("num_layers_config_key")
+        return str(key) if key else None
+    return None
+
+
 def _weight(w: Mapping[str, Any], layer: int | None) -> Weight:
     def fill(name: str) -> str:
         return name.replace("${layer_index}", str(layer))

@@ -13,6 +13,7 @@ from mergelab.methods import registry
 from mergelab.methods.registry import MethodInfo
 from mergelab.models import architecture, ties
 from mergelab.models.checkpoint import ModelMetadata
+from mergelab.preflight import layer_checks
 from mergelab.preflight.resolve_inputs import Inputs, reads_file
 from mergelab.preflight.value_checks import check_template
 from mergelab.recipes import input_counts, mixtures, parameters, recipe_groups
@@ -60,6 +61,8 @@ def recipe_of(
     findings += _check_modules(recipe, shape, inputs.place)
     key = "hardware.compute_dtype" if inputs.file is None else inputs.place(("dtype",))
     findings += _check_float16(recipe, d, shape, key)
+    if not any(f.severity == "error" for f in findings):
+        findings += layer_checks.check(recipe, inputs, facts, trusted=run.model.trust_remote_code)
     return recipe, findings
 
 
@@ -83,6 +86,7 @@ def _mixture(
         if shape and inputs.sources:
             types.setdefault(inputs.sources[0].reference, shape.config.get("model_type"))
         findings += mixtures.check(recipe, types, inputs.sources, inputs.place)
+        findings += layer_checks.check_mixture(recipe, inputs, facts)
     return recipe, findings
 
 

@@ -49,11 +49,13 @@ class Kind:
     """The model types that its experts may have."""
     shared: int
     """How many experts that see every token it has besides."""
+    windows_by_layer: bool = False
+    """Whether its layers may have different attention windows."""
 
 
 KINDS = (
     Kind("Mixtral", "MixtralForCausalLM", ("llama", "mistral"), 0),
-    Kind("Qwen MoE", "Qwen2MoeForCausalLM", ("qwen2", "llama", "mistral"), 1),
+    Kind("Qwen MoE", "Qwen2MoeForCausalLM", ("qwen2", "llama", "mistral"), 1, True),
     Kind("Qwen3 MoE", "Qwen3MoeForCausalLM", ("qwen3",), 0),
 )
 """mergekit also writes DeepSeek's, which needs code from the hub to load; it is not offered."""
@@ -266,6 +268,13 @@ def _check_kind(recipe: Mapping[str, Any], types: Mapping[str, str | None], at: 
         if e["source_model"] not in known:
             message = "mergekit reads the shared expert only where it is the base or one of the experts"
             yield error("shared-expert", at(("shared_experts", i, "source_model")), message)
+
+
+def kind(recipe: Mapping[str, Any], model_type: str) -> Kind | None:
+    """The architecture that a mixture gets, or None where there is none for what is asked."""
+    asked, shared = recipe.get("architecture"), recipe.get("shared_experts") or []
+    named = [k for k in KINDS if not asked or k.name.lower().startswith(str(asked).lower())]
+    return next((k for k in named if model_type in k.of and k.shared == len(shared)), None)
 
 
 def _check_prompts(recipe: Mapping[str, Any], at: KeyOf) -> Iterator[Finding]:
