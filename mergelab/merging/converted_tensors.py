@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mergelab.models import checkpoint
+from mergelab.models import blueprint, checkpoint
 from mergelab.recipes import tensor_list
 
 LAYER = re.compile(r"\.\d+\.")
@@ -31,22 +31,40 @@ def architecture(config: Any, options: Any) -> Any:
     return get_architecture_info(config, options)
 
 
-def planner(base: Any) -> Any:
-    """A kind of mergekit's planner that finds optional tensors in the form of the checkpoint, too.
+def planner(base: Any, models: Sequence[Any]) -> Any:
+    """A kind of mergekit's planner that finds tensors under the names and in the form of the checkpoint.
 
     Args:
         base: `MergePlanner`.
+        models: mergekit's references; the loaders of all of them are open.
     """
+    own = {model: _own_names(model) for model in models}
 
     class Planner(base):  # type: ignore[misc]
         def plan_tensor(
             self, weight: Any, weights_in: Sequence[Any], models: Any, *args: Any, **options: Any
         ) -> None:
-            if weight.optional and any(_converts(m, w.name) for m, w in zip(models, weights_in, strict=True)):
+            inputs = list(zip(models, weights_in, strict=True))
+            if weight.optional and any(w.name in own[m] or _converts(m, w.name) for m, w in inputs):
                 weight = weight.model_copy(update={"optional": False})
-            super().plan_tensor(weight, weights_in, models, *args, **options)
+            new = [
+                w.model_copy(update={"aliases": (*(w.aliases or ()), own[m][w.name])})
+                if w.name in own[m]
+                else w
+                for m, w in inputs
+            ]
+            super().plan_tensor(weight, new, models, *args, **options)
 
     return Planner
+
+
+def _own_names(model: Any) -> dict[str, str]:
+    """The name in a model's checkpoint of each tensor of the model that has another one there."""
+    from mergekit.io.tasks import LoaderCache
+
+    folder = Path(LoaderCache().get(model).index.base_path)
+    found = blueprint.of(checkpoint.read(folder, "", pickled=True))
+    return {own: name for name, own in found.names.items()} if found else {}
 
 
 def _converts(model: Any, name: str) -> bool:
@@ -56,8 +74,8 @@ def _converts(model: Any, name: str) -> bool:
 
     names = LoaderCache().get(model).index.tensor_paths
     layer = LAYER.search(name)
-    if name in names or layer is None:
+    if name in names:
         return False
-    same = {n for n in names if layer[0] in n}
+    same = {n for n in names if (layer[0] in n if layer else not LAYER.search(n))}
     kind = model.config(trust_remote_code=LoaderCache().trust_remote_code).model_type
     return bool(can_convert_checkpoint_keys(kind, same, name))

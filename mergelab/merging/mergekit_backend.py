@@ -140,7 +140,7 @@ def _merge_plain(
     out_config = _model_out_config(config, architecture, trust_remote_code=trust)
     for key, value in changes.items():  # some layers' tensors depend on them
         _set(out_config, key, value)
-    kind = converted_tensors.planner(tied_tensors.planner(MergePlanner, tied_tensors.of(models)))
+    kind = converted_tensors.planner(tied_tensors.planner(MergePlanner, tied_tensors.of(models)), models)
     planner = kind(config, architecture, options=options, out_model_config=out_config)
     tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
 

@@ -65,7 +65,8 @@ def choose(
         engine = Engine("mergekit", "a file gets mergekit's bits; hardware.engine=fast is faster")
     else:
         engine = Engine("fast")
-    if engine.name == "mergekit" and unfit is not None:
+    if engine.name == "mergekit" and unfit is not None and recipe.get("modules"):
+        # Their names are those of mergekit's list; without them it can infer one.
         message = f"mergekit merges because {engine.why}, and cannot: {unfit}"
         remedy = "Leave it at auto." if wanted == "mergekit" and reason is None else ""
         findings.append(error("engine", "hardware.engine", message, remedy))
