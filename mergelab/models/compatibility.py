@@ -129,7 +129,7 @@ def kind(name: str) -> str:
 def _differing(ours: Meaning, theirs: Meaning) -> list[str]:
     """The paths of settings that are not the same, in the order of the first model's."""
     a, b = ours.values, theirs.values
-    paths = [p for p in {**a, **b} if a.get(p) != b.get(p)]
+    paths = [p for p in {**a, **b} if not config_meaning.same(a.get(p), b.get(p))]
     if any(kind(ours.name(p)) == "layers" for p in paths):
         # A list with an entry for each layer then differs as well.
         lists = [p for p in paths if isinstance(a.get(p), list) and isinstance(b.get(p), list)]
@@ -138,7 +138,7 @@ def _differing(ours: Meaning, theirs: Meaning) -> list[str]:
 
 
 def _shown(a: Any, b: Any) -> tuple[str, Any, Any]:
-    """Two values that differ, as text: of long lists the first entries that do, with their index."""
+    """Two values that differ: of long lists the first entries that do, with their index."""
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) > 4:
         i = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
         return f"[{i}]", a[i], b[i]

@@ -24,6 +24,7 @@ from mergelab.core.remembered import remembered
 HARMLESS = re.compile(
     r"""_.*                                              # of transformers' own
     | architectures | auto_map | name_or_path | transformers(_js)?_version | model_name | tokenizer_class
+    | unsloth_.*
     | (torch_)?dtype | torchscript | use_bfloat16 | quantization(_config)? | pretraining_tp
     | use_cache | cache_implementation | gradient_checkpointing | (use_)?return_dict
     | output_(hidden_states|attentions|router_logits|scores|past)
@@ -38,6 +39,9 @@ HARMLESS = re.compile(
 )
 """Keys without effect on what a model computes, or which are compared elsewhere: vocabularies, labels."""
 
+COMMON = ("llama", "qwen2", "qwen3")
+LEFT_OUT = {"attention_bias": False, "mlp_bias": False, "use_mrope": False, "rope_scaling": None}
+"""Defaults of the common families that some versions write and others do not."""
 SCALED_BY_LENGTH = ("dynamic", "longrope", "su")
 """Types of ropes to which it matters how long texts may be."""
 COUNTS_FROM_PADDING = re.compile(r"\+ (self\.)?padding_idx")
@@ -49,7 +53,8 @@ SHARED = (
 )  # fmt: skip
 """transformers' modules that read the config for the models' code."""
 ROPE_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "partial_rotary_factor": 1}
-SAME_ACTIVATION = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}
+SYNONYMS = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}
+"""Names of activations under which transformers has the same function."""
 _ACCESS = re.compile(r"""\.(\w+)|["'](\w+)["']""")
 _DEFAULT = re.compile(r"""getattr\([\w.]*config, ["'](\w+)["'], (True|False|None|-?\d[\d.e-]*)\)""")
 
@@ -87,10 +92,33 @@ def of(config: Mapping[str, Any]) -> Meaning:
     return Meaning(**remembered("config", plain(config), answer))
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a setting mean the same."""
+    a, b = (SYNONYMS.get(v, v) if isinstance(v, str) else v for v in (a, b))
+    return bool(a == b)
+
+
 def stated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says itself about what has an effect, by path."""
+    """What a config.json says itself about what has an effect, by path.
+
+    For the most common families without what is said by one version and left out by another, so that their
+    fine-tunes are compared without transformers, whose import takes seconds.
+    """
     rotary = any("rope" in key or "rotary" in key for key in config)
-    return dict(_flat(plain(config), _dull(config, padding=not rotary)))
+    said = dict(_flat(plain(config), _dull(config, padding=not rotary)))
+    if said.get("model_type") not in COMMON:
+        return said
+    empty = [k for k, default in LEFT_OUT.items() if said.get(k, default) == default]
+    if said["model_type"] != "llama" and not said.get("use_sliding_window"):
+        empty += ["use_sliding_window", "sliding_window", "max_window_layers"]
+    if set(said.get("layer_types") or ()) == {"full_attention"}:
+        empty.append("layer_types")
+    if said["model_type"] != "qwen3" and said.get("head_dim") == _implied(said, {}).get("head_dim"):
+        empty.append("head_dim")
+    if said.get("rope_parameters.rope_type", "default") == "default" and "rope_parameters.rope_theta" in said:
+        said["rope_theta"] = said.pop("rope_parameters.rope_theta")
+        empty.append("rope_parameters.rope_type")
+    return {k: v for k, v in said.items() if k not in empty}
 
 
 def plain(value: Any) -> Any:
@@ -125,6 +153,8 @@ def _scaled(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     kinds = {str(value.get("rope_type")), str(value.get("type"))}
+    if "yarn" in kinds and value.get("factor") is None:
+        return True
     return not kinds.isdisjoint(SCALED_BY_LENGTH) or any(_scaled(v) for v in value.values())
 
 
@@ -195,8 +225,8 @@ def _settings(config: Any, code: str, read: set[str]) -> tuple[dict[str, Any], d
     if isinstance(ropes := values.get("rope_parameters"), dict):
         values["rope_parameters"] = _rope(ropes)
         said = {*ropes}.union(*(r for r in ropes.values() if isinstance(r, dict)))
-        for key in said & {"rope_theta", "partial_rotary_factor"}:
-            values.pop(key, None)  # the older word beside it, which the model does not read
+        for key in (*(said & {"rope_theta", "partial_rotary_factor"}), "original_max_position_embeddings"):
+            values.pop(key, None)  # an older word beside it, which the model's ropes do not read
     values = {**{k: _literal(v) for k, v in _DEFAULT.findall(code)}, **values}
     values |= {k: v for k, v in _implied(values, config.attribute_map).items() if values.get(k) is None}
     if set(values.get("layer_types") or ()) == {"full_attention"}:
@@ -209,11 +239,7 @@ def _settings(config: Any, code: str, read: set[str]) -> tuple[dict[str, Any], d
         for k, v in values.items()
         if v is not None and (not code or k in ALWAYS or k in read or general.get(k) in read)
     }
-    flat = {
-        path: SAME_ACTIVATION.get(v, v) if isinstance(v, str) else v
-        for path, v in _flat(matters, dull)
-        if v is not None
-    }
+    flat = {path: v for path, v in _flat(matters, dull) if v is not None}
     return flat, {path: general[path] for path in flat if path in general}
 
 

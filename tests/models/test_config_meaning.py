@@ -98,6 +98,8 @@ def test_other_words_for_no_difference() -> None:
     assert compared(base, {**base, "sliding_window": 17, "max_window_layers": 5}) == [], "it is switched off"
     assert compared(base, {**base, "max_position_embeddings": 17, "dtype": "float16"}) == []
     assert compared(base, {**base, "hidden_act": "swish"}) == []
+    phi = config("phi3")
+    assert compared(phi, {**phi, "original_max_position_embeddings": 17}) == [], "its rope is not scaled"
     least = {k: base[k] for k in ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads")}
     assert compared(base, least) == []
 
@@ -109,6 +111,26 @@ def test_equal_files_are_compared_without_transformers(monkeypatch: pytest.Monke
         compared(base, {**base, "eos_token_id": [5, 6], "use_cache": False, "max_position_embeddings": 1})
         == []
     )
+
+
+@pytest.mark.parametrize("family", config_meaning.COMMON)
+def test_what_common_families_leave_out_is_the_default(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = config(family, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    old = {k: v for k, v in new.items() if k not in ("rope_parameters", "attention_bias", "mlp_bias")}
+    old = {
+        k: v for k, v in old.items() if k not in ("use_sliding_window", "layer_types", "max_window_layers")
+    }
+    old |= {"rope_theta": 1e6, "rope_scaling": None, "use_mrope": False}
+    if family != "llama":
+        old["sliding_window"] = 7
+    if family != "qwen3":
+        old["head_dim"] = new["hidden_size"] // new["num_attention_heads"]
+        new.pop("head_dim", None)
+    assert config_meaning.of(old).values == config_meaning.of(new).values
+    other = {**old, "rope_theta": 1e5}
+    assert config_meaning.stated(other) != config_meaning.stated(new)
+    monkeypatch.setattr(config_meaning, "of", None)
+    assert compared(old, new) == compared(new, old) == []
 
 
 # ---------------------------------------------------------------- what changes the function
@@ -132,7 +154,7 @@ def test_whatever_changes_the_logits_is_told(family: str) -> None:
     [
         ("gpt2", {"n_head": 6}, "heads", "n_head is 6, the base's is 12"),
         ("gpt2", {"layer_norm_epsilon": 0.5}, "norm", "layer_norm_epsilon is 0.5, the base's is 1e-05"),
-        ("gpt2", {"activation_function": "relu"}, "activation", "activation_function is relu"),
+        ("gpt2", {"activation_function": "relu"}, "activation", "_function is relu, the base's is gelu_new"),
         ("mistral", {"sliding_window": None}, "config", "sliding_window is unset, the base's is 4096"),
         ("mixtral", {"num_experts_per_tok": 1}, "config", "num_experts_per_tok is 1, the base's is 2"),
         ("gemma2", {"final_logit_softcapping": 7.0}, "softcap", "final_logit_softcapping is 7.0"),
