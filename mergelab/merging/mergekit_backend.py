@@ -25,7 +25,7 @@ from zipfile import is_zipfile
 from mergelab.core.errors import MergelabError, StepError
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
-from mergelab.merging import adapted_models, converted_tensors, model_files, tied_tensors
+from mergelab.merging import adapted_models, converted_tensors, mergekit_planner, model_files
 from mergelab.merging.adapted_models import Prepared
 from mergelab.merging.torch_threads import threads
 from mergelab.models import moved_layers
@@ -57,6 +57,7 @@ def merge(
     hardware: Hardware,
     seed: int,
     trust_remote_code: bool = False,
+    own_dtypes: Mapping[str, str] = {},
     progress: Progress = lambda what, done, total: None,
 ) -> None:
     """Merge into the empty folder `out`.
@@ -67,6 +68,8 @@ def merge(
         hardware: Device, threads, shard size and low_memory.
         seed: The seed of random methods. It is set for the whole process.
         trust_remote_code: Whether code that comes with the models may run.
+        own_dtypes: Tensors that are written in another dtype than the recipe's, as
+            `tensor_plan.own_dtypes` gives them.
         progress: Called with the number of finished tensors.
 
     Raises:
@@ -80,7 +83,7 @@ def merge(
             _files_by_the_index(),
             leftovers_ignored(*folders(recipe)),  # of the base of an adapter
         ):
-            _merge(recipe, out, hardware, seed, trust_remote_code, progress)
+            _merge(recipe, out, hardware, seed, trust_remote_code, own_dtypes, progress)
     except MergelabError:
         raise
     except Exception as e:  # mergekit, its methods and the libraries below raise exceptions of every type
@@ -89,7 +92,13 @@ def merge(
 
 
 def _merge(
-    recipe: Mapping[str, Any], out: Path, hardware: Hardware, seed: int, trust: bool, progress: Progress
+    recipe: Mapping[str, Any],
+    out: Path,
+    hardware: Hardware,
+    seed: int,
+    trust: bool,
+    own_dtypes: Mapping[str, str],
+    progress: Progress,
 ) -> None:
     from transformers.trainer_utils import set_seed
 
@@ -99,14 +108,20 @@ def _merge(
     with adapted_models.plain(
         recipe, adapters, shard=hardware.shard_bytes, trust_remote_code=trust, progress=progress
     ) as plain:
-        _merge_plain(recipe, plain, out, hardware, trust, progress)
+        _merge_plain(recipe, plain, out, hardware, trust, own_dtypes, progress)
     shutil.rmtree(adapters, ignore_errors=True)
     readable(out)
 
 
 def _merge_plain(
-    recipe: Mapping[str, Any], plain: Prepared, out: Path, hardware: Hardware, trust: bool, progress: Progress
-) -> None:  # fmt: skip
+    recipe: Mapping[str, Any],
+    plain: Prepared,
+    out: Path,
+    hardware: Hardware,
+    trust: bool,
+    own_dtypes: Mapping[str, str],
+    progress: Progress,
+) -> None:
     """Merge a recipe whose adapters have been put on.
 
     Args:
@@ -115,6 +130,7 @@ def _merge_plain(
         out: See `merge`, as for the others.
         hardware: As there.
         trust: `trust_remote_code`.
+        own_dtypes: As there.
         progress: As there.
     """
     from mergekit.io.tasks import LoaderCache
@@ -140,11 +156,13 @@ def _merge_plain(
     out_config = _model_out_config(config, architecture, trust_remote_code=trust)
     for key, value in changes.items():  # some layers' tensors depend on them
         _set(out_config, key, value)
-    kind = converted_tensors.planner(tied_tensors.planner(MergePlanner, tied_tensors.of(models)), models)
-    planner = kind(config, architecture, options=options, out_model_config=out_config)
+    own = mergekit_planner.planner(MergePlanner, mergekit_planner.tied_in(models), own_dtypes)
+    planner = converted_tensors.planner(own, models)(
+        config, architecture, options=options, out_model_config=out_config
+    )
     tokenizer = _run(planner.plan_to_disk(out_path=str(out)), hardware, progress)
 
-    changes |= tied_tensors.changes(config_source, out) | plain.config
+    changes |= mergekit_planner.changes(config_source, out) | plain.config
     ids: dict[int, int | None] = {}
     if tokenizer is not None:
         changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)

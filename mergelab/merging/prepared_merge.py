@@ -12,6 +12,7 @@ from mergelab.merging import streaming_engine
 from mergelab.merging.in_memory import Resident
 from mergelab.methods import registry
 from mergelab.models.checkpoint import ModelMetadata
+from mergelab.preflight.resolve_inputs import keeps_dtypes
 from mergelab.recipes import tensor_plan
 from mergelab.recipes.tensor_plan import OutputTensor
 from mergelab.schema import Hardware, Run
@@ -71,7 +72,8 @@ def prepare(
         facts: of each model by its reference, the first one's dtype being that of the inputs.
         names: of each model by its reference.
     """
-    outputs = tensor_plan.assemble(recipe, facts, registry.get(recipe["merge_method"]))
+    d = registry.get(recipe["merge_method"])
+    outputs = tensor_plan.assemble(recipe, facts, d, keeps=keeps_dtypes(run))
     dtype = arithmetic(recipe, next(iter(facts.values())).dtype)
     return PreparedMerge(recipe, outputs, names, run.seed, run.method.rescale, dtype, run.hardware)
 

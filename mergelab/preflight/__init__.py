@@ -8,6 +8,6 @@ from __future__ import annotations
 from mergelab.core.findings import Finding
 from mergelab.models.resolver import Source
 from mergelab.preflight.planner import Plan, examine
-from mergelab.preflight.resolve_inputs import reads_file
+from mergelab.preflight.resolve_inputs import keeps_dtypes, reads_file
 
-__all__ = ["Finding", "Plan", "Source", "examine", "reads_file"]
+__all__ = ["Finding", "Plan", "Source", "examine", "keeps_dtypes", "reads_file"]

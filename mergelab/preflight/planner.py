@@ -34,7 +34,7 @@ from mergelab.preflight import (
     value_checks,
 )
 from mergelab.preflight.engine_selection import Engine
-from mergelab.preflight.resolve_inputs import Inputs
+from mergelab.preflight.resolve_inputs import Inputs, keeps_dtypes
 from mergelab.preflight.resources import Estimate
 from mergelab.recipes import mixtures, recipe_groups
 from mergelab.recipes import recipe as recipes
@@ -281,7 +281,10 @@ def _estimate(
     )
     if not {out_dtype, compute} <= {*dtypes.MERGEABLE}:
         return None
-    elements, together = _written(recipe, shape, asked)
+    made, together = _written(recipe, shape, asked)
+    kept = keeps_dtypes(run) or not (recipe.get("out_dtype") or recipe.get("dtype"))
+    plain = dtypes.BY_NAME[out_dtype].code
+    codes = [t.dtype if kept and dtypes.is_mergeable(t.dtype) else plain for t in made]
     used = [s for s in asked.sources if s.reference in set(recipes.models(recipe))]
     sizes = {s.name: facts.get(s.name, shape).nbytes for s in used}
     config_source = next(
@@ -290,10 +293,10 @@ def _estimate(
     files = [config_source / n for n in model_folder.companions_of(config_source)] if config_source else []
     fast = engine is not None and engine.name == "fast"
     return resources.estimate(
-        elements,
+        [t.numel for t in made],
         together,
         sum(sizes.values()),
-        out_bytes=dtypes.BY_NAME[out_dtype].nbytes,
+        write=sum(t.numel * dtypes.BY_CODE[c].nbytes for t, c in zip(made, codes, strict=True)),
         compute_bytes=dtypes.BY_NAME[compute].nbytes,
         shard=shard,
         device=run.hardware.device,
@@ -309,13 +312,14 @@ def _estimate(
     )
 
 
-def _written(recipe: Mapping[str, Any], shape: ModelMetadata, asked: Inputs) -> tuple[list[int], int]:
-    """The elements of each tensor that a recipe writes, and the number of inputs in memory for each."""
+def _written(recipe: Mapping[str, Any], shape: ModelMetadata, asked: Inputs) -> tuple[list[TensorInfo], int]:
+    """Each tensor that a recipe writes, as the base holds it, and the number of inputs in memory for it."""
     if recipes.is_mixture(recipe):
         # Each tensor is read, and copied into the experts of its layer.
-        return mixtures.elements(recipe, shape), 0
-    groups = recipe_groups.groups(recipe, asked.place)
-    made = [n for names in recipe_groups.output_tensors(shape, groups, ties.of([shape])) for n, _ in names]
-    typical = {compatibility.generic(n): t.numel for n, t in shape.tensors.items()}
-    elements = [typical[compatibility.generic(n)] for n in made if compatibility.generic(n) in typical]
-    return elements or [t.numel for t in shape.tensors.values()], max(len(g.inputs) for g in groups)
+        return [TensorInfo("", (n,), "") for n in mixtures.elements(recipe, shape)], 0
+    groups, tied = recipe_groups.groups(recipe, asked.place), ties.of([shape])
+    names = [n for made in recipe_groups.output_tensors(shape, groups, tied) for n, _ in made]
+    typical = {compatibility.generic(n): t for n, t in shape.tensors.items()}
+    found = [shape.tensors.get(n) or typical.get(compatibility.generic(n)) for n in names]
+    made = [t for t in found if t] or [t for n, t in shape.tensors.items() if n not in tied]
+    return made, max(len(g.inputs) for g in groups)

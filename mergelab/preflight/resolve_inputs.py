@@ -39,6 +39,11 @@ def reads_file(run: Run) -> bool:
     return run.method.name in FILE_METHODS
 
 
+def keeps_dtypes(run: Run) -> bool:
+    """Whether each tensor is written in the dtype that the base holds it in."""
+    return run.hardware.dtype is None and not reads_file(run)
+
+
 def find(run: Run, zoo: Zoo) -> Inputs:
     """Find every model of a run on this machine, without the network."""
     return _of_file(run, zoo) if reads_file(run) else _of_experts(run, zoo)

@@ -68,7 +68,7 @@ def estimate(
     inputs: int,
     read: int,
     *,
-    out_bytes: int,
+    write: int,
     compute_bytes: int,
     shard: int,
     device: str,
@@ -92,7 +92,7 @@ def estimate(
         tensors: Elements of each output tensor.
         inputs: The number of models.
         read: Bytes of all inputs.
-        out_bytes: Bytes of a written element.
+        write: Bytes of all written tensors.
         compute_bytes: Bytes of an element in the arithmetic.
         shard: Bytes of the largest weight file.
         device: The device that computes.
@@ -107,7 +107,6 @@ def estimate(
     """
     import psutil
 
-    write = sum(tensors) * out_bytes
     group = whole_tensor_bytes(max(tensors, default=0), inputs, compute_bytes)
     held = min(shard, write)
     on_device = device != "cpu"

@@ -13,7 +13,7 @@ from typing import Any
 from mergelab.core import dtypes
 from mergelab.methods.declared import Parameter
 from mergelab.methods.registry import MethodInfo
-from mergelab.models import ties
+from mergelab.models import blueprint, ties
 from mergelab.models.architecture import Weight
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.recipes import recipe as recipes
@@ -85,15 +85,28 @@ def arithmetic(recipe: Mapping[str, Any], files: str | None) -> str:
     return dtypes.plain_name(recipe.get("dtype") or files or dtypes.COMPUTABLE[0])
 
 
+def own_dtypes(base: ModelMetadata) -> dict[str, str]:
+    """Tensors that a model holds in another dtype than most of its elements, with safetensors' name of it:
+    routers, norms or A_log in float32. By the names of the file, and by the model's own."""
+    own = {
+        name: t.dtype
+        for name, t in base.tensors.items()
+        if dtypes.is_mergeable(t.dtype) and dtypes.BY_CODE[t.dtype].name != base.dtype
+    }
+    found = blueprint.of(base) if own else None
+    return {found.own(name): code for name, code in own.items()} | own if found else own
+
+
 def assemble(
-    recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: MethodInfo
+    recipe: Mapping[str, Any], facts: Mapping[str, ModelMetadata], d: MethodInfo, *, keeps: bool = False
 ) -> list[OutputTensor]:
     """The tensors of the merged model, in the order of the architecture.
 
     Args:
         recipe: a sound one, with `models`.
-        facts: what is known of each model, by its reference.
+        facts: what is known of each model, by its reference; the base's first.
         d: what the method declares.
+        keeps: whether tensors that the base holds in a dtype of their own are written in it.
     Raises:
         UnsupportedByFastEngine: where it takes more than merging tensor by tensor.
     """
@@ -112,6 +125,7 @@ def assemble(
     (placed,) = recipe_groups.output_tensors(config_source, [group], tied)
     places = dict(placed)
     written = dtypes.plain_name(recipe.get("out_dtype") or recipe.get("dtype") or "")
+    own = own_dtypes(next(iter(facts.values()))) if keeps else {}
     out = []
     for weight in listed:
         if weight.name in tied:
@@ -122,6 +136,7 @@ def assemble(
         if not sources:
             continue
         dtype = dtypes.BY_NAME[written].code if written else _widest(sources)
+        dtype = next((own[n] for n in (weight.name, *weight.aliases, *other) if n in own), dtype)
         experts = tuple(s for s in sources if s.model != base)
         base_at = next((i for i, s in enumerate(sources) if s.model == base), 0)
         out.append(

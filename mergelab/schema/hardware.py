@@ -103,7 +103,7 @@ class Hardware:
     device: str = setting("cpu", DEVICE)
     """`cpu`, `cuda`, or one device such as `cuda:1`."""
     dtype: Optional[str] = one_of(None, *MERGEABLE, no_effect=[DECIDED_BY_FILE])
-    """The written model's dtype: float32, bfloat16 or float16. Null: the base's."""
+    """The written model's dtype: float32, bfloat16 or float16. Null: the base's, of each tensor."""
     compute_dtype: Optional[str] = one_of(*MERGEABLE, no_effect=[DECIDED_BY_FILE])
     """The arithmetic's dtype: float32, float64, bfloat16, float16; null: the files'."""
     engine: str = one_of("auto", "fast", "mergekit", no_effect=[of_mixture("which mergekit builds")])

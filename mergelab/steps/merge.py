@@ -18,8 +18,11 @@ from mergelab.core.run_dir import RunDir
 from mergelab.core.sizes import format_size
 from mergelab.jobs import Step, register
 from mergelab.merging import node_local_cache
+from mergelab.models import checkpoint
+from mergelab.preflight import keeps_dtypes
 from mergelab.provenance import identify
 from mergelab.recipes import recipe as recipes
+from mergelab.recipes import tensor_plan
 from mergelab.report import terminal
 from mergelab.schema import Run
 
@@ -34,16 +37,21 @@ def execute(run: Run, run_dir: RunDir) -> str:
     recipe = yaml.safe_load(run_dir.recipe.read_text(encoding="utf-8"))
     plan = PlanFile.load(run_dir.plan)
     fast = plan.engine == "fast"
-    said = _fast(run, run_dir, recipe, plan) if fast else _by_mergekit(run, run_dir, recipe)
+    said = _fast(run, run_dir, recipe, plan) if fast else _by_mergekit(run, run_dir, recipe, plan)
     size = sum(f.stat().st_size for f in run_dir.partial.glob("*.safetensors"))
     return f"{recipes.method_of(recipe)}, {format_size(size)}{said}"
 
 
-def _by_mergekit(run: Run, run_dir: RunDir, recipe: dict[str, Any]) -> str:
+def _by_mergekit(run: Run, run_dir: RunDir, recipe: dict[str, Any], plan: PlanFile) -> str:
     from mergelab.merging import mergekit_backend, moe_builder
 
     mixed = recipes.is_mixture(recipe)
-    make = partial(moe_builder.build, template=run.model.chat_template) if mixed else mergekit_backend.merge
+    if mixed:
+        make = partial(moe_builder.build, template=run.model.chat_template)
+    else:
+        base = checkpoint.read(plan.models[0].at, "", pickled=True)
+        own_dtypes = tensor_plan.own_dtypes(base) if keeps_dtypes(run) else {}
+        make = partial(mergekit_backend.merge, own_dtypes=own_dtypes)
     with terminal.progress() as progress, run_dir.staging() as out:
         identify(run, run_dir, progress)
         make(

@@ -1,4 +1,4 @@
-"""Tensors with two names on mergekit's path, which would merge each of them by itself."""
+"""What mergekit's planner does not know: tensors with two names, and dtypes that single tensors keep."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergelab.core import dtypes
 from mergelab.models import checkpoint, ties
 
 
-def of(models: Sequence[Any]) -> dict[str, str]:
+def tied_in(models: Sequence[Any]) -> dict[str, str]:
     """The second names of tensors that are one tensor in all models, each with the first one.
 
     Args:
@@ -21,12 +22,13 @@ def of(models: Sequence[Any]) -> dict[str, str]:
     return ties.of([checkpoint.read(folder, "", pickled=True) for folder in folders])
 
 
-def planner(base: Any, tied: Mapping[str, str]) -> Any:
-    """A kind of mergekit's planner that plans a tied tensor once, under its first name.
+def planner(base: Any, tied: Mapping[str, str], own_dtypes: Mapping[str, str]) -> Any:
+    """A kind of mergekit's planner that plans a tied tensor once, under its first name, and keeps dtypes.
 
     Args:
         base: `MergePlanner`.
-        tied: as `of` gives it.
+        tied: as `tied_in` gives it.
+        own_dtypes: safetensors' name of the dtype of tensors that are written in one of their own.
     """
 
     class Planner(base):  # type: ignore[misc]
@@ -38,6 +40,10 @@ def planner(base: Any, tied: Mapping[str, str]) -> Any:
                 weights_in = [
                     w.model_copy(update={"tied_names": (*(w.tied_names or ()), *other)}) for w in weights_in
                 ]
+            names = (weight.name, *(weight.aliases or ()), *other)
+            own = next((own_dtypes[n] for n in names if n in own_dtypes), None)
+            if own is not None and weight.force_dtype is None:
+                weight = weight.model_copy(update={"force_dtype": dtypes.BY_CODE[own].name})
             super().plan_tensor(weight, weights_in, *args, **options)
 
     return Planner
