@@ -28,6 +28,10 @@ CODES: dict[str, Code] = {
         "A LoRA says that it was trained on another model than the one it is applied to.",
         "Name that model: `experts.ROLE.path=BASE+ADAPTER`.",
     ),
+    "adapter-template": Code(
+        "A LoRA comes with a chat template of its own; the output and measurements have that of its base.",
+        "Set `model.chat_template` if the output needs it.",
+    ),
     "added-tokens": Code(
         "An expert's tokenizer has other added tokens than the one that the output gets.",
         "Make sure that prompts do not need them, or set `model.tokenizer=union`.",
@@ -246,6 +250,10 @@ CODES: dict[str, Code] = {
         "A filter names a tied tensor by its second name, such as `lm_head`. The tensor is merged once, "
         "under the embedding's name, so the filter has no effect.",
         "Name the embedding, or leave the filter out.",
+    ),
+    "token-rows": Code(
+        "A tokenizer has tokens for which the embedding has no row.",
+        "Remove these tokens from the tokenizer, or use the model that they belong to.",
     ),
     "tokenizer": Code(
         "Token ids mean something else in an expert's tokenizer.",

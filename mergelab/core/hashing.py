@@ -23,8 +23,8 @@ BLOCK = 1 << 22
 
 
 def digest(value: Any) -> str:
-    """sha256 of a value that JSON can write, independent of the order of its keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str)
+    """sha256 of a value that Python's json can write, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

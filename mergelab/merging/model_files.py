@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.model_folder import CONFIGS, TEMPLATES, companions_of
-from mergelab.core.run_dir import read_json, write_json, write_text
+from mergelab.core.run_dir import read_json, write_text
 from mergelab.models import checkpoint, quantization, remote_code, tokenizers
+from mergelab.models.json_files import write_as_read
 
 IDS = ("_token_id", "_token_index")
 """How the keys of token ids end."""
@@ -62,7 +63,7 @@ def write_config(
         for part, key in named or [(config, "torch_dtype")]:
             part[key] = dtype
     config.pop("_name_or_path", None)
-    write_json(out / "config.json", config)
+    write_as_read(out / "config.json", config)
     _copy_code(config_source, out)
 
 
@@ -95,7 +96,7 @@ def copy_companions(config_source: Path, out: Path, template: str | None, *, bui
     for name in TEMPLATE_KEYS:
         content = read_json(out / name) if (out / name).exists() else {}
         if "chat_template" in content:
-            write_json(out / name, content | {"chat_template": template})
+            write_as_read(out / name, content | {"chat_template": template})
 
 
 def copy_generation_config(config_source: Path, out: Path, ids: Mapping[int, int | None]) -> None:
@@ -105,7 +106,7 @@ def copy_generation_config(config_source: Path, out: Path, ids: Mapping[int, int
         return
     changed = translated(read_json(path), ids)
     if changed:
-        write_json(out / path.name, read_json(path) | changed)
+        write_as_read(out / path.name, read_json(path) | changed)
     else:
         shutil.copyfile(path, out / path.name)
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 from mergelab.core.errors import StepError
 from mergelab.core.library_output import silence_libraries
-from mergelab.core.run_dir import read_json, write_json
+from mergelab.core.run_dir import read_json
 from mergelab.merging import model_files
 from mergelab.merging.mergekit_backend import (
     chat_template,
@@ -28,6 +28,7 @@ from mergelab.merging.mergekit_backend import (
 )
 from mergelab.merging.torch_threads import threads
 from mergelab.models import layer_settings, quantization
+from mergelab.models.json_files import write_as_read
 from mergelab.recipes import mixtures
 from mergelab.schema import Hardware
 
@@ -141,7 +142,7 @@ def _write_companions(base: Path, out: Path, recipe: Mapping[str, Any], template
     config = quantization.without(config)
     config.pop("_name_or_path", None)
     config |= _windows(before, config["architectures"][0])
-    write_json(out / "config.json", config)
+    write_as_read(out / "config.json", config)
     model_files.copy_generation_config(base, out, {})
     if template is not None:
         models = [{"model": m} for m in dict.fromkeys(e["source_model"] for e in recipe["experts"])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ RENAMED = re.compile(r"tekken\.json|tokenizer\.model.*|tiktoken\.model")
 SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """The part of a tokenizer that can be compared with another's."""
@@ -54,6 +58,8 @@ class Tokenizer:
     chat_template: str | None
     problem: str = ""
     """Why transformers cannot load it; empty if it can."""
+    kind: str = ""
+    """The model of the `tokenizers` library, such as BPE; empty for other implementations."""
 
 
 class _Absent(Exception):
@@ -77,8 +83,8 @@ def read(folder: Path, key: str, remedy: str) -> tuple[Tokenizer | None, list[Fi
         if wrong:
             return Tokenizer(FAST, {}, "", template), [*findings, *wrong]
         try:
-            vocab, digest = _fast(content, _declared(folder, settings))
-            return Tokenizer(FAST, vocab, digest, template), findings
+            vocab, digest, kind = _fast(content, _declared(folder, settings))
+            return Tokenizer(FAST, vocab, digest, template, kind=kind), findings
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass  # of a kind that only its own library knows
     if findings or not companions_of(folder):
@@ -94,8 +100,8 @@ def read(folder: Path, key: str, remedy: str) -> tuple[Tokenizer | None, list[Fi
         return Tokenizer("", {}, "", template, typed_line(e)), findings
 
 
-def _fast(content: Any, declared: Mapping[str, None]) -> tuple[dict[str, int], str]:
-    """Vocabulary and digest of a tokenizer.json."""
+def _fast(content: Any, declared: Mapping[str, None]) -> tuple[dict[str, int], str, str]:
+    """Vocabulary, digest and model of a tokenizer.json."""
     model = content["model"]
     raw = model["vocab"]
     vocab = dict(raw) if isinstance(raw, dict) else {entry[0]: i for i, entry in enumerate(raw)}
@@ -106,7 +112,8 @@ def _fast(content: Any, declared: Mapping[str, None]) -> tuple[dict[str, int], s
             vocab[token], new = new, new + 1
     # Merges are pairs or, as older software wrote them, texts with a space between.
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
-    return vocab, _digest(vocab, merges, content.get("normalizer"), content.get("pre_tokenizer"))
+    digest = _digest(vocab, merges, content.get("normalizer"), content.get("pre_tokenizer"))
+    return vocab, digest, str(model.get("type") or "")
 
 
 def _declared(folder: Path, settings: Mapping[str, Any]) -> dict[str, None]:
@@ -142,7 +149,7 @@ def _by_transformers(folder: Path, template: str | None) -> Tokenizer:
     named = {n: file_hash(folder / n) for n in ("config.json", *own) if (folder / n).is_file()}
     others = [[n, *stamp(folder / n)] for n in companions_of(folder) if n not in named]
     found = remembered("tokenizer", [named, others], answer)
-    return Tokenizer(found["file"], found["vocab"], found["digest"], template)
+    return Tokenizer(found["file"], found["vocab"], found["digest"], template, kind=found["kind"])
 
 
 def _asked(folder: Path, own: list[str]) -> dict[str, Any]:
@@ -162,11 +169,12 @@ def _asked(folder: Path, own: list[str]) -> dict[str, Any]:
     if names and not files:
         raise _Absent  # many classes have a rudimentary vocabulary without any file
     if backend := getattr(loaded, "backend_tokenizer", None):
-        vocab, digest = _fast(json.loads(backend.to_str()), {})
+        vocab, digest, kind = _fast(json.loads(backend.to_str()), {})
     else:
+        kind = ""
         vocab = dict(loaded.get_vocab())
         digest = _digest(vocab, [file_hash(folder / n) for n in files])
-    return {"file": (files or ["tokenizer_config.json"])[0], "vocab": vocab, "digest": digest}
+    return {"file": (files or ["tokenizer_config.json"])[0], "vocab": vocab, "digest": digest, "kind": kind}
 
 
 def _digest(vocab: Mapping[str, int], *rest: Any) -> str:
@@ -196,7 +204,18 @@ def _chat_template(folder: Path, settings: Mapping[str, Any], key: str) -> tuple
     return (template if isinstance(template, str) else None), []
 
 
-def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> Iterator[Finding]:
+def as_loaded(folder: Path, own: Tokenizer) -> Tokenizer:
+    """A tokenizer that was read from its files, as transformers loads it."""
+    try:
+        return _by_transformers(folder, own.chat_template) if own.vocab else own
+    except Exception:  # tokenizers raise exceptions of every type; then the files are all that is known
+        log.exception("transformers cannot load the tokenizer of %s", folder)
+        return own
+
+
+def compare(
+    ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str, own: str = "its"
+) -> Iterator[Finding]:
     """Compare an expert's tokenizer with the one that the merged model gets.
 
     Args:
@@ -204,6 +223,7 @@ def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> It
         theirs: The tokenizer of the merged model.
         key: The expert's key in the configuration, for findings.
         possessive: The owner of the other tokenizer, such as `the base's`.
+        own: The owner of the first.
     """
     if ours.digest == theirs.digest or not (ours.digest and theirs.digest):
         return
@@ -211,7 +231,7 @@ def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> It
         yield warning(
             "tokenizer-files",
             key,
-            f"its tokenizer is a {ours.file}, {possessive} is a {theirs.file}: they cannot be compared",
+            f"{own} tokenizer is a {ours.file}, {possessive} is a {theirs.file}: they cannot be compared",
             "Make sure that equal ids mean equal tokens.",
         )
         return
@@ -225,7 +245,7 @@ def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> It
         yield error(
             "tokenizer",
             key,
-            f"its tokenizer differs from {possessive}: {f'{len(moved):,}' if moved else 'some'} ids "
+            f"{own} tokenizer differs from {possessive}: {f'{len(moved):,}' if moved else 'some'} ids "
             f"mean other tokens{shown}",
             "Set model.tokenizer=union to let mergekit fit the embeddings, or use another expert.",
         )
@@ -237,13 +257,13 @@ def compare(ours: Tokenizer, theirs: Tokenizer, key: str, possessive: str) -> It
         yield warning(
             "added-tokens",
             key,
-            f"compared with {possessive} tokenizer, its own {' and '.join(parts)}",
+            f"compared with {possessive}, {own} tokenizer {' and '.join(parts)}",
             f"The output gets {possessive} tokenizer.",
         )
         return
     yield warning(
         "tokenizer-rules",
         key,
-        f"its tokenizer has {possessive} vocabulary, but splits text by other rules",
+        f"{own} tokenizer has {possessive} vocabulary, but splits text by other rules",
         f"The output gets {possessive} tokenizer.",
     )

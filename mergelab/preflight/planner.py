@@ -9,7 +9,7 @@ from typing import Any
 
 from mergelab import evaluation
 from mergelab.core import dtypes, model_folder
-from mergelab.core.findings import MAY_PASS, Finding, Severity, apply_allow, error, note, warning
+from mergelab.core.findings import MAY_PASS, Finding, Severity, apply_allow, note, warning
 from mergelab.core.plan_file import PlannedModel
 from mergelab.jobs.step import loads_models
 from mergelab.methods import registry
@@ -31,6 +31,7 @@ from mergelab.preflight import (
     recipe_checks,
     resolve_inputs,
     resources,
+    tokenizer_checks,
     value_checks,
 )
 from mergelab.preflight.engine_selection import Engine
@@ -141,6 +142,7 @@ def examine(
             estimate = _estimate(run, recipe, shape, asked, facts, output, engine, there(recipe))
             if estimate and not wrong:
                 findings += resources.check(estimate, output, missing_severity)
+    findings += tokenizer_checks.check(asked.sources, facts, recipe)
     plan = apply_allow(findings, [*run.allow, *run.model.allow])
     return Plan(asked.sources, facts, recipe, plan, estimate, asked.config_source, engine)
 
@@ -212,7 +214,7 @@ def _check_models(
         yield from evaluation_checks.check_model(run, own, s.key)
         yield from adapters.check(s, own)
         if own.config and not own.has_tokenizer:
-            yield _no_tokenizer(s, own, lends=s.name == asked.config_source, measured=measured)
+            yield tokenizer_checks.missing(s, own, lends=s.name == asked.config_source, measured=measured)
         if reference and reference is not own:
             for f in compatibility.compare(
                 reference,
@@ -235,17 +237,6 @@ def _reference(
         return assumed, "the family's"
     first = next((n for n in names if n in facts), None)
     return facts.get(first or ""), "the base's" if first == "base" else f"that of {first}"
-
-
-def _no_tokenizer(s: Source, own: ModelMetadata, *, lends: bool, measured: bool) -> Finding:
-    message = own.no_tokenizer
-    if lends:
-        remedy = "Copy the tokenizer's files into it, those of the base for a fine-tune of it."
-        return error("no-tokenizer", s.key, f"{message}, and the merged model gets this one's", remedy)
-    if measured:
-        remedy = "Copy the base's tokenizer files into it, or set eval.baselines=false."
-        return error("no-tokenizer", s.key, f"{message}, so it cannot be measured", remedy)
-    return warning("no-tokenizer", s.key, f"{message}, so it cannot be compared with the others'")
 
 
 def _task_memory(run: Run) -> int | None:
