@@ -86,13 +86,16 @@ def tell(plan: preflight.Plan, *severities: Severity) -> None:
             terminal.finding(f.severity, f.text())
 
 
-def verify_model(folder: Path, run: Run, inputs: Mapping[str, Path]) -> Report:
+def verify_model(
+    folder: Path, run: Run, inputs: Mapping[str, Path], *, computed: str | None = None
+) -> Report:
     """`merging.verify.verify` with a bar and the run's settings."""
     with terminal.progress() as progress:
         return verify(
             folder,
             hardware=run.hardware,
             inputs=inputs,
+            computed=computed,
             prompt=run.check.prompt,
             trust_remote_code=run.model.trust_remote_code,
             progress=progress,

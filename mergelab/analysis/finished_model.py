@@ -9,7 +9,7 @@ from typing import Any
 
 from mergelab import evaluation
 from mergelab.context import evaluator, family, hashes, on_this_machine, verify_model
-from mergelab.core import hashing
+from mergelab.core import hashing, model_class
 from mergelab.core.errors import StepError
 from mergelab.core.findings import Finding, error
 from mergelab.core.run_dir import RunDir, find_model, finished_model, read_memo, write_text
@@ -30,11 +30,12 @@ FITS = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def check_finished_model(run: Run, run_dir: RunDir) -> str:
-    """Read all of the model at check.path, load it, let it generate, and compare its perplexity.
+    """Read all of the model at check.path, load it, run it, and compare its perplexity if it continues text.
 
     Raises:
         InputError: where there is no model.
-        StepError: when it is not sound, or where its parents know language and it does not.
+        StepError: when it is not sound, when that could not be found out, or where its parents know language
+            and it does not.
     """
     run = on_this_machine(run)
     assert run.check.path is not None
@@ -42,10 +43,19 @@ def check_finished_model(run: Run, run_dir: RunDir) -> str:
     made_of = parents(run, folder)
     report = verify_model(folder, run, made_of)
     run_dir.record({"check": report.json(), "model": str(folder)})
-    if report.problems:
-        raise StepError(f"{folder} is not sound: " + "; ".join(report.problems))
-    terminal.aside(f"{report.smoke.prompt!r} continues as {report.smoke.text!r}")
-    _compare(run, run_dir, folder, made_of)
+    if not report.sound:
+        raise StepError(f"{folder} {report.verdict()}")
+    for note in report.notes:
+        terminal.finding("note", note)
+    if report.smoke.ran == "generates":
+        terminal.aside(f"{report.smoke.prompt!r} continues as {report.smoke.text!r}")
+    facts = checkpoint.read(folder, "check.path")
+    if not model_class.generates(facts.config):
+        terminal.aside(f"no perplexity: {report.smoke.kind} does not continue text")
+    elif not facts.has_tokenizer:
+        terminal.aside("no perplexity: it has no tokenizer")
+    else:
+        _compare(run, run_dir, folder, made_of)
     return report.summary()
 
 
@@ -67,7 +77,7 @@ def parents(run: Run, folder: Path) -> dict[str, Path]:
     """The models that a finished one was made of, by name: as its run's record has them, else those of
     the composition that are of its shape. Empty where none is on this machine."""
     record = read_memo(folder.parent / "result.json")
-    if record.get("model") == str(folder):
+    if str(folder) in (record.get("model"), record.get("set_aside")):
         listed = [(m["name"], Path(m["folder"])) for m in record.get("inputs", []) if not m["adapter"]]
         return {name: f for name, f in listed if (f / "config.json").exists()}
     own = checkpoint.weights(folder).text_config

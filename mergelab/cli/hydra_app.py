@@ -16,7 +16,7 @@ from mergelab import composition, config_errors
 from mergelab.cli.reporting import report
 from mergelab.composition import typed
 from mergelab.core.conf_dir import CONF
-from mergelab.core.errors import CommandFinished, InputError, MergelabError
+from mergelab.core.errors import CommandFinished, InputError, MergelabError, typed_line
 from mergelab.optimization.sweeper import SearchSweeper
 from mergelab.scheduling import on_node
 from mergelab.scheduling.launcher import ENV_IN_TASK, ArrayLauncher
@@ -62,9 +62,7 @@ def _as_message(error: Exception) -> MergelabError:
     if isinstance(error, OSError) and error.strerror:  # within a step it would be an error of that step
         return InputError(config_errors.unwritable(error))
     log = Path(HydraConfig.get().runtime.output_dir) / "mergelab.log"
-    return MergelabError(
-        f"unexpected: {type(error).__name__}: {error}\nThis is a bug; {log} has the traceback."
-    )
+    return MergelabError(f"unexpected: {typed_line(error)}\nThis is a bug; {log} has the traceback.")
 
 
 run_hydra = hydra.main(config_path=str(CONF), config_name="config")(task)

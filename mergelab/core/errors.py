@@ -5,11 +5,28 @@ Library code raises. Only `mergelab.cli` turns an exception into a message and a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
+from traceback import extract_tb
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
+
+LONGEST = 500
+"""Characters of a library's message that are shown; the log has all of it."""
+
+OF_CODE = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError,
+)  # fmt: skip
+"""Exceptions that speak of code, and say little without the place where they were raised."""
+
+UNFINISHED = (":", ",", " or", " and")
+"""Ends of a line after which a sentence continues."""
+
+PYDANTIC = re.compile(r"\d+ validation errors? for \S")
+"""The first line of pydantic's messages; the fields and what is wrong with them follow."""
 
 
 class MergelabError(Exception):
@@ -76,21 +93,57 @@ def one_line(message: str) -> str:
 
 
 def first_line(e: BaseException) -> str:
-    """The first line of an exception's message, or its type if the message is empty.
+    """What an exception says, on one line that is complete: never a type or a key alone.
 
-    Messages of transformers are pages long.
+    Messages of libraries are pages long, and in most of them the first line says what happened. Lines are
+    added while the text ends in the middle of a sentence, as in those of huggingface_hub and pydantic. Where
+    it says nothing without the code that raised it, such as a missing key, that place is added.
     """
-    return (str(e).strip().splitlines() or [type(e).__name__])[0].strip()
+    if isinstance(e, OSError) and e.strerror:
+        return f"{e.strerror}: {e.filename}" if e.filename else e.strerror
+    if isinstance(e, KeyError) and len(e.args) == 1 and " " not in str(e.args[0]):
+        text = f"there is no entry {e.args[0]!r}"
+    else:
+        text = _first_sentence(str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e))
+    said = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    unsaid = isinstance(e, OF_CODE) or (isinstance(e, Exception) and " " not in said)
+    place = _raised_in(e) if unsaid else ""
+    return f"{said} ({place})" if said and place else said or place or type(e).__name__
+
+
+def _first_sentence(message: str) -> str:
+    """The first line of a message, with those that it cannot do without."""
+    lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
+    if lines and PYDANTIC.match(lines[0]):
+        said = [re.sub(r" \[type=.*", "", line) for line in lines[1:] if not line.startswith("For further")]
+        return "; ".join(": ".join(said[i : i + 2]) for i in range(0, len(said), 2))
+    text = ""
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        text = f"{text} {line}" if text else line
+        if not (text.endswith(UNFINISHED) or following[:1].islower()):
+            break
+    return text
+
+
+def _raised_in(e: BaseException) -> str:
+    """The code that raised an exception: `transformers/cache_utils.py, line 7, in update`."""
+    frames = extract_tb(e.__traceback__)
+    if not frames:
+        return ""
+    file, line, function, _ = frames[-1]
+    path = PurePath(file).parts
+    packages = [i for i, part in enumerate(path) if part in ("site-packages", "dist-packages")]
+    return f"{'/'.join(path[packages[-1] + 1 :] if packages else path[-2:])}, line {line}, in {function}"
 
 
 def typed_line(e: BaseException) -> str:
-    """The type of an exception and the first line of its message."""
+    """The type of an exception and `first_line` of it."""
     kind, line = type(e).__name__, first_line(e)
     return kind if line == kind else f"{kind}: {line}"
 
 
 def summary(e: BaseException) -> str:
-    """The type of an exception and the first line of its message, ending in a full stop."""
+    """The type of an exception and `first_line` of it, ending in a full stop."""
     message = typed_line(e)
     return message if message.endswith((".", "!", "?")) else f"{message}."
 

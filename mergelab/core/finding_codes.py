@@ -155,8 +155,9 @@ CODES: dict[str, Code] = {
     ),
     "no-revision": Code("The repository does not have this revision.", "Look the revision up on its page."),
     "no-tokenizer": Code(
-        "A model that has to be measured or merged has no tokenizer.",
-        "Copy the base's tokenizer files into its folder.",
+        "A model has no tokenizer: an error where an evaluation, a chat template or a tokenizer that is "
+        "built needs one.",
+        "Copy the tokenizer's files into its folder, or set `eval=none`.",
     ),
     "no-weights": Code(
         "The folder or repository has no weights that can be merged.",
@@ -167,6 +168,11 @@ CODES: dict[str, Code] = {
     ),
     "not-downloaded": Code(
         "The model is on the hub and not on this machine.", "Fetch it: the same command with `job=fetch`."
+    ),
+    "not-generative": Code(
+        "The class of a model, such as a reward model or an encoder, does not continue text, and is to be "
+        "measured as a language model, or asked.",
+        "Set `eval=none`; the merge itself needs no text.",
     ),
     "not-installed": Code(
         "An optional package is not installed.", "Install the extra that the message names."

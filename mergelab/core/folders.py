@@ -19,6 +19,15 @@ def sync(partial: Path) -> None:
             os.close(fd)
 
 
+def free_name(folder: Path, kind: str) -> Path:
+    """A name beside a folder that nothing has yet: `model.kind`, else `model.kind2`."""
+    place, n = folder.with_name(f"{folder.name}.{kind}"), 1
+    while place.exists():
+        n += 1
+        place = folder.with_name(f"{folder.name}.{kind}{n}")
+    return place
+
+
 def move(partial: Path, final: Path) -> None:
     """Give a folder its final name, on whatever disk that is.
 

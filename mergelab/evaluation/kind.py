@@ -52,6 +52,8 @@ class EvaluationKind:
     packages: tuple[str, ...] = ("transformers", "torch")
     """Installed packages on whose versions scores depend."""
     measures_nothing = False
+    language_models = False
+    """Whether it measures language models alone, which continue text and have a tokenizer."""
     uses_task_files = False
     """Whether it needs the lm_eval task files of the model's family."""
     has_prompts = False
@@ -135,6 +137,7 @@ class FunctionScorer(Scorer):
     def __init__(self, conditions: Conditions, kind: EvaluationKind):
         super().__init__(conditions)
         self._kind = kind
+        self.language_models = kind.language_models
 
     def score(
         self, model: Any, tokenizer: Any, measures: Sequence[Measure], progress: Progress | None = None

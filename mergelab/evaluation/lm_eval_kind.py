@@ -23,6 +23,7 @@ class LmEvalKind(EvaluationKind):
     settings_read = frozenset({"metrics", "num_fewshot", "include_path"})
     backends = ("hf", "vllm")
     packages = ("lm_eval", "transformers", "torch")
+    language_models = True
     uses_task_files = True
     has_prompts = True
 

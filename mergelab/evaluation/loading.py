@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from mergelab.core.errors import StepError, summary
 from mergelab.core.library_output import silence_libraries
+from mergelab.core.model_class import model_class
 from mergelab.models.quantization import leftovers_ignored
 from mergelab.schema import Hardware
 
+log = logging.getLogger(__name__)
+
 
 def load(
-    path: Path, hardware: Hardware, *, adapter: Path | None = None, trust_remote_code: bool = False
+    path: Path,
+    hardware: Hardware,
+    *,
+    adapter: Path | None = None,
+    trust_remote_code: bool = False,
+    needs_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
-    """The causal language model and the tokenizer in a folder, on `hardware.device`.
+    """The model in a folder as the class that its config.json names, and its tokenizer, on `hardware.device`.
 
     It has the dtype of its files, or is quantised as `hardware.quantize` says. The LoRA in the folder
     `adapter` is put into its modules. A model's own code runs only where `trust_remote_code` allows it.
 
+    Args:
+        needs_tokenizer: whether a tokenizer that cannot be loaded is an error; otherwise there is None.
     Raises:
         StepError: where transformers cannot load it, or where weights are missing, which transformers would
             draw at random.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     folder = path.resolve()
     if not (folder / "config.json").is_file():
@@ -32,8 +43,15 @@ def load(
     by_library = hardware.quantize != "none" and hardware.device != "cpu"
     try:
         with silence_libraries(), leftovers_ignored(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, **only)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder, **only)
+            except Exception:
+                if needs_tokenizer:
+                    raise
+                log.info("%s is measured without a tokenizer: none can be loaded", path, exc_info=True)
+                tokenizer = None
+            kind = model_class(AutoConfig.from_pretrained(folder, **only))
+            model, info = kind.from_pretrained(
                 folder,
                 dtype="auto",
                 output_loading_info=True,

@@ -50,6 +50,9 @@ class Conditions:
 class Scorer:
     """Measures any number of models under the same conditions."""
 
+    language_models = True
+    """Whether each model has to have a tokenizer."""
+
     def __init__(self, conditions: Conditions):
         self.conditions = conditions
 
@@ -83,7 +86,13 @@ class Scorer:
             StepError: where it cannot be loaded or measured.
         """
         c = self.conditions
-        model, tokenizer = load(path, c.hardware, adapter=adapter, trust_remote_code=c.trust_remote_code)
+        model, tokenizer = load(
+            path,
+            c.hardware,
+            adapter=adapter,
+            trust_remote_code=c.trust_remote_code,
+            needs_tokenizer=self.language_models,
+        )
         return self.score(model, tokenizer, measures, progress)
 
     def prompts(

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack, suppress
 
 from mergelab.core import heartbeat
-from mergelab.core.errors import InputError, MergelabError, StepError
+from mergelab.core.errors import InputError, MergelabError, StepError, typed_line
 from mergelab.core.registry import use_extensions
 from mergelab.core.run_dir import RunDir, read_json
 from mergelab.jobs.step import Step, steps_of, wrong_steps
@@ -68,7 +68,7 @@ def _run_step(step: Step, run: Run, run_dir: RunDir) -> None:
         if isinstance(e, OSError):
             kind = InputError if step.read_only else StepError
             told = kind(f"{name}: {e.strerror or e}: {e.filename or run_dir.folder}")
-        reason = str(told) if isinstance(told, MergelabError) else type(told).__name__
+        reason = str(told) if isinstance(told, MergelabError) else typed_line(told)
         state = "failed" if isinstance(told, Exception) else "interrupted"
         state = "invalid" if isinstance(told, InputError) else state
         with suppress(OSError):  # the disk may be what has failed

@@ -71,6 +71,8 @@ class Step:
     """It measures models as `eval` says."""
     loads_models: bool = False
     """It loads models, whatever `eval` says."""
+    asks_models: bool = False
+    """It has models continue texts."""
 
     @property
     def section(self) -> str | None:
@@ -157,6 +159,11 @@ def measures(run: Run) -> bool:
 def loads_models(run: Run) -> bool:
     """Whether the job loads models to measure them, or to ask them."""
     return measures(run) or any(s.loads_models for s in steps_of(run))
+
+
+def asks_models(run: Run) -> bool:
+    """Whether the job has models continue texts."""
+    return any(s.asks_models for s in steps_of(run))
 
 
 def unread_settings(run: Run) -> Iterator[tuple[str, str]]:

@@ -23,8 +23,9 @@ from typing import Any
 from mergelab.core.errors import MergelabError, StepError
 from mergelab.core.findings import first_few
 from mergelab.core.library_output import silence_libraries
+from mergelab.core.model_class import empty
 from mergelab.lora.verify import Part, bias_in, distance, load, read_back, tensor_of
-from mergelab.merging import mergekit_backend, smoke_test
+from mergelab.merging import mergekit_backend
 from mergelab.merging.torch_threads import threads
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.schema import Extract, Hardware
@@ -117,7 +118,7 @@ def _skeleton(base: ModelMetadata, trust: bool) -> Any:
 
     config = AutoConfig.from_pretrained(base.folder, trust_remote_code=trust)
     with torch.device("meta"):
-        return smoke_test.empty(config, trust_remote_code=trust)
+        return empty(config, trust_remote_code=trust)
 
 
 def _differences(
@@ -144,11 +145,11 @@ def _differences(
 
 def _tied(model: Any) -> dict[str, str]:
     """The module of the input embeddings and the head that shares their weight, if there is one."""
-    if not model.config.get_text_config().tie_word_embeddings:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or getattr(head, "weight", None) is not getattr(embedding, "weight", embedding):
         return {}
     names = {m: n for n, m in model.named_modules()}
-    pair = [names[m] for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m in names]
-    return {pair[0]: pair[1]} if len(pair) == 2 else {}
+    return {names[embedding]: names[head]}
 
 
 def _plan(norms: Mapping[str, float], model: Any, settings: Extract) -> _Plan:

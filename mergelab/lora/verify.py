@@ -10,7 +10,7 @@ from typing import Any
 
 from mergelab.core.errors import StepError
 from mergelab.core.findings import first_few
-from mergelab.merging import smoke_test
+from mergelab.core.model_class import model_class
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.quantization import leftovers_ignored
 
@@ -66,7 +66,7 @@ def load(base: ModelMetadata, adapter: Path, *, trust_remote_code: bool = False)
     from transformers import AutoConfig
 
     code = {"trust_remote_code": trust_remote_code}
-    kind = smoke_test.model_class(AutoConfig.from_pretrained(base.folder, **code))
+    kind = model_class(AutoConfig.from_pretrained(base.folder, **code))
     with leftovers_ignored(base.folder):
         model = kind.from_pretrained(base.folder, dtype="auto", **code)
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(adapter)))

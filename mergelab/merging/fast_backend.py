@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mergelab.core.errors import StepError
+from mergelab.core.errors import StepError, first_line
 from mergelab.merging import model_files, prepared_merge, streaming_engine
 from mergelab.merging.resume import MergeInterrupted
 from mergelab.models import checkpoint, ties
@@ -64,7 +64,7 @@ def merge(
         raise StepError(f"the merge failed at {e}") from e
     except torch.OutOfMemoryError as e:
         remedy = "Lower hardware.memory and run the command again: it resumes where it stopped."
-        raise MergeInterrupted(f"the merge failed: {str(e).splitlines()[0]}\n{remedy}") from e
+        raise MergeInterrupted(f"the merge failed: {first_line(e)}\n{remedy}") from e
     except OSError as e:
         log.exception("the merge failed")
         remedy = "The same command resumes it where it stopped."

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from mergelab.core import dtypes
-from mergelab.core.errors import StepError
+from mergelab.core.errors import StepError, typed_line
 from mergelab.core.library_output import silence_libraries
+from mergelab.core.model_class import model_class
 from mergelab.merging import kernels, model_files, streaming_engine
 from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.tensor_group import Group
@@ -190,7 +191,7 @@ def _live(
     config_source: Path, outputs: Sequence[OutputTensor], template: str | None, device: str
 ) -> tuple[Any, Any]:
     """The model and tokenizer that the config_source's folder would give if it had the merged weights."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     sizes: dict[str, int] = {}
     for o in outputs:
@@ -202,13 +203,15 @@ def _live(
             for file in ("config.json",):
                 (Path(folder) / file).write_bytes((config_source / file).read_bytes())
             model_files.copy_companions(config_source, Path(folder), template)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **only)
+            has_tokenizer = checkpoint.read(config_source, "").has_tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(folder, **only) if has_tokenizer else None
             dtype = getattr(torch, max(sizes, key=lambda d: sizes[d]))
             changes = ties.changes(checkpoint.weights(config_source), [o.name for o in outputs])
+            kind = model_class(AutoConfig.from_pretrained(config_source, **only))
             with leftovers_ignored(config_source):
-                model = AutoModelForCausalLM.from_pretrained(config_source, dtype=dtype, **changes, **only)
+                model = kind.from_pretrained(config_source, dtype=dtype, **changes, **only)
     except Exception as e:  # safetensors and tokenizers raise kinds of their own
-        raise StepError(f"{config_source} cannot be loaded: {str(e).splitlines()[0]}") from e
+        raise StepError(f"{config_source} cannot be loaded: {typed_line(e)}") from e
     for parameter in model.parameters():
         # Of its own: until now it may be a file that is mapped into memory.
         parameter.data = parameter.data.to(device, copy=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 from zipfile import is_zipfile
 
-from mergelab.core.errors import MergelabError, StepError
+from mergelab.core.errors import MergelabError, StepError, first_line, typed_line
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
 from mergelab.merging import adapted_models, converted_tensors, mergekit_planner, model_files
@@ -339,10 +339,9 @@ def _failing_tensor(e: BaseException) -> str | None:
 
 def _reason(e: BaseException, out: Path) -> str:
     """One line about a failure; the operating system's own message for its errors."""
-    first = (str(e).strip().splitlines() or [""])[0]
-    code = re.search(r"\(os error (\d+)\)", first)  # how safetensors reports an OSError
+    code = re.search(r"\(os error (\d+)\)", str(e))  # how safetensors reports an OSError
     if code:
         return f"{os.strerror(int(code[1]))}: {out}"
     if isinstance(e, OSError) and e.strerror:
         return f"{e.strerror}: {e.filename or out}"
-    return first if type(e) is RuntimeError else f"{type(e).__name__}: {first}"
+    return first_line(e) if type(e) is RuntimeError else typed_line(e)

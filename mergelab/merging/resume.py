@@ -59,10 +59,12 @@ def resumable_folder(partial: Path, key: str, recipe: Mapping[str, Any], home: P
 
 
 @contextlib.contextmanager
-def kept_if_interrupted(partial: Path, home: Path) -> Iterator[None]:
+def kept_if_interrupted(partial: Path, home: Path, *, whole: bool = False) -> Iterator[None]:
     """When an exception ends the body: keep what is merged if it can be resumed and anything is finished;
     otherwise remove it.
 
+    Args:
+        whole: the merge itself is finished, so that no failure is a reason to remove it.
     Raises:
         Interrupted: for a KeyboardInterrupt, with a message that says what is kept.
     """
@@ -71,6 +73,9 @@ def kept_if_interrupted(partial: Path, home: Path) -> Iterator[None]:
     except BaseException as e:
         # Ctrl-C and a cluster's signal are not Exceptions.
         resumable = isinstance(e, MergeInterrupted) or not isinstance(e, Exception)
+        if whole and isinstance(e, Exception):
+            _release(partial)
+            raise
         if not resumable or not started(partial):
             discard(partial, home)
             raise

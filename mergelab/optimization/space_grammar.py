@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mergelab.core.errors import InputError
+from mergelab.core.errors import InputError, first_line
 from mergelab.optimization.gene import Gene
 
 
@@ -50,8 +50,7 @@ def _of_text(key: str, text: str) -> Gene:
     try:
         override = parser.parse_override(f"key={text}")
     except HydraException as e:
-        reason = str(e).splitlines()[0]
-        raise InputError(f"search.space.{key}: '{text}' is not a range: {reason}") from None
+        raise InputError(f"search.space.{key}: '{text}' is not a range: {first_line(e)}") from None
     value = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 from mergelab import evaluation
 from mergelab.core.findings import Finding, Severity, error, note
-from mergelab.jobs.step import loads_models, steps_of
+from mergelab.core.model_class import generates
+from mergelab.jobs.step import asks_models, loads_models, steps_of
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.schema import Run
 
@@ -59,8 +60,30 @@ def _check_vllm(run: Run) -> Iterator[Finding]:
     yield from _not_installed(run, "vllm", key, "vllm is not installed", "vllm")
 
 
+def _wants_language(run: Run) -> tuple[str, str] | None:
+    """Why the run's models have to continue text, and the remedy where they do not; None if they need not."""
+    if asks_models(run):
+        return f"job={run.job.name} has models answer", "Ask models that do."
+    if measures_language(run):
+        return (
+            f"eval.kind={run.eval.kind} measures language models",
+            "Set eval=none, or write a kind of evaluation for such models.",
+        )
+    return None
+
+
+def measures_language(run: Run) -> bool:
+    """Whether models are measured as language models, for which they need a tokenizer."""
+    kind = evaluation.known_kind(run.eval)
+    return kind is not None and kind.language_models and loads_models(run)
+
+
 def check_model(run: Run, facts: ModelMetadata, key: str) -> Iterator[Finding]:
-    """Report the weights of a model that `hardware.quantize` does not quantize."""
+    """Report a model that cannot be asked or measured, and weights that `quantize` does not quantize."""
+    if facts.config and (why := _wants_language(run)) and not generates(facts.config):
+        kind = facts.config["architectures"][0]
+        message = f"{facts.folder} is a {kind}, which does not continue text, and {why[0]}"
+        yield error("not-generative", key, message, why[1])
     experts = next((facts.text_config[k] for k in EXPERTS if facts.text_config.get(k)), 0)
     if run.hardware.quantize != "none" and loads_models(run) and isinstance(experts, int) and experts > 1:
         message = (

@@ -11,7 +11,6 @@ from mergelab import evaluation
 from mergelab.core import dtypes, model_folder
 from mergelab.core.findings import MAY_PASS, Finding, Severity, apply_allow, note, warning
 from mergelab.core.plan_file import PlannedModel
-from mergelab.jobs.step import loads_models
 from mergelab.methods import registry
 from mergelab.models import (
     adapters,
@@ -121,7 +120,7 @@ def examine(
     base = asked.sources[0].name if asked.sources else ""
     shape = facts[base] if base in facts and facts[base].config else assumed
     findings += _check_absent(run, asked.sources, shape, missing_severity)
-    findings += _check_models(run, asked, facts, assumed, merges)
+    findings += _check_models(run, asked, facts, assumed, merges=merges)
     recipe, estimate, engine = None, None, None
     if merges:
         recipe, new = recipe_checks.recipe_of(run, asked, facts, shape, typed)
@@ -191,6 +190,7 @@ def _check_models(
     asked: Inputs,
     facts: Mapping[str, ModelMetadata],
     assumed: ModelMetadata | None,
+    *,
     merges: bool,
 ) -> Iterator[Finding]:
     """Check each model by itself, and compare it with the one that all must be related to."""
@@ -199,8 +199,8 @@ def _check_models(
     if asked.file is not None:
         fitted = any(asked.file.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
         sliced = not asked.file.get("models") and not recipes.is_mixture(asked.file)
-    anything = evaluation.measures_anything(run.eval)
-    measured = anything and run.eval.baselines and loads_models(run)
+    asked_for = tokenizer_checks.needs(run, asked, merges, fitted)
+    measured = evaluation_checks.measures_language(run) and run.eval.baselines
     present = [s for s in asked.sources if s.name in facts]
     reference, possessive = _reference(asked, facts, assumed)
     if run.model.trust_remote_code and len(present) == len(asked.sources) and run.evaluate.path is None:
@@ -214,7 +214,9 @@ def _check_models(
         yield from evaluation_checks.check_model(run, own, s.key)
         yield from adapters.check(s, own)
         if own.config and not own.has_tokenizer:
-            yield tokenizer_checks.missing(s, own, lends=s.name == asked.config_source, measured=measured)
+            lends = merges and s.name == asked.config_source
+            needs = asked_for if lends else []
+            yield tokenizer_checks.missing(s, own, needs, lends=lends, measured=measured, fitted=fitted)
         if reference and reference is not own:
             for f in compatibility.compare(
                 reference,

@@ -9,24 +9,64 @@ from mergelab.core.findings import Finding, error, first_few, note, warning
 from mergelab.models import tensor_checks, tokenizers
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.resolver import Source
+from mergelab.preflight import evaluation_checks
+from mergelab.preflight.resolve_inputs import Inputs
+from mergelab.recipes import mixtures
+from mergelab.recipes import recipe as recipes
+from mergelab.schema import Run
+
+MEASURED = "the merged model, which gets this one's, is measured"
+"""Why a model needs a tokenizer."""
 
 
-def missing(s: Source, own: ModelMetadata, *, lends: bool, measured: bool) -> Finding:
-    """The finding for a model whose tokenizer cannot be loaded.
+def needs(run: Run, asked: Inputs, merges: bool, fitted: bool) -> list[str]:
+    """What needs the tokenizer of the model whose tokenizer the output gets.
+
+    Args:
+        run: The run.
+        asked: Its models.
+        merges: Whether it merges.
+        fitted: Whether mergekit builds a tokenizer.
+    """
+    if not merges:
+        return []
+    template = run.model.chat_template if asked.file is None else asked.file.get("chat_template")
+    why = {
+        "a tokenizer is to be built from it": fitted,
+        "a chat template needs one": template is not None,
+        "the gates of a mixture are made from prompts": mixtures.wanted(run)
+        or (asked.file is not None and recipes.is_mixture(asked.file)),
+        MEASURED: evaluation_checks.measures_language(run),
+    }
+    return [text for text, needed in why.items() if needed]
+
+
+def missing(
+    s: Source, own: ModelMetadata, needed: Sequence[str], *, lends: bool, measured: bool, fitted: bool
+) -> Finding:
+    """The finding for a model whose tokenizer cannot be loaded: an error where something needs it.
 
     Args:
         s: The model.
         own: Its metadata.
+        needed: What needs its tokenizer, if the merged model gets it; see `needs`.
         lends: Whether the merged model gets its tokenizer.
         measured: Whether it is measured itself.
+        fitted: Whether mergekit builds a tokenizer.
     """
     message = own.no_tokenizer
-    if lends:
-        remedy = "Copy the tokenizer's files into it, those of the base for a fine-tune of it."
-        return error("no-tokenizer", s.key, f"{message}, and the merged model gets this one's", remedy)
+    if needed:
+        remedy = "Copy the tokenizer's files into it, those of the base for a fine-tune of it"
+        remedy += ", or set eval=none." if [*needed] == [MEASURED] else "."
+        return error("no-tokenizer", s.key, f"{message}, and {needed[0]}", remedy)
     if measured:
         remedy = "Copy the base's tokenizer files into it, or set eval.baselines=false."
         return error("no-tokenizer", s.key, f"{message}, so it cannot be measured", remedy)
+    if lends:
+        gets = "none" if own.tokenizer is None else "the same files"
+        return warning("no-tokenizer", s.key, f"{message}, so the merged model gets {gets}")
+    if fitted:
+        return warning("no-tokenizer", s.key, f"{message}; its ids are taken for those of the base")
     return warning("no-tokenizer", s.key, f"{message}, so it cannot be compared with the others'")
 
 

@@ -243,5 +243,13 @@ def side_by_side(answers: Sequence[Answer]) -> None:
 
 
 STEP = register(
-    Step("generate", execute, settings="generate", findings=findings, recorded=False, loads_models=True)
+    Step(
+        "generate",
+        execute,
+        settings="generate",
+        findings=findings,
+        recorded=False,
+        loads_models=True,
+        asks_models=True,
+    )
 )

@@ -120,8 +120,8 @@ def execute(run: Run, run_dir: RunDir) -> str:
     run = context.on_this_machine(run)
     report = context.verify_model(folder, run, {})
     run_dir.record({"check": report.json(), "model": str(folder)})
-    if report.problems:
-        raise StepError(f"{folder} is not sound, and was not sent: " + "; ".join(report.problems))
+    if not report.sound:
+        raise StepError(f"{folder} {report.verdict(' and was not sent')}")
     message = settings.message or f"{folder.name}, by mergelab"
     with terminal.progress(nbytes=True) as progress:
         commit = upload(going, target, private=settings.private, message=message, progress=progress)

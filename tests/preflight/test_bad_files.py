@@ -184,9 +184,14 @@ def output(name: str, **files: str) -> Callable[[Models], list[str]]:
 Arguments = Callable[[Models], list[str]]
 
 FOLDERS: list[tuple[str, Arguments, list[str]]] = [
-    ("no tokenizer to lend", without_tokenizer("base"), ["model.base", "in/base has no tokenizer", "Copy"]),
-    ("no tokenizer to lend, first", without_tokenizer("math", method="slerp"),
-     ["experts.math", "in/math has no tokenizer", "Copy"]),
+    ("no tokenizer to lend", without_tokenizer("base", "eval=skills"),
+     ["model.base", "in/base has no tokenizer", "is measured", "eval=none"]),
+    ("no tokenizer to lend, first", without_tokenizer("math", "eval=skills", method="slerp"),
+     ["experts.math", "in/math has no tokenizer", "is measured", "Copy"]),
+    ("no tokenizer to build from", without_tokenizer("base", "model.tokenizer=union"),
+     ["model.base", "in/base has no tokenizer", "a tokenizer is to be built from it"]),
+    ("no tokenizer for a template", without_tokenizer("base", "model.chat_template=chatml"),
+     ["model.base", "in/base has no tokenizer", "a chat template needs one"]),
     ("no tokenizer to measure with", without_tokenizer("math", "eval=skills"),
      ["experts.math", "in/math has no tokenizer", "eval.baselines=false"]),
     ("plus in a path", renamed, ["experts.math", "a+b", "Rename"]),

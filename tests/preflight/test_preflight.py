@@ -279,6 +279,20 @@ def test_tokenizers_of_other_kinds(mergelab: Command, models: Models) -> None:
 def test_an_expert_without_a_tokenizer_that_is_not_measured(mergelab: Command, models: Models) -> None:
     models.remove("math", "*token*")
     assert findings(mergelab, models) == [("warning", "experts.math", "no-tokenizer")]
+    assert findings(mergelab, models, "model.tokenizer=union") == [
+        ("warning", "experts.math", "no-tokenizer")
+    ]
+
+
+def test_without_any_tokenizer_models_can_be_merged_if_nothing_needs_one(
+    mergelab: Command, models: Models
+) -> None:
+    for name in ("base", "math", "physics"):
+        models.remove(name, "*token*")
+    places = "model.base, experts.math, experts.physics"
+    found = findings(mergelab, models)
+    assert {(severity, code) for severity, _, code in found} == {("warning", "no-tokenizer")}
+    assert ", ".join(place for _, place, _ in found) == places
 
 
 def test_vocabularies_may_differ_where_mergekit_fits_them(mergelab: Command, models: Models) -> None:
