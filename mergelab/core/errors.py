@@ -118,7 +118,7 @@ def _first_sentence(message: str) -> str:
         said = [re.sub(r" \[type=.*", "", line) for line in lines[1:] if not line.startswith("For further")]
         return "; ".join(": ".join(said[i : i + 2]) for i in range(0, len(said), 2))
     text = ""
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
         text = f"{text} {line}" if text else line
         if not (text.endswith(UNFINISHED) or following[:1].islower()):
             break

@@ -116,7 +116,7 @@ def verify(
                 hardware=hardware,
                 prompt=prompt,
                 trust_remote_code=trust_remote_code,
-                has_tokenizer=facts.has_tokenizer,
+                has_tokenizer=facts.tokenizer is not None,
             )
         report.problems = [*_check_keys(facts, inputs or {}, report), *report.smoke.problems]
         report.unchecked = report.smoke.unchecked
