@@ -21,6 +21,7 @@ from typing import Any
 
 from mergelab.core.run_dir import read_json, write_json
 from mergelab.merging.put_adapter_on import AdaptedModel, untied
+from mergelab.models.json_files import write_as_read
 from mergelab.recipes import recipe as recipes
 
 INDEX = "model.safetensors.index.json"
@@ -212,7 +213,7 @@ class _Writer:
         """Write what is left, the index and config.json, and links to the model's other files."""
         self.flush()
         write_json(self.out / INDEX, {"metadata": {}, "weight_map": self.index})
-        write_json(self.out / "config.json", config)
+        write_as_read(self.out / "config.json", config)
         for file in model.resolve().iterdir():
             if not WEIGHTS.fullmatch(file.name):
                 (self.out / file.name).symlink_to(file)

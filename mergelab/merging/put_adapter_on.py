@@ -12,8 +12,8 @@ from typing import Any
 
 from mergelab.core.errors import StepError, summary
 from mergelab.core.findings import first_few
+from mergelab.core.model_class import model_class
 from mergelab.core.run_dir import read_json
-from mergelab.merging import smoke_test
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def _load(base: Path, trust: bool) -> Any:
     from transformers import AutoConfig
 
     code = {"trust_remote_code": trust, "local_files_only": True}
-    kind = smoke_test.model_class(AutoConfig.from_pretrained(base, **code))
+    kind = model_class(AutoConfig.from_pretrained(base, **code))
     return kind.from_pretrained(base, dtype="auto", **code)
 
 

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from mergelab.core.run_dir import write_json
 from mergelab.models import layer_settings
+from mergelab.models.json_files import write_as_read
 from mergelab.models.layer_settings import Donor, Order
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def reread(config: Any, file: Mapping[str, Any]) -> Any:
     """The config that a config.json with this content would be read as."""
     with TemporaryDirectory() as folder:
-        write_json(Path(folder) / "config.json", dict(file))
+        write_as_read(Path(folder) / "config.json", dict(file))
         new = type(config).from_pretrained(folder)
     new._name_or_path = config._name_or_path  # where code that comes with the model is
     return new

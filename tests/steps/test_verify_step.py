@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,16 @@ def test_a_place_that_was_taken_meanwhile(
     assert out.status == 1
     assert f"The merged model is kept in {tmp_path / '.mine.partial'}" in " ".join(out.err.split())
     assert (tmp_path / ".mine.partial" / "model.safetensors").is_file()
+
+
+def test_numbers_that_json_has_no_word_for_stay_in_config_json(mergelab: Command, models: Models) -> None:
+    for name in ("base", "math", "physics"):
+        models.config(name, attention_dropout=float("nan"), of_ones_own=[0.0, float("inf")])
+    out = mergelab(*models.arguments())
+    assert out.status == 0, out.err
+    written = json.loads((out.folder / "model" / "config.json").read_text(encoding="utf-8"))
+    assert math.isnan(written["attention_dropout"])
+    assert written["of_ones_own"] == [0.0, math.inf]
 
 
 def test_a_name_that_is_free(tmp_path: Path) -> None:
