@@ -139,7 +139,7 @@ LAYERS = {
         "zoo",
     },
     "core": set(),
-    "evaluation": {"config_errors", "core", "result", "schema"},
+    "evaluation": {"config_errors", "core", "models", "result", "schema"},
     "execution": {"composition", "core", "jobs", "merging", "report", "result", "schema"},
     "generation": {"context", "core", "evaluation", "models", "preflight", "report", "schema"},
     "hub": {"core", "models"},
