@@ -192,7 +192,11 @@ def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
             language = made.get_text_config()
         except ValueError:  # it has several, as speech models do
             language = made
-        return {"values": values, "names": names, "text": _general(language)}
+        return {
+            "values": values,
+            "names": names,
+            "text": _general(language if _is_config(language) else made),
+        }
 
 
 def _parts(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -253,7 +257,7 @@ def _computed(config: Any, until: type) -> dict[str, Any]:
             if isinstance(attribute, property) and key not in out:
                 try:
                     out[key] = getattr(config, key)
-                except Exception:
+                except Exception:  # what this model cannot compute, it does not use
                     continue
     return {k: v for k, v in out.items() if isinstance(v, (bool, int, float, str, list, tuple, dict))}
 

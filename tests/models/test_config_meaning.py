@@ -113,6 +113,18 @@ def test_equal_files_are_compared_without_transformers(monkeypatch: pytest.Monke
     )
 
 
+def test_a_vision_models_text_settings_may_stand_at_the_top() -> None:
+    """As transformers 4 wrote Qwen2-VL."""
+    new = config("qwen2_vl")
+    text = new["text_config"]
+    old = {**new, **{k: v for k, v in text.items() if k != "rope_parameters"}, "model_type": "qwen2_vl"}
+    old |= {"rope_theta": text["rope_parameters"]["rope_theta"]}
+    del old["text_config"]
+    assert compared(old, new) == compared(new, old) == []
+    [found] = compared(old, {**new, "text_config": {**text, "rms_norm_eps": 0.5}})
+    assert found.code == "norm"
+
+
 @pytest.mark.parametrize("family", config_meaning.COMMON)
 def test_what_common_families_leave_out_is_the_default(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     new = config(family, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
@@ -195,6 +207,21 @@ def test_lists_of_another_length_follow_from_another_depth() -> None:
     assert {f.code for f in compared(config("gemma2"), config("gemma2", num_hidden_layers=5))} == {"layers"}
 
 
+def test_of_other_architectures_with_the_same_tensors_what_both_know_is_compared() -> None:
+    """Whoever merges them nevertheless should know of the rest."""
+    llama, mistral = config("llama"), config("mistral", rope_parameters={"rope_theta": 7.0})
+    models = (
+        ModelMetadata(Path(name), {**c, "architectures": [kind]})
+        for name, c, kind in (("l", llama, "LlamaForCausalLM"), ("m", mistral, "MistralForCausalLM"))
+    )
+    found = {
+        f.code: f.message
+        for f in compatibility.compare(*models, "experts.a", possessive="the base's", fitted=False)
+    }
+    assert "rope_theta=7" in found["rope"]
+    assert "architecture" in found and "sliding_window" not in str(found)
+
+
 def test_labels_of_classifiers_are_part_of_their_meaning() -> None:
     kind = "LlamaForSequenceClassification"
     base = config("llama", id2label={"0": "bad", "1": "good"})
@@ -234,3 +261,19 @@ def test_infinite_numbers_as_both_versions_write_them() -> None:
     base = config("mamba2")
     assert base["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
     assert compared(base, {**base, "time_step_limit": [0.0, float("inf")], "use_cache": False}) == []
+
+
+def test_the_table_of_a_check_has_the_general_settings_of_every_family() -> None:
+    from mergelab.steps.check import ROWS
+
+    def row(family: str) -> JSON:
+        own = {**config(family), "architectures": ["A"]}
+        return {
+            label: read(ModelMetadata(Path(), own), config_meaning.of(own)) for label, read in ROWS.items()
+        }
+
+    gpt2, gemma = row("gpt2"), row("gemma3")
+    assert (gpt2["layers"], gpt2["hidden size"], gpt2["heads"], gpt2["kv heads"]) == (12, 768, 12, 12)
+    assert (gpt2["rope"], gpt2["norm eps"], gpt2["tied"]) == (None, 1e-05, True)
+    assert "sliding_attention=(rope_theta=10000, rope_type=default)" in gemma["rope"]
+    assert (gemma["hidden size"], gemma["norm eps"]) == (2304, 1e-06)
