@@ -21,7 +21,8 @@ CODES: dict[str, Code] = {
         "An expert has another activation function than the base.", "Use fine-tunes of one base model."
     ),
     "adapter": Code(
-        "A LoRA cannot be used here: it is damaged, of another type, or does not fit the model below it.",
+        "An adapter cannot be used here: it is damaged, of a kind that has no weights to merge, or does not "
+        "fit the model below it. As a warning: what peft leaves out of it.",
         "Use an adapter that peft saved for this base.",
     ),
     "adapter-base": Code(
@@ -305,6 +306,10 @@ CODES: dict[str, Code] = {
         "Name its own base: `model.base.path`.",
     ),
     "unsafe": Code("A weight file contains more than tensors.", "Use weights in safetensors."),
+    "untied": Code(
+        "An adapter changes a head and not the embedding that it is tied to, or the two differently.",
+        "None is needed: the merged model gets a head of its own.",
+    ),
     "unused": Code(
         "A setting belongs to a job or method that does not run.", "Leave it out, or choose that job."
     ),

@@ -12,7 +12,6 @@ from mergelab.core.errors import none_of
 from mergelab.core.findings import Finding, apply_allow, error, stop_on_errors
 from mergelab.core.run_dir import find_model
 from mergelab.models import adapters, checkpoint, remote_code, tensor_checks
-from mergelab.models.json_files import load_json
 from mergelab.models.resolver import Source
 from mergelab.preflight import evaluation_checks, resolve_inputs, resources
 from mergelab.preflight.value_checks import pickled_allowed
@@ -123,11 +122,6 @@ def _look_at_adapter(run: Run, source: Source, facts: checkpoint.ModelMetadata) 
     yield from adapters.check(source, facts)
     if source.adapter is None:
         return
-    file = source.adapter / "adapter_config.json"
-    about, _ = load_json(file, source.key, checkpoint.FETCH)  # what it is not, has been told
-    kind = about.get("peft_type", "LORA") if isinstance(about, dict) else "LORA"
-    if kind != "LORA":
-        yield error("adapter", source.key, f"{file} describes no LoRA: its peft_type is {kind}")
     if run.hardware.quantize != "none" and run.hardware.device == "cpu":
         message = f"{run.hardware.quantize} is not possible with the adapter of {source.name} on a CPU"
         yield error("setting", "hardware.quantize", message, "Set hardware.quantize=none.")

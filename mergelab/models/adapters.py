@@ -1,4 +1,4 @@
-"""Checks of a LoRA adapter against its base model: what peft reports late, or not at all.
+"""Checks of an adapter against its base model: what peft reports late, or not at all.
 
 peft silently drops adapter tensors for which the model has no module. An adapter of a model with more
 layers therefore loads, but has only part of its effect.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from mergelab.core.findings import Finding, error, first_few, warning
-from mergelab.models import architecture, checkpoint
+from mergelab.core.findings import Finding, error, first_few, note, warning
+from mergelab.core.remembered import remembered
+from mergelab.models import architecture, blueprint, checkpoint
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 from mergelab.models.json_files import load_json
 from mergelab.models.resolver import HUB_ID, Source
@@ -22,7 +25,15 @@ PREFIX = "base_model.model."
 
 FACTOR = re.compile(r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?")
 
-Shapes = Mapping[str, tuple[int, ...]]
+USUAL = frozenset({
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout",
+    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "target_modules", "task_type", "trainable_token_indices", "use_dora",
+    "use_rslora",
+})  # fmt: skip
+"""Settings of a LoRA that the table of shapes suffices for. For all others peft itself is asked."""
 
 
 def check(s: Source, base: ModelMetadata) -> Iterator[Finding]:
@@ -48,17 +59,70 @@ def check(s: Source, base: ModelMetadata) -> Iterator[Finding]:
     yield from (*wrong, *damaged)
     if wrong or damaged:
         return
-    yield from _check_fit(s, base, tensors)
+    usual = config["peft_type"] == "LORA" and not {k for k, v in config.items() if v} - USUAL
+    if usual and architecture.shapes(base.config) is not None:
+        yield from _check_fit(s, base, tensors)
+    else:
+        yield from _ask_peft(s, base, config, tensors)
+    yield from _check_ties(s, base, config, tensors)
     yield from _check_origin(s, config.get("base_model_name_or_path"))
 
 
-def _check_fit(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]) -> Iterator[Finding]:
-    """Check that the model has what the adapter changes.
+def changed_elements(adapter: Path, base: ModelMetadata) -> int:
+    """The number of elements of the base's tensors that an adapter changes; an upper bound.
 
-    Only for dense decoders: other architectures may name their modules differently in their files.
+    All of them count where the adapter's modules have other names than the base's tensors.
     """
-    if architecture.shapes(base.config) is None:
+    headers, _ = checkpoint.file_headers(adapter / FILES[1], "", checkpoint.FETCH)
+    names = [n.removeprefix(PREFIX) for n in headers]
+    modules: dict[str, int] = {}
+    for name, t in base.tensors.items():
+        module = f"{name.rpartition('.')[0]}."
+        modules[module] = modules.get(module, 0) + t.numel
+    found = {m for m in modules if any(n.startswith(m) for n in names)}
+    known = all(any(n.startswith(m) for m in found) for n in names)
+    return sum(modules[m] for m in found) if known else base.parameters
+
+
+def _ask_peft(
+    s: Source, base: ModelMetadata, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> Iterator[Finding]:
+    """Let peft put the adapter into transformers' model of the base, both without values."""
+    headers = {n: (t.dtype, t.shape) for n, t in sorted(tensors.items())}
+
+    def answer() -> dict[str, Any]:
+        from mergelab.models import peft_fit
+
+        return peft_fit.fit(base.folder, s.adapter or Path(), headers)
+
+    found = remembered("peft", [version("peft"), base.config, config, headers], answer)
+    for problem in found["problems"]:
+        yield error("adapter", s.key, f"{s.adapter} cannot be used with {base.folder}: {problem}")
+    for text in found["warnings"]:
+        yield warning("adapter", s.key, f"peft says of {s.adapter}: {text}")
+
+
+def _check_ties(
+    s: Source, base: ModelMetadata, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> Iterator[Finding]:
+    """Tell where an adapter changes a head, or the embedding that it is tied to, and not both alike."""
+    if config.get("ensure_weight_tying"):
         return
+    found = blueprint.of(base)
+    names = [n.removeprefix(PREFIX) for n in tensors if "trainable_tokens" not in n]
+    for head, embedding in (found.ties if found else {}).items():
+        modules = [n.rpartition(".")[0] for n in (embedding, head)]
+        changed = [m for m in modules if any(n.startswith(f"{m}.") for n in names)]
+        if changed:
+            message = (
+                f"{s.adapter} changes {' and '.join(changed)}, and {modules[1]} is tied to {modules[0]}: "
+                f"with it the two are no longer one, and the merged model has tie_word_embeddings=false"
+            )
+            yield note("untied", s.key, message)
+
+
+def _check_fit(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]) -> Iterator[Finding]:
+    """Check that a dense decoder, whose files name tensors as the model does, has what changes."""
     shapes = {n: t.shape for n, t in base.tensors.items()}
     if architecture.tied(base.text_config) and "model.embed_tokens.weight" in shapes:
         shapes.setdefault("lm_head.weight", shapes["model.embed_tokens.weight"])

@@ -299,7 +299,10 @@ def _estimate(
         evaluates=evaluation.measures_anything(run.eval),
         output=output,
         there=there,
-        beside=sum(f.stat().st_size for f in files) + sum(sizes[s.name] for s in used if s.adapter),
+        beside=sum(f.stat().st_size for f in files)
+        + sum(
+            4 * adapters.changed_elements(s.adapter, facts.get(s.name, shape)) for s in used if s.adapter
+        ),  # in float32
         exact=len(facts) == len(asked.sources),
         ram_free=ram_free,
     )

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -571,6 +572,84 @@ def test_what_is_wrong_with_an_adapter(
     harm(adapter)
     (found,) = findings(base, adapter)
     assert found.startswith("error: ") and words in found
+
+
+def retyped(kind: str) -> Callable[[Path], None]:
+    def change_type(adapter: Path) -> None:
+        config = config_of(adapter) | {"peft_type": kind}
+        (adapter / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    return change_type
+
+
+def strange(adapter: Path) -> None:
+    config = config_of(adapter) | {"from_the_future": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (retyped("PROMPT_TUNING"), "error: an adapter of prompt tokens has no weights that could be merged"),
+        (retyped("PREFIX_TUNING"), "error: an adapter of prompt tokens has no weights that could be merged"),
+        (retyped("ADAPTION_PROMPT"), "error: peft cannot merge adapters of the type ADAPTION_PROMPT"),
+        (retyped("LILY"), "error: the model has no module for"),
+        (retyped("NEXT_YEARS"), f"error: peft {version('peft')} knows no adapters of the type NEXT_YEARS"),
+        (retyped("LOHA"), "error: the model has no module for model.layers.0."),
+        (strange, "warning: peft says of "),
+    ],
+)
+def test_what_peft_says_of_an_adapter(
+    harm: Callable[[Path], None], words: str, sound_adapter: Path, pairs: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, _ = pairs()
+    adapter = shutil.copytree(sound_adapter, tmp_path / "lora")
+    harm(adapter)
+    found = [f.replace(f"{adapter} cannot be used with {base}: ", "") for f in findings(base, adapter)]
+    assert any(words in f for f in found), found
+    assert len([f for f in found if f.startswith("error: ")]) == words.startswith("error: "), found
+
+
+def test_an_adapter_on_an_architecture_without_a_table(
+    trained: Callable[..., Path], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    small, large = (make_model(tmp_path / f"{n}", "phi3", intermediate_size=n) for n in (48, 64))
+    adapter = trained(small, target_modules=["qkv_proj", "down_proj"], modules_to_save=["norm"])
+    assert findings(small, adapter) == []
+    (found,) = [f for f in findings(large, adapter) if "was made for" not in f]
+    assert (
+        "model.layers.0.mlp.down_proj.lora_A.weight is [2, 48], but the model has [2, 64], and 2 more"
+        in found
+    )
+    other = make_model(tmp_path / "other", "smollm3")
+    (found,) = [f for f in findings(other, adapter) if "was made for" not in f]
+    assert "the model has no module for model.layers.0.self_attn.qkv_proj.lora_A.weight" in found
+
+
+def test_the_space_that_an_adapter_needs(trained: Callable[..., Path], pairs: Callable[..., Any]) -> None:
+    from mergelab.models import adapters, checkpoint
+
+    base, _ = pairs()
+    facts = checkpoint.read(base, "model.base")
+    q, down, norm = 3 * (32 + 1) * 32, 3 * 32 * 48, 32  # q_proj has a bias
+    adapter = trained(modules_to_save=["model.norm"])
+    assert adapters.changed_elements(adapter, facts) == q + down + norm
+    assert adapters.changed_elements(trained(target_modules=["lm_head"]), facts) == facts.parameters
+
+
+def test_what_parts_a_head_from_its_embedding_is_told(
+    trained: Callable[..., Path], pairs: Callable[..., Any]
+) -> None:
+    base, _ = pairs()
+    (found,) = findings(base, trained(target_modules=["lm_head"]))
+    assert (
+        found.startswith("note: ") and "changes lm_head, and lm_head is tied to model.embed_tokens" in found
+    )
+    assert findings(base, trained(modules_to_save=["embed_tokens"], ensure_weight_tying=True)) == []
+    assert (
+        findings(pairs("qwen2", False)[0], trained(pairs("qwen2", False)[0], target_modules=["lm_head"]))
+        == []
+    )
 
 
 def test_an_adapter_for_a_model_of_other_shapes(
