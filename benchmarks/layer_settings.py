@@ -124,7 +124,7 @@ def stacks(model: Any, depth: int) -> Iterator[tuple[str, ModuleList]]:
 
 def reordered(model: Any, order: list[int]) -> Any:
     """A model whose own modules, and lists in its config, are put into another order."""
-    depth = len(next(stacks(model, model.config.num_hidden_layers))[1])
+    depth = DEPTH
     model = copy.deepcopy(model)
     for name, stack in list(stacks(model, depth)):
         parent, _, last = name.rpartition(".")
@@ -149,14 +149,15 @@ def reordered(model: Any, order: list[int]) -> Any:
     config.__class__ = type(kind.__name__, (kind,), kept)
     for key, value in own.items():
         vars(config)[key] = [value[i] for i in order]
-    vars(config)[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(order)
+    name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    vars(config)[name if name in vars(config) else "num_layers"] = len(order)
     return model
 
 
 def carried(model: Any, config: Any, order: list[int]) -> Any:
     """A model of a config with the weights of another one's layers."""
     result = transformers.AutoModelForCausalLM.from_config(config).eval()
-    names = [name for name, _ in stacks(model, model.config.num_hidden_layers)]
+    names = [name for name, _ in stacks(model, DEPTH)]
     own = model.state_dict()
     state = {}
     for key in result.state_dict():

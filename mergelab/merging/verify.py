@@ -21,7 +21,7 @@ from mergelab.core.findings import first_few
 from mergelab.core.library_output import silence_libraries
 from mergelab.merging import smoke_test
 from mergelab.merging.model_inputs import is_finite
-from mergelab.models import checkpoint, remote_code
+from mergelab.models import checkpoint, layer_settings, remote_code
 from mergelab.models.compatibility import generic
 from mergelab.schema import Hardware
 
@@ -182,9 +182,11 @@ def _cause(name: str, inputs: Mapping[str, Path], written: str, computed: str | 
 
 
 def _check_layers(facts: checkpoint.ModelMetadata) -> Iterator[str]:
-    types, layers = facts.text_config.get("layer_types"), facts.text_config.get("num_hidden_layers")
-    if isinstance(types, list) and isinstance(layers, int) and len(types) != layers:
-        yield f"{facts.folder / 'config.json'} has {len(types)} layer_types for {layers} layers"
+    layers = facts.text_config.get("num_hidden_layers")
+    for key in layer_settings.LISTS:
+        value = facts.text_config.get(key)
+        if isinstance(value, list) and isinstance(layers, int) and len(value) < layers:
+            yield f"{facts.folder / 'config.json'} has {len(value)} {key} for {layers} layers"
 
 
 def _check_keys(facts: checkpoint.ModelMetadata, inputs: Mapping[str, Path], report: Report) -> Iterator[str]:

@@ -37,6 +37,12 @@ NOT_BY_LAYER = re.compile(
 INDICES = re.compile(r"(^|_)(layers?|idxs?|ids|indices|indexes)$")
 """Lists of the numbers of those layers that have something."""
 
+LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+"""Lists with an entry for each layer, of whatever model."""
+
+FLAGS = ("no_rope_layers",)
+"""What is named like such a list, and has a flag for each layer."""
+
 FROM_ONE = ("kda_layers", "full_attn_layers")
 """Those of them that count from 1."""
 
@@ -78,6 +84,9 @@ def _followed(key: str, value: Any, all_values: list[Any], donors: Sequence[Dono
     """A key's value for the new order, or None if it is not one that is indexed by layer."""
     if NOT_BY_LAYER.search(key):
         return None
+    if all(_is_indices(v, d, key) for v, d in zip(all_values, donors, strict=True)):
+        first = int(key in FROM_ONE)
+        return [n + first for n, (d, i) in enumerate(order) if i + first in all_values[d]]
     extra = [len(v) - d.depth for v, d in zip(all_values, donors, strict=True) if isinstance(v, (list, str))]
     if len(extra) == len(donors) and (isinstance(value, list) or "pattern" in key):
         # Some files go on with the entries of layers that predict further tokens.
@@ -86,22 +95,20 @@ def _followed(key: str, value: Any, all_values: list[Any], donors: Sequence[Dono
             entries = [all_values[d][i] for d, i in order]
             tail = value[len(value) - max(0, extra[0]) :] if extra[0] > 0 else value[:0]
             return "".join(entries) + tail if isinstance(value, str) else entries + tail
-    if (
-        isinstance(value, list)
-        and INDICES.search(key)
-        and all(_is_indices(v, d, key) for v, d in zip(all_values, donors, strict=True))
-    ):
-        first = int(key in FROM_ONE)
-        return [n + first for n, (d, i) in enumerate(order) if i + first in all_values[d]]
     if isinstance(value, dict) and value:
         return _followed_inside(key, value, all_values, donors, order)
     return None
 
 
 def _is_indices(value: Any, donor: Donor, key: str) -> bool:
+    """Whether a value is a list of numbers of layers: each at most once, as no list of flags for each is."""
     first = int(key in FROM_ONE)
-    return isinstance(value, list) and all(
-        isinstance(i, int) and not isinstance(i, bool) and first <= i < donor.depth + first for i in value
+    return (
+        isinstance(value, list)
+        and INDICES.search(key) is not None
+        and key not in FLAGS
+        and all(type(i) is int and first <= i < donor.depth + first for i in value)
+        and len(set(value)) == len(value)
     )
 
 
@@ -238,5 +245,7 @@ def windows(config: Values) -> list[int | None]:
 def of_each_layer(values: Values, depth: int) -> Iterator[tuple[str, list[Any]]]:
     """The keys of a config, as read, that have an entry for each layer."""
     for key, value in values.items():
-        if isinstance(value, list) and len(value) == depth and not NOT_BY_LAYER.search(key):
+        if not isinstance(value, list) or len(value) != depth or NOT_BY_LAYER.search(key):
+            continue
+        if not _is_indices(value, Donor(values, values, depth), key):
             yield key, value

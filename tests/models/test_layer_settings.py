@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.layer_settings import DEPTH, donor, logits, reordered, small
-from mergelab.merging import mergekit_backend
+from mergelab.merging import mergekit_backend, moe_builder
 from mergelab.models import layer_settings, moved_layers
 from mergelab.models.layer_settings import Donor
 from mergelab.schema import Hardware
@@ -163,6 +163,49 @@ def test_a_plan_of_a_common_family_asks_no_library(tmp_path: Path, monkeypatch: 
     assert planned(recipe([(tmp_path / "base", i) for i in STACKED]), tmp_path) == []
 
 
+WINDOWS: list[tuple[str, dict[str, Any], bool]] = [
+    # model type of the base, settings, whether a mixture has a shared expert
+    ("mistral", {"sliding_window": 8}, False),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, True),
+    ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "more", "shared"), WINDOWS)
+def test_a_mixture_keeps_the_windows_of_its_base(
+    kind: str, more: dict[str, Any], shared: bool, tmp_path: Path
+) -> None:
+    """All experts are the base, and a shared one is scaled to nothing: it computes what the base does."""
+    model = saved(kind, tmp_path / "base", more)
+    content = mixture(tmp_path / "base", shared)
+    (tmp_path / "out").mkdir()
+    moe_builder.build(content, tmp_path / "out", hardware=Hardware(), seed=0)
+    result = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(result), logits(model), rtol=0, atol=1e-5)
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path / "base", sliding_window=64).eval()
+    assert (logits(wide) - logits(model)).abs().max() > 1e-3, "the window has to show"
+
+
+def mixture(base: Path, shared: bool) -> dict[str, Any]:
+    expert = {"source_model": str(base), "positive_prompts": ["w1 w2"]}
+    content: dict[str, Any] = {
+        "base_model": str(base), "gate_mode": "random", "dtype": "float32", "experts": [expert, expert],
+    }  # fmt: skip
+    if shared:
+        content["shared_experts"] = [expert | {"residual_scale": 0.0}]
+    return content
+
+
+def test_windows_that_a_mixture_cannot_have_are_refused(tmp_path: Path) -> None:
+    saved("qwen3", tmp_path / "base", WINDOWS[2][1] | {"max_window_layers": 3})
+    file = tmp_path / "m.yaml"
+    file.write_text(yaml.safe_dump(mixture(tmp_path / "base", shared=False)), encoding="utf-8")
+    arguments = ["method=mergekit_moe", f"method.path={file}", "eval=none"]
+    said = refused(arguments, tmp_path)
+    assert len(said) == 1 and "has a sliding window of None, layer 3 one of 8" in said[0]
+    assert refused([*arguments, "allow=[layer-settings]"], tmp_path) == []
+
+
 # ---------------------------------------------------------------- the rewriting alone
 
 
@@ -179,6 +222,8 @@ def rewritten(file: dict[str, Any], order: list[int]) -> dict[str, Any]:
         ({"per_layer_config": {"0": {"a": 1}, "4": {"a": 2}}}, [4, 1, 4],
          {"per_layer_config": {"0": {"a": 2}, "2": {"a": 2}}}),
         ({"full_attn_idxs": [2, 5]}, [5, 4, 2], {"full_attn_idxs": [0, 2]}),
+        ({"moe_layers": [0, 1, 2, 3, 4, 5]}, [5, 4, 2], {"moe_layers": [0, 1, 2]}),
+        ({"no_rope_layers": [0, 1], "depth": 2}, [1, 0], {"no_rope_layers": [1, 0]}),
         ({"linear_attn_config": {"head_dim": 8, "kda_layers": [1, 2, 6]}}, [5, 2, 0],
          {"linear_attn_config": {"head_dim": 8, "kda_layers": [1, 3]}}),
         ({"layer_types": list("abcdefX"), "num_nextn_predict_layers": 1}, [1, 0],
