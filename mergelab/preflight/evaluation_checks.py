@@ -84,6 +84,11 @@ def check_model(run: Run, facts: ModelMetadata, key: str) -> Iterator[Finding]:
         kind = facts.config["architectures"][0]
         message = f"{facts.folder} is a {kind}, which does not continue text, and {why[0]}"
         yield error("not-generative", key, message, why[1])
+    outdated = any(f.code == "quantization-leftover" for f in facts.findings)
+    if outdated and run.eval.backend == "vllm" and loads_models(run):
+        message = f"{facts.folder}: vllm would quantize it by the quantization_config in its config.json"
+        remedy = "Remove that key from the file, or set eval.backend=hf."
+        yield error("setting", key, message, remedy)
     experts = next((facts.text_config[k] for k in EXPERTS if facts.text_config.get(k)), 0)
     if run.hardware.quantize != "none" and loads_models(run) and isinstance(experts, int) and experts > 1:
         message = (
