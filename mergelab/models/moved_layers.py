@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergelab.core.findings import first_few
-from mergelab.core.hashing import stamp
+from mergelab.core.hashing import folder_stamp, stamp
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.remembered import remembered
 from mergelab.core.run_dir import read_json
@@ -64,7 +64,7 @@ def moved(
     if any("auto_map" in file for file in files):
         return answer()
     code = [stamp(Path(__file__).with_name(f"{name}.py")) for name in ("layer_settings", "layer_modules")]
-    names = [str(folder) for folder in folders]
+    names = [[str(folder), folder_stamp(folder)] for folder in folders]  # the weights may hold buffers
     return remembered("layers", [names, files, numbers, key, code], answer)
 
 

@@ -69,8 +69,6 @@ FAMILIES: list[tuple[str, dict[str, Any], list[int], list[str]]] = [
     ("gpt_neo", {}, EXCHANGED, []),
     ("qwen2_moe", {}, FIRST_OFF, []),  # dense and sparse layers, of a file with an entry for each expert
     ("glm4_moe", {}, FIRST_OFF, []),
-    ("gemma3_text", {}, EXCHANGED, []),
-    ("lfm2", {}, STACKED, []),
     ("jamba", {}, FIRST_OFF, []),
     ("minimax", {}, EXCHANGED, []),
 ]
