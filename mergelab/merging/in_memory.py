@@ -26,7 +26,8 @@ from mergelab.merging import kernels, model_files, streaming_engine
 from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.tensor_group import Group
 from mergelab.merging.torch_threads import threads
-from mergelab.models import checkpoint, ties
+from mergelab.models import blueprint, checkpoint, ties
+from mergelab.models.blueprint import Blueprint
 from mergelab.models.quantization import leftovers_ignored
 from mergelab.recipes.tensor_plan import OutputTensor, SourceTensor
 from mergelab.schema import Hardware
@@ -63,7 +64,7 @@ class Resident:
     ):
         self.hardware, self.names = hardware, dict(names)
         self.model, self.tokenizer = _live(config_source, outputs, template, hardware.device)
-        self._targets = _targets(self.model, outputs)
+        self._targets = _targets(self.model, outputs, blueprint.of(checkpoint.weights(config_source)))
         self._inputs = streaming_engine.Inputs()
         sources = {(s.header.file, s.tensor): s for o in outputs for s in o.inputs}
         room = _room(hardware) - sum(s.header.nbytes for s in sources.values())
@@ -219,18 +220,23 @@ def _live(
     return model.to(device).eval(), tokenizer
 
 
-def _targets(model: Any, outputs: Sequence[OutputTensor]) -> dict[str, Tensor]:
+def _targets(model: Any, outputs: Sequence[OutputTensor], known: Blueprint | None) -> dict[str, Tensor]:
     """Where each output tensor goes, flat. Of tied ones the first alone: they are one piece of memory.
 
+    Args:
+        model: the live one.
+        outputs: by their names in files.
+        known: what the model calls them.
     Raises:
         StepError: where the model and the outputs are not of the same tensors.
     """
     places = {name: p.data for name, p in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - set(places)
-    made = {o.name: o.shape for o in outputs}
+    own = {o.name: known.own(o.name) if known else o.name for o in outputs}
+    made = {own[o.name]: o.shape for o in outputs}
     wrong = sorted(n for n, t in places.items() if made.get(n) != tuple(t.shape))
     wrong += sorted(n for n in made if n not in places and n not in tied)
     if wrong:
         some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise StepError(f"cannot be merged in memory: the loaded model and its files differ in {some}")
-    return {name: t.view(-1) for name, t in places.items()}
+    return {name: places[n].view(-1) for name, n in own.items() if n in places}

@@ -17,7 +17,7 @@ from mergelab.core import heartbeat
 from mergelab.core.errors import InputError, InputErrors, MergelabError, StepError, flattened
 from mergelab.core.registry import use_extensions
 from mergelab.evaluation import Evaluator, Measure
-from mergelab.models import checkpoint
+from mergelab.models import blueprint, checkpoint
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.preflight import engine_selection, recipe_checks, resolve_inputs
 from mergelab.preflight.resolve_inputs import Inputs
@@ -199,6 +199,14 @@ def check_engine(run: Run, plan: Any) -> None:
         raise InputError(
             "search: candidates are merged in memory by the fast engine, and it does not apply: "
             f"{engine.why}\n"
+            "A sweep of Hydra's merges each to disk: -m hydra/sweeper=nevergrad"
+        )
+    source = plan.facts.get(plan.config_source or "")
+    found = blueprint.of(source) if source else None
+    if found and found.packed:
+        raise InputError(
+            f"search: candidates are merged into a live model, and transformers makes other tensors of "
+            f"{min(found.packed)} and its like when it loads one\n"
             "A sweep of Hydra's merges each to disk: -m hydra/sweeper=nevergrad"
         )
 

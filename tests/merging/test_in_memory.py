@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,18 @@ import pytest
 import torch
 from composing import composed, experts_for, merged
 from pairwise import pairwise
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from mergelab.core.errors import StepError
+from mergelab import plan as planned
+from mergelab.core.errors import InputError, StepError
 from mergelab.merging import in_memory, kernels
 from mergelab.merging.kernels import counter_rng, numba_kernels
 from mergelab.merging.kernels.buffers import Buffers
 from mergelab.merging.kernels.drop import ALL
 from mergelab.merging.kernels.sparsifiers import _shrink
 from mergelab.merging.kernels.tensor_group import CHUNK, Group
-from mergelab.optimization.candidate_evaluator import CandidateEvaluator
+from mergelab.optimization.candidate_evaluator import CandidateEvaluator, check_engine
 from mergelab.schema import Run
 
 Make = Callable[..., Path]
@@ -280,3 +283,36 @@ def test_the_place_of_the_nth_entry_of_a_key() -> None:
         assert numba_kernels.place_of(made, 1, 0, 40_000, key, n) == places[n]
     assert numba_kernels.place_of(made, 1, places[3], places[5], key, 1) == places[4]
     assert numba_kernels.place_of(made, 1, 0, 40_000, key, len(places)) == -1
+
+
+def test_a_checkpoint_with_other_names_than_its_model(family: Any, tmp_path: Path) -> None:
+    """GPT-2 lies on the hub without the prefix that its tensors have in the model."""
+    folders = {n: hub_layout("gpt2", tmp_path / n, seed, family) for seed, n in enumerate(("base", *ROLES))}
+    for folder in folders.values():
+        tensors = load_file(folder / "model.safetensors")
+        bare = {n.removeprefix("transformer."): t for n, t in tensors.items()}
+        save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
+    run = composed(*overrides_for("ties", folders))
+    model, _ = CandidateEvaluator(run).merge(run)
+    assert not same(bits(model), on_disk(run, tmp_path / "run"))
+
+
+def test_a_model_that_packs_its_tensors_is_refused_before_a_search(family: Any, tmp_path: Path) -> None:
+    folders = {
+        n: hub_layout("mixtral", tmp_path / n, seed, family, num_local_experts=2)
+        for seed, n in enumerate(("base", *ROLES))
+    }
+    run = composed(*overrides_for("ties", folders))
+    with pytest.raises(InputError, match=r"makes other tensors of .*experts"):
+        check_engine(run, planned(run, tmp_path / "run"))
+
+
+def hub_layout(kind: str, folder: Path, seed: int, family: Any, **settings: Any) -> Path:
+    """A small random model as transformers saves it, with the tiny family's tokenizer."""
+    small = {"vocab_size": 304, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **small, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for file in family.checkpoint("base").glob("*token*"):
+        shutil.copyfile(file, folder / file.name)
+    return folder
