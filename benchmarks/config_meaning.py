@@ -89,7 +89,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "prophetnet": {"num_hidden_layers": None, "num_decoder_layers": 2, "num_encoder_layers": 2},
     "zamba2": {"layer_types": None, "layers_block_type": ["mamba", "hybrid"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    **{f: {"layer_types": ["mamba", "attention"] * 2} for f in ("bamba", "granitemoehybrid")},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    **{f: {"head_dim": 4, "num_key_value_heads": 4} for f in ("axk2", "deepseek_v32", "glm_moe_dsa")},
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
         "intermediate_size": [48] * 4, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0], "laurel_rank": 8,

@@ -12,7 +12,7 @@ import pytest
 
 from mergelab.core.findings import Finding
 from mergelab.models import compatibility, config_meaning
-from mergelab.models.checkpoint import ModelMetadata
+from mergelab.models.checkpoint import ModelMetadata, TensorInfo
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import config_meaning as sweep
@@ -220,6 +220,18 @@ def test_of_other_architectures_with_the_same_tensors_what_both_know_is_compared
     }
     assert "rope_theta=7" in found["rope"]
     assert "architecture" in found and "sliding_window" not in str(found)
+
+
+def test_a_size_that_no_tensor_has_may_be_let_pass() -> None:
+    """Qwen's mixtures have `intermediate_size`, and with it nothing where all layers have experts."""
+    base = config("qwen3_moe")
+    tensors = {"model.norm.weight": TensorInfo("F32", (2048,), "")}
+    models = (
+        ModelMetadata(Path("a"), {**c, "architectures": ["A"]}, tensors)
+        for c in (base, {**base, "intermediate_size": 17})
+    )
+    [found] = compatibility.compare(*models, "experts.a", possessive="the base's", fitted=True)
+    assert (found.code, found.message[:23]) == ("config", "intermediate_size is 17")
 
 
 def test_labels_of_classifiers_are_part_of_their_meaning() -> None:
