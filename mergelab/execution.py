@@ -20,6 +20,7 @@ from mergelab.jobs.step import without_folder
 from mergelab.report import terminal
 from mergelab.result import Result
 from mergelab.schema import Run
+from mergelab.schema.conditions import file_of
 
 log = logging.getLogger("mergelab.run")
 
@@ -92,7 +93,8 @@ def _execute(run: Run, folder: Path, save_composition: bool) -> None:
 
     run_dir = RunDir(folder, model_folder(run, folder), node_local_cache.folder())
     choices = run.composition.choices if run.composition else {}
-    parts = [choices[g] for g in ("job", "model", "experts", "method", "eval") if choices.get(g)]
+    shown = choices | ({"model": file, "experts": ""} if (file := file_of(run)) else {})
+    parts = [shown[g] for g in ("job", "model", "experts", "method", "eval") if shown.get(g)]
     terminal.heading("mergelab  " + " · ".join(parts), short_path(folder))
     command = composition.command(run)
     log.info("command: %s", command)
@@ -100,7 +102,7 @@ def _execute(run: Run, folder: Path, save_composition: bool) -> None:
     log.info("executable: %s", sys.executable)
     with run_dir.lock():
         about = {"choices": choices, "overrides": run.overrides, "command": command, "seed": run.seed}
-        run_dir.begin(about)
+        run_dir.begin(about | ({"file": file} if file else {}))
         if save_composition:
             composition.save(run, folder)
         run_job(run, run_dir)

@@ -125,6 +125,7 @@ CASES = [
             task(method, 3, 5, rescale=True, normalize=True, scale=0.7),
             task(method, 2, 4, weight=SIGNED, normalize=True, int8_mask=True),
             task(method, 3, density=[1.0, 1e-3, 0.2], weight=[-0.4, -0.3, -0.5], scale=-0.5),
+            task(method, 1, 3, density=[0.0, 0.4, 1.0], rescale=True),
         )
     ),
     task("breadcrumbs", 3, gamma=[0.9, 0.0, 0.5], density=[0.5, 0.999, 0.05]),
@@ -134,6 +135,7 @@ CASES = [
         for setting in (
             task(method, 1, 3, density=WHOLE, rescale=True),
             task(method, 2, 4, density=WHOLE, weight=SIGNED, normalize=True, scale=0.7),
+            task(method, 1, 3, density=[0.0, 1.0, 0.0], rescale=True),
         )
     ),
 ]  # fmt: skip

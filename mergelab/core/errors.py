@@ -6,7 +6,7 @@ Library code raises. Only `mergelab.cli` turns an exception into a message and a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 from traceback import extract_tb
@@ -153,14 +153,20 @@ def flattened(e: BaseException) -> str:
     return " ".join(f"{type(e).__name__}: {e}".split())
 
 
-def did_you_mean(word: str, choices: object) -> str:
-    """` Did you mean 'x'?` for the choice closest to `word`, or an empty string."""
+def closest(word: str, choices: Iterable[object], cutoff: float = 0.6) -> str | None:
+    """The choice that `word` resembles most, or None where it resembles none: the rule for what is
+    taken for a misspelling."""
     from difflib import get_close_matches
 
-    names = [str(c) for c in choices]  # type: ignore[attr-defined]
-    folded = {n.replace("-", "_").lower(): n for n in names}
-    near = get_close_matches(word.replace("-", "_").lower(), folded, n=1, cutoff=0.6)
-    return f" Did you mean '{folded[near[0]]}'?" if near else ""
+    folded = {str(c).replace("-", "_").lower(): str(c) for c in choices}
+    near = get_close_matches(word.replace("-", "_").lower(), folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
+
+
+def did_you_mean(word: str, choices: Iterable[object]) -> str:
+    """` Did you mean 'x'?` for the choice closest to `word`, or an empty string."""
+    near = closest(word, choices)
+    return f" Did you mean '{near}'?" if near else ""
 
 
 def none_of(value: object, choices: Collection[str]) -> str:

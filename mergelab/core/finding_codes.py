@@ -38,8 +38,13 @@ CODES: dict[str, Code] = {
         "Make sure that prompts do not need them, or set `model.tokenizer=union`.",
     ),
     "architecture": Code(
-        "Models of different architectures, or an architecture of which no mixture can be built.",
-        "Use models of one architecture.",
+        "Models of different architectures.",
+        "Use models of one architecture, or allow it if tensors of the same name mean the same in both.",
+    ),
+    "architecture-override": Code(
+        "A YAML file says by `override_architecture` that a model has another architecture than its "
+        "config.json says.",
+        "Change `architectures` in a copy of its config.json.",
     ),
     "arithmetic": Code(
         "The recipe asks for arithmetic in 16 bits; the fast engine computes in float32 and rounds once.",
@@ -71,6 +76,10 @@ CODES: dict[str, Code] = {
     ),
     "disk": Code(
         "The disk has too little room for what would be written.", "Free some, or write to another disk."
+    ),
+    "documents": Code(
+        "A YAML file has several documents, as mergekit-multi runs them.",
+        "Put each into a file of its own, and run them one after another.",
     ),
     "dtype": Code(
         "Weights of a dtype that cannot be merged.",
@@ -148,13 +157,20 @@ CODES: dict[str, Code] = {
         "The folder or repository has no config.json or adapter_config.json.", "Name the folder of a model."
     ),
     "no-effect": Code(
-        "A setting has no effect beside the others.", "Leave it out, or set what the message names."
+        "A setting has no effect beside the others; as a warning: mergekit ignores it in a YAML file.",
+        "Leave it out, or set what the message names.",
+    ),
+    "no-mixture": Code(
+        "There is no architecture for a mixture of these models.", "Use models that the message names."
     ),
     "no-repository": Code(
         "There is no such folder, and the hub has no such repository or keeps it private.",
         "Check the name; for a private model: `hf auth login`.",
     ),
     "no-revision": Code("The repository does not have this revision.", "Look the revision up on its page."),
+    "no-token": Code(
+        "A token is taken from a model that does not have it.", "Name a model that has it, or `kind: zero`."
+    ),
     "no-tokenizer": Code(
         "A model has no tokenizer: an error where an evaluation, a chat template or a tokenizer that is "
         "built needs one.",
@@ -285,7 +301,10 @@ CODES: dict[str, Code] = {
         "A parameter that the method needs has no value for some tensors.",
         "Add `*` as the last filter, or set a number.",
     ),
-    "unknown-key": Code("mergekit does not know this key of the YAML file.", "Correct or remove it."),
+    "unknown-key": Code(
+        "mergekit does not know this key of the YAML file, and it looks like a misspelling.",
+        "Correct or remove it, or allow it: it is then ignored.",
+    ),
     "unknown-method": Code("There is no such merge method.", "Choose one that the message names."),
     "unknown-parameter": Code("The method has no such parameter.", "Choose one that the message names."),
     "unloadable": Code(
@@ -314,10 +333,12 @@ CODES: dict[str, Code] = {
         "A setting belongs to a job or method that does not run.", "Leave it out, or choose that job."
     ),
     "vocabulary": Code(
-        "Two models have vocabularies of different sizes.", "Set `model.tokenizer=union` or `base`."
+        "Two models have vocabularies of different sizes.",
+        "Set `model.tokenizer=union` or `base`; or allow it if only padding differs: rows that not all "
+        "have are then cut off.",
     ),
     "zero-sum": Code(
-        "The weights sum to 0, and the method divides by their sum.",
+        "The weights sum to 0, and the method divides by their sum; as a warning: it takes halves then.",
         "Change a weight, or switch normalization off.",
     ),
 }

@@ -11,8 +11,9 @@ from mergelab.core.errors import InputErrors
 Severity = Literal["error", "warning", "note"]
 
 MAY_PASS = (
-    "activation", "config", "disk", "extra-tensor", "filter", "heads", "layer-settings", "no-effect", "norm",
-    "pickled", "range", "rope", "same-experts", "softcap", "tokenizer",
+    "activation", "architecture", "config", "disk", "extra-tensor", "filter", "heads", "layer-settings",
+    "no-effect", "norm", "pickled", "range", "rope", "same-experts", "softcap", "tokenizer", "unknown-key",
+    "vocabulary",
 )  # fmt: skip
 """Codes of errors about which the user may know better: the merge would run all the same."""
 

@@ -12,6 +12,7 @@ from mergelab.core.run_dir import RunDir, read_json
 from mergelab.jobs.step import Step, steps_of, wrong_steps
 from mergelab.report import score_table, terminal
 from mergelab.schema import Run, settings_of
+from mergelab.schema.conditions import file_of
 from mergelab.tracking.base import Tracker
 from mergelab.tracking.tracker import track
 
@@ -52,7 +53,7 @@ def run_job(run: Run, run_dir: RunDir) -> None:
 
 
 def _name(run: Run) -> str:
-    return f"{run.model.name}-{run.method.name}"
+    return f"{file_of(run) or run.model.name}-{run.method.name}"
 
 
 def _run_step(step: Step, run: Run, run_dir: RunDir) -> None:

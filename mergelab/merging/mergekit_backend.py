@@ -25,10 +25,16 @@ from zipfile import is_zipfile
 from mergelab.core.errors import MergelabError, StepError, first_line, typed_line
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.run_dir import umask
-from mergelab.merging import adapted_models, converted_tensors, mergekit_planner, model_files
+from mergelab.merging import (
+    adapted_models,
+    converted_tensors,
+    mergekit_planner,
+    model_files,
+    tokenizer_order,
+)
 from mergelab.merging.adapted_models import Prepared
 from mergelab.merging.torch_threads import threads
-from mergelab.models import moved_layers
+from mergelab.models import checkpoint, moved_layers
 from mergelab.models.quantization import leftovers_ignored
 from mergelab.recipes import recipe as recipes
 from mergelab.recipes import slices
@@ -81,6 +87,7 @@ def merge(
             threads(hardware.threads),
             fresh_loaders(),
             _files_by_the_index(),
+            tokenizer_order.by_id(),
             leftovers_ignored(*folders(recipe)),  # of the base of an adapter
         ):
             _merge(recipe, out, hardware, seed, trust_remote_code, own_dtypes, progress)
@@ -143,6 +150,9 @@ def _merge_plain(
         read_to_gpu=hardware.low_memory and hardware.device != "cpu",
         out_shard_size=hardware.shard_bytes,
         trust_remote_code=trust,
+        # What differs without being allowed has been refused in preflight.
+        allow_crimes=True,
+        unsafe_truncate_embeddings=True,
     )
     config = ordered(plain.recipe)
     models = config.referenced_models()
@@ -164,8 +174,12 @@ def _merge_plain(
 
     changes |= mergekit_planner.changes(config_source, out) | plain.config
     ids: dict[int, int | None] = {}
-    if tokenizer is not None:
-        changes[architecture.vocab_size_config_key or "vocab_size"] = _vocab_size(tokenizer, recipe)
+    vocab_size = architecture.vocab_size_config_key or "vocab_size"
+    if tokenizer is None:
+        rows = _truncated(config_source, out, out_config, architecture)
+        changes |= {vocab_size: rows} if rows else {}
+    else:
+        changes[vocab_size] = _vocab_size(tokenizer, recipe)
         ids = model_files.special_ids(config_source, tokenizer, trust_remote_code=trust)
     model_files.write_config(config_source, out, changes, ids)
     model_files.copy_generation_config(config_source, out, ids)
@@ -325,6 +339,18 @@ def _vocab_size(tokenizer: Any, recipe: Mapping[str, Any]) -> int:
     size = len(tokenizer.get_vocab())
     multiple = (recipe.get("tokenizer") or {}).get("pad_to_multiple_of") or 1
     return -(-size // multiple) * multiple
+
+
+def _truncated(config_source: Path, out: Path, config: Any, architecture: Any) -> int | None:
+    """The rows for tokens in the output, where they are fewer than in the model whose config it gets."""
+    before, after = (checkpoint.weights(folder).tensors for folder in (config_source, out))
+    for module in architecture.modules.values():
+        for weight in (*module.architecture.pre_weights(config), *module.architecture.post_weights(config)):
+            name, axis = f"{module.weight_prefix or ''}{weight.name}", weight.vocabulary_axis
+            if axis is not None and name in before and name in after:
+                rows = int(after[name].shape[axis])
+                return rows if rows < before[name].shape[axis] else None
+    return None
 
 
 def _failing_tensor(e: BaseException) -> str | None:

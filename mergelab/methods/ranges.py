@@ -67,7 +67,7 @@ ROOM_FOR_BOTH = Constraint(
 PROBABILITIES = Constraint(
     "epsilon",
     ("density", "epsilon"),
-    lambda density, epsilon: density >= 1 or 0 < density - epsilon <= density + epsilon < 1,
+    lambda density, epsilon: density >= 1 or density <= 0 or 0 < density - epsilon <= density + epsilon < 1,
     "{method} keeps entries with probabilities from density - epsilon to density + epsilon; "
     "{0:g} ± {1:g} leaves (0, 1)",
     "Lower epsilon ({key}) or move density away from 0 and 1.",

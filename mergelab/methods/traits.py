@@ -24,6 +24,8 @@ from mergelab.methods.ranges import (
 
 ALWAYS = "always"
 """In the place of a switch: the method always divides by the sum of the weights."""
+HALVES = "halves"
+"""In the place of a switch: it does, but where they sum to 0 it takes half of each."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Traits:
     unused: frozenset[str] = frozenset()
     """Parameters that it declares and does not use."""
     divides_by: str | None = None
-    """The switch that makes it divide by the sum of the weights, or ALWAYS; None: it never does."""
+    """The switch that makes it divide by the sum of the weights, ALWAYS or HALVES; None: it never does."""
     kernel: str | Callable[..., Any] | None = None
     """Our chunked kernel: the module of `merging.kernels` that has a function of the method's name, or a
     function. None: whole tensors go through mergekit's function."""
@@ -52,7 +54,7 @@ class Traits:
     @property
     def named(self) -> set[str]:
         """The parameters that it concerns."""
-        switch = {self.divides_by, "weight"} - {ALWAYS} if self.divides_by else set()
+        switch = {self.divides_by, "weight"} - {ALWAYS, HALVES} if self.divides_by else set()
         constrained = {p for c in self.constraints for p in c.parameters}
         return {str(p) for p in {*self.ranges, *self.unused, *constrained, *switch}}
 
@@ -87,7 +89,7 @@ TRAITS: dict[str, Traits] = {
     "model_stock": Traits(kernel="pointwise"),
     "multislerp": Traits({"eps": POSITIVE}, divides_by="normalize_weights", kernel="spherical"),
     "nearswap": Traits({"t": POSITIVE}, kernel="pointwise", exact=True),
-    "nuslerp": Traits(divides_by=ALWAYS, kernel="spherical"),
+    "nuslerp": Traits(divides_by=HALVES, kernel="spherical"),
     "passthrough": Traits(kernel="pointwise", exact=True),
     "ram": Traits({"epsilon": BELOW_ONE}, kernel="pointwise"),
     "ramplus_tl": Traits({"r": NOT_NEGATIVE, "alpha": NOT_NEGATIVE, "epsilon": POSITIVE}, kernel="pointwise"),

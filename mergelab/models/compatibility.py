@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergelab.core.findings import MAY_PASS, Finding, error, note
+from mergelab.core.findings import MAY_PASS, Finding, error, first_few, note
 from mergelab.models import config_meaning, tensor_checks
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.config_meaning import Meaning
@@ -34,6 +34,7 @@ def compare(
     possessive: str,
     fitted: bool,
     described: bool = False,
+    fit: str = "model.tokenizer=union (or base)",
 ) -> Iterator[Finding]:
     """Compare a model with the one that it must be related to.
 
@@ -45,16 +46,18 @@ def compare(
         fitted: Whether mergekit builds a tokenizer and fits the embeddings to it, so that vocabularies
             may differ.
         described: Whether the reference is a description that leaves out what it does not know.
+        fit: How the user asks for that.
     """
     if not reference.config or not expert.config:
         return
     ours, theirs = expert.config["architectures"][0], reference.config["architectures"][0]
-    if ours != theirs:
-        remedy = "Only models of one architecture can be merged."
-        yield error("architecture", key, f"its architecture is {ours}, {possessive} is {theirs}", remedy)
-        if expert.tensors.keys() != reference.tensors.keys():
-            return
+    strangers = [] if ours == theirs else list(_compare_strangers(reference, expert, key, possessive))
+    yield from strangers
+    if any(f.code == "missing-tensor" for f in strangers):
+        return
     wrong = list(_compare_configs(reference, expert, key, possessive, described))
+    if strangers:
+        wrong = [f for f in wrong if f.code != "architecture"]  # that has been said
     yield from wrong
     if "Classification" in ours:
         yield from _compare_labels(reference, expert, key, possessive)
@@ -62,9 +65,26 @@ def compare(
         # Otherwise shapes differ because of what has just been reported.
         yield from tensor_checks.compare_shapes(reference, expert, key, possessive, _remedy("shape"))
     if not fitted:
-        yield from tensor_checks.compare_vocabularies(reference, expert, key, possessive)
+        yield from tensor_checks.compare_vocabularies(reference, expert, key, possessive, fit)
     if reference.dtype and expert.dtype and reference.dtype != expert.dtype:
         yield note("mixed-dtype", key, f"its weights are {expert.dtype}, {possessive} are {reference.dtype}")
+
+
+def _compare_strangers(
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
+) -> Iterator[Finding]:
+    """Models of two architectures can be merged where one has all tensors of the other."""
+    ours, theirs = expert.config["architectures"][0], reference.config["architectures"][0]
+    message, remedy = (
+        f"its architecture is {ours}, {possessive} is {theirs}",
+        "Use models of one architecture",
+    )
+    lacking = sorted(reference.tensors.keys() - expert.tensors.keys()) if expert.tensors else []
+    if lacking:
+        yield error("missing-tensor", key, f"{message}: it lacks {first_few(lacking)}", f"{remedy}.")
+    else:
+        remedy += ", or pass allow=[architecture] to merge what has the same name and shape."
+        yield error("architecture", key, message, remedy)
 
 
 def _compare_configs(

@@ -34,12 +34,16 @@ class Source:
     adapter: Path | None = None
     commit: str | None = None
     """The hub's commit, if the folder is a snapshot of one."""
+    adapter_revision: str | None = None
+    """That of the adapter, which is a repository of its own."""
 
     @property
     def reference(self) -> str:
         """What mergekit gets: the folder, or the hub id if there is none."""
         if self.folder is None:
-            return f"{self.path}@{self.revision}" if self.revision else self.path
+            main, plus, extra = self.path.partition("+")
+            main = f"{main}@{self.revision}" if self.revision else main
+            return main + plus + (f"{extra}@{self.adapter_revision}" if self.adapter_revision else extra)
         return f"{self.folder}+{self.adapter}" if self.adapter else str(self.folder)
 
     @property
@@ -54,8 +58,8 @@ class Source:
         main, plus, extra = self.path.partition("+")
         if not plus or os.path.isdir(self.path):  # noqa: PTH112 (never raises)
             return [self]
-        adapter = Source(f"{self.name}'s adapter", self.key, extra, None, self.adapter)
-        return [replace(self, path=main, adapter=None), adapter]
+        adapter = Source(f"{self.name}'s adapter", self.key, extra, self.adapter_revision, self.adapter)
+        return [replace(self, path=main, adapter=None, adapter_revision=None), adapter]
 
     @property
     def on_hub(self) -> bool:
@@ -86,7 +90,8 @@ def locate(name: str, key: str, path: str, revision: str | None, zoo: Zoo) -> tu
     Args:
         name: `base` or the expert's name.
         key: The key that names it, for findings.
-        path: The configured path, hub id, `zoo:ROLE`, or one of these with `+ADAPTER`.
+        path: The configured path, hub id, `zoo:ROLE`, or one of these with `+ADAPTER` or
+            `+ADAPTER@REVISION`.
         revision: The revision of a hub id.
         zoo: The tiny family.
     """
@@ -94,9 +99,14 @@ def locate(name: str, key: str, path: str, revision: str | None, zoo: Zoo) -> tu
     if os.path.isdir(path):  # noqa: PTH112 (never raises)
         main, plus, extra = path, "", ""
     folder, commit, findings = _folder(key, main, revision, zoo)
-    adapter = None
+    adapter, adapter_revision = None, None
     if plus:
-        adapter, _, more = _folder(key, extra, None, zoo, "adapter_config.json")
+        if not os.path.isdir(extra):  # noqa: PTH112 (as above)
+            extra, _, own = extra.partition("@")
+            adapter_revision = own or None
+        path = f"{main}+{extra}"
+        adapter, snapshot, more = _folder(key, extra, adapter_revision, zoo, "adapter_config.json")
+        findings += _idle_revision(key, extra, adapter_revision, adapter, snapshot)
         findings += more
         if adapter is not None:
             findings += _check_adapter(adapter, key)
@@ -110,16 +120,18 @@ def locate(name: str, key: str, path: str, revision: str | None, zoo: Zoo) -> tu
                     "Rename the folder, or link to it under another name.",
                 )
             )
-    if revision is not None and commit is None and (folder is not None or _is_local(main)):
-        findings.append(
-            error(
-                "no-effect",
-                key,
-                f"revision '{revision}' has no effect because {main} is not on the hub",
-                "Leave the revision out.",
-            )
-        )
-    return Source(name, key, path, revision, folder, adapter, commit), findings
+    findings += _idle_revision(key, main, revision, folder, commit)
+    return Source(name, key, path, revision, folder, adapter, commit, adapter_revision), findings
+
+
+def _idle_revision(
+    key: str, path: str, revision: str | None, folder: Path | None, commit: str | None
+) -> list[Finding]:
+    """A revision of what has none."""
+    if revision is None or commit is not None or (folder is None and not _is_local(path)):
+        return []
+    message = f"revision '{revision}' has no effect because {path} is not on the hub"
+    return [error("no-effect", key, message, "Leave the revision out.")]
 
 
 def _check_adapter(adapter: Path, key: str) -> list[Finding]:

@@ -108,9 +108,13 @@ def rows(metadata: ModelMetadata) -> tuple[str, int] | None:
 
 
 def compare_vocabularies(
-    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str
+    reference: ModelMetadata, expert: ModelMetadata, key: str, possessive: str, fit: str
 ) -> Iterator[Finding]:
-    """Compare the numbers of rows for tokens, and if they agree the tokenizers."""
+    """Compare the numbers of rows for tokens, and the tokenizers.
+
+    Args:
+        fit: How the user asks for embeddings that are fitted to one tokenizer.
+    """
     ours, theirs = rows(expert), rows(reference)
     if ours and theirs and ours[1] != theirs[1]:
         name, count = ours
@@ -119,8 +123,8 @@ def compare_vocabularies(
             key,
             f"{name} has {count:,} rows, {possessive} has {theirs[1]:,}: the vocabularies differ "
             f"({expert.folder})",
-            "Set model.tokenizer=union (or base) to let mergekit fit the embeddings.",
+            f"Set {fit} to let mergekit fit the embeddings; allow=[vocabulary] cuts off the rows that not "
+            "all have.",
         )
-        return
     if expert.tokenizer and reference.tokenizer:
         yield from tokenizers.compare(expert.tokenizer, reference.tokenizer, key, possessive)

@@ -132,7 +132,10 @@ def run_row(folder: Path, result: Json, ended: float) -> Row:
     """The row of a run by its result.json, written at the time `ended`."""
     choices, error = part(result, "choices"), part(result, "error")
     job = text(choices.get("job"))
-    what = (choices.get("model"), choices.get("method") if job in ("", "merge") else job)
+    what = (
+        result.get("file") or choices.get("model"),
+        choices.get("method") if job in ("", "merge") else job,
+    )
     return Row(
         folder, text(result.get("status")) or "running", ended, " · ".join(filter(None, map(text, what))),
         step=text(error.get("step")), fitness=number(part(result, "fitness").get("value")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +194,12 @@ def _check_models(
     merges: bool,
 ) -> Iterator[Finding]:
     """Check each model by itself, and compare it with the one that all must be related to."""
-    fitted = run.model.tokenizer is not None
-    sliced = False
+    fitted, sliced, fit = run.model.tokenizer is not None, False, "model.tokenizer=union (or base)"
+    mixed = mixtures.wanted(run)
+    rows = {asked.sources[0].reference} if mixed and asked.sources else None
     if asked.file is not None:
-        fitted = any(asked.file.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
+        fitted, rows = recipes.builds_tokenizer(asked.file), recipes.vocabulary_models(asked.file)
+        fit = "tokenizer_source: union (or base) in the file"
         sliced = not asked.file.get("models") and not recipes.is_mixture(asked.file)
     asked_for = tokenizer_checks.needs(run, asked, merges, fitted)
     measured = evaluation_checks.measures_language(run) and run.eval.baselines
@@ -218,15 +220,23 @@ def _check_models(
             needs = asked_for if lends else []
             yield tokenizer_checks.missing(s, own, needs, lends=lends, measured=measured, fitted=fitted)
         if reference and reference is not own:
+            free = fitted or (rows is not None and s.reference not in rows)
             for f in compatibility.compare(
                 reference,
                 own,
                 s.key,
                 possessive=possessive,
-                fitted=fitted,
+                fitted=free,
                 described=reference is assumed,
+                fit=fit,
             ):
-                if not (sliced and f.code == "layers"):
+                if mixed and f.code == "architecture":
+                    yield replace(f, code="no-mixture", remedy="Use models of one architecture.")
+                elif s.name in asked.alike and f.code == "architecture":
+                    yield replace(
+                        f, severity="warning", remedy="override_architecture says that they are alike."
+                    )
+                elif not (sliced and f.code == "layers"):
                     yield f
 
 

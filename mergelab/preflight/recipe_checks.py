@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mergelab.core.dtypes import plain_name
@@ -13,10 +14,11 @@ from mergelab.methods import registry
 from mergelab.methods.registry import MethodInfo
 from mergelab.models import architecture, ties
 from mergelab.models.checkpoint import ModelMetadata
-from mergelab.preflight import layer_checks
+from mergelab.models.json_files import load_json
+from mergelab.preflight import layer_checks, token_checks
 from mergelab.preflight.resolve_inputs import Inputs, reads_file
 from mergelab.preflight.value_checks import check_template
-from mergelab.recipes import input_counts, mixtures, parameters, recipe_groups
+from mergelab.recipes import file_parameters, input_counts, mixtures, parameters, recipe_groups
 from mergelab.recipes import recipe as recipes
 from mergelab.schema import Run
 
@@ -49,15 +51,23 @@ def recipe_of(
     if recipe is None or recipe["merge_method"] not in known:
         return recipe, findings
     d = known[recipe["merge_method"]]
+    if inputs.file is not None:
+        words = {name for method in known.values() for name in method.parameters}
+        recipe, new = file_parameters.read(recipe, d, words, inputs.place)
+        findings += new
     groups = recipe_groups.groups(recipe, inputs.place)
     tied = ties.of([shape, *facts.values()]) if shape else {}
     tensors = recipe_groups.output_tensors(shape, groups, tied) if shape else [[] for _ in groups]
+    everywhere = sorted({name for names in tensors for name, _ in names})
     for g, names in zip(groups, tensors, strict=True):
         counted = input_counts.check_inputs(d, g)
         findings += counted if inputs.file is None else [replace(f, remedy="") for f in counted]
-        findings += parameters.check_parameters(d, g, names, inputs.place, tied)
+        findings += parameters.check_parameters(
+            d, g, names, inputs.place, tied, everywhere=everywhere, of_file=inputs.file is not None
+        )
         if inputs.file is not None:
             findings += _check_group(g, inputs, facts)
+    findings += token_checks.check(recipe, inputs.sources, facts, inputs.place)
     findings += _check_modules(recipe, shape, inputs.place)
     key = "hardware.compute_dtype" if inputs.file is None else inputs.place(("dtype",))
     findings += _check_float16(recipe, d, shape, key)
@@ -87,7 +97,17 @@ def _mixture(
             types.setdefault(inputs.sources[0].reference, shape.config.get("model_type"))
         findings += mixtures.check(recipe, types, inputs.sources, inputs.place)
         findings += layer_checks.check_mixture(recipe, inputs, facts)
+        if inputs.sources and _lacks_bos(inputs.sources[0].folder):
+            findings += mixtures.check_tokens(recipe, inputs.place)
     return recipe, findings
+
+
+def _lacks_bos(folder: Path | None) -> bool:
+    """Whether a tokenizer says that it has no token for the beginning of a text."""
+    if folder is None or not (folder / "tokenizer_config.json").is_file():
+        return False
+    config, _ = load_json(folder / "tokenizer_config.json", "", "")
+    return isinstance(config, dict) and config.get("bos_token", "") is None
 
 
 def _read(inputs: Inputs) -> Found:

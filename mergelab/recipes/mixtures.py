@@ -18,6 +18,7 @@ from mergelab.core.findings import Finding, error, note, warning
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.resolver import Source
 from mergelab.recipes import recipe as recipes
+from mergelab.recipes.file_schema import Reader, whole
 from mergelab.schema import Run
 from mergelab.schema.conditions import MIXTURE
 from mergelab.schema.experts import RANDOM_GATES
@@ -126,27 +127,39 @@ def _unknown(run: Run) -> Iterator[Finding]:
             yield error("unknown-parameter", f"{where}.{name}", message, f"It takes {', '.join(known)}.")
 
 
-def check_structure(recipe: Any, at: KeyOf) -> list[Finding]:
-    """Whether a mergekit-moe YAML is one: keys and types. mergekit ignores keys that it does not know."""
-    if not isinstance(recipe, dict):
-        return [error("structure", at(()), "it is not a mapping, so it is not a mergekit-moe configuration")]
-    if "merge_method" in recipe:
+def read(content: Any, at: KeyOf, held: Iterable[str] = ()) -> tuple[dict[str, Any], list[Finding]]:
+    """The recipe of a mergekit-moe YAML file without what has no effect, and what is wrong with its keys and
+    types.
+
+    Args:
+        content: What YAML makes of the file.
+        at: From a path into the file to the key that the user knows.
+        held: Keys of the top whose values are used elsewhere by an alias.
+    """
+    reader = Reader(at, frozenset(held), "mergekit-moe")
+    if not isinstance(content, dict):
+        reader.wrong((), "it is not a mapping, so it is not a mergekit-moe configuration")
+        return {}, reader.findings
+    if any(content.get(k) for k in ("models", "slices", "modules")) and not content.get("experts"):
         message = "it is a merge, not a mixture of experts"
-        return [error("structure", at(("merge_method",)), message, "Set method=mergekit.")]
-    out = [*_keys(recipe, TOP, (), at)]
+        reader.findings.append(error("structure", at(()), message, "Set method=mergekit."))
+        return {}, reader.findings
+    out = _node(reader, content, TOP, ())
     for key in ("experts", "shared_experts"):
-        items = recipe.get(key)
+        items = content.get(key)
         if items is None and key == "shared_experts":
             continue
         if not isinstance(items, list) or not items:
-            out.append(error("structure", at((key,)), "it has to be a list of experts"))
+            reader.wrong((key,), "it has to be a list of experts")
             continue
-        for i, item in enumerate(items):
-            if isinstance(item, dict):
-                out += _keys(item, EXPERT, (key, i), at)
-            else:
-                out.append(error("structure", at((key, i)), "it has to be a mapping with `source_model`"))
-    return out
+        sound = [(i, item) for i, item in enumerate(items) if isinstance(item, dict)]
+        for i in {*range(len(items))} - {i for i, _ in sound}:
+            reader.wrong((key, i), "it has to be a mapping with `source_model`")
+        out[key] = [_node(reader, item, EXPERT, (key, i)) for i, item in sound]
+    for model in reader.architectures:
+        message = "override_architecture cannot be followed here; a mixture is built by config.json"
+        reader.findings.append(error("architecture-override", at(()), f"{model}: {message}"))
+    return out, reader.findings
 
 
 def _is_number(value: Any) -> bool:
@@ -154,10 +167,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) and v for v in value)
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 TEXT = ("a text", lambda v: isinstance(v, str))
+MODEL = ("a model", lambda v: True)
 NUMBER = ("a number", _is_number)
 TEXTS = ("a list of texts", _is_texts)
 LIST = ("a list", lambda v: isinstance(v, list))
@@ -165,27 +179,33 @@ WHOLE = ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bo
 
 Type = tuple[str, Callable[[Any], bool]]
 TOP: dict[str, Type] = {
-    "base_model": TEXT, "experts": LIST, "gate_mode": TEXT, "dtype": TEXT, "experts_per_token": WHOLE,
+    "base_model": MODEL, "experts": LIST, "gate_mode": TEXT, "dtype": TEXT, "experts_per_token": WHOLE,
     "shared_experts": LIST, "architecture": TEXT,
 }  # fmt: skip
 EXPERT: dict[str, Type] = {
-    "source_model": TEXT, "positive_prompts": TEXTS, "negative_prompts": TEXTS, "residual_scale": NUMBER,
+    "source_model": MODEL, "positive_prompts": TEXTS, "negative_prompts": TEXTS, "residual_scale": NUMBER,
     "noise_scale": NUMBER,
 }  # fmt: skip
 
 
-def _keys(
-    node: Mapping[str, Any], known: Mapping[str, Type], path: tuple[Any, ...], at: KeyOf
-) -> Iterator[Finding]:
-    for k, value in node.items():
-        if k not in known:
-            message = f"mergekit-moe does not know this key.{did_you_mean(str(k), known)}"
-            yield error("unknown-key", at((*path, k)), message, f"Known here: {', '.join(known)}.")
-        elif value is not None and not known[k][1](value):
-            yield error("type", at((*path, k)), f"{value!r} is not {known[k][0]}")
-    for k in ("base_model", "source_model"):
-        if k in known and not isinstance(node.get(k), str):
-            yield error("structure", at((*path, k)), "it has to name a model")
+def _node(
+    reader: Reader, node: Mapping[str, Any], known: Mapping[str, Type], path: tuple[Any, ...]
+) -> dict[str, Any]:
+    """A mapping of a file: its known keys in their types."""
+    out = {k: v for k, v in reader.known(node, known, path).items() if v is not None}
+    for k, value in out.items():
+        if known[k] is WHOLE:
+            out[k] = whole(value) if whole(value) is not None else value
+        elif known[k] is NUMBER:
+            out[k] = recipes.number(value)
+        if known[k] is not MODEL and not known[k][1](out[k]):
+            reader.wrong((*path, k), f"{value!r} is not {known[k][0]}", "type")
+    for k in (k for k, kind in known.items() if kind is MODEL):
+        if k in out:
+            out[k] = reader.model(out[k], (*path, k))
+        else:
+            reader.wrong((*path, k), "it has to name a model")
+    return out
 
 
 def check(
@@ -252,7 +272,7 @@ def _check_kind(recipe: Mapping[str, Any], types: Mapping[str, str | None], at: 
     fit = [k for k in named if base in k.of]
     if not fit:
         built = "; ".join(f"{k.architecture.removesuffix('ForCausalLM')} of {', '.join(k.of)}" for k in named)
-        yield error("architecture", at(("base_model",)), f"no mixture can be built of {base} models: {built}")
+        yield error("no-mixture", at(("base_model",)), f"no mixture can be built of {base} models: {built}")
         return
     if not any(len(shared) == k.shared for k in fit):
         kind = fit[-1]
@@ -262,7 +282,7 @@ def _check_kind(recipe: Mapping[str, Any], types: Mapping[str, str | None], at: 
         yield error("shared-expert", at(("shared_experts",)), message)
     elif base != "qwen2" and shared and not asked and not shared[0].get("positive_prompts"):
         message = "mergekit would make DeepSeek's architecture of it, which needs code from the hub"
-        yield error("architecture", at(("architecture",)), message, "Set architecture: qwen.")
+        yield error("no-mixture", at(("architecture",)), message, "Set architecture: qwen.")
     known = {recipe["base_model"], *(e["source_model"] for e in recipe["experts"])}
     for i, e in enumerate(shared):
         if e["source_model"] not in known:
@@ -302,6 +322,18 @@ def _check_prompts(recipe: Mapping[str, Any], at: KeyOf) -> Iterator[Finding]:
     if len(experts) > 1 and len(seen) == 1:
         message = "all experts have the same prompts, so the gate cannot tell them apart"
         yield error("prompts", at(("experts",)), message, "Give each expert prompts of its own.")
+
+
+def check_tokens(recipe: Mapping[str, Any], at: KeyOf) -> Iterator[Finding]:
+    """That hidden states are asked of something, where the tokenizer puts no token before a text."""
+    if recipe.get("gate_mode", GATES[0]) not in GATES[:3]:
+        return
+    for key in ("experts", "shared_experts"):
+        for i, e in enumerate(recipe.get(key) or []):
+            for prompts in ("positive_prompts", "negative_prompts"):
+                if e.get(prompts) and not any(e[prompts]):
+                    message = "an empty prompt gives no tokens because the base's tokenizer has no bos_token"
+                    yield error("prompts", at((key, i, prompts)), message, "Give one that is not empty.")
 
 
 def elements(recipe: Mapping[str, Any], shape: ModelMetadata) -> list[int]:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergelab.core.errors import did_you_mean, none_of
-from mergelab.core.findings import Finding, error, warning
+from mergelab.core.errors import closest, did_you_mean, none_of
+from mergelab.core.findings import MAY_PASS, Finding, error, warning
 from mergelab.methods.declared import NUMBERS, Parameter
 from mergelab.methods.registry import MethodInfo
-from mergelab.methods.traits import ALWAYS
+from mergelab.methods.traits import ALWAYS, HALVES, TASK_VECTORS
 from mergelab.recipes.recipe import filters, scalars, value_at
 from mergelab.recipes.recipe_groups import Assignment, Group, KeyOf
 
@@ -22,12 +22,22 @@ CONDITION = 1e6
 """Largest sum of |weight| over |sum of weights| at which dividing by that sum is still arithmetic
 and not noise."""
 
+HALVED_BELOW = 1e-6
+"""The sum of weights below which nuslerp takes halves; mergekit's bound."""
+
 Tensor = tuple[str, float]
 """The name of a tensor of the output, and its layer's place from 0 to 1."""
 
 
 def check_parameters(
-    d: MethodInfo, g: Group, tensors: Sequence[Tensor], place: KeyOf, tied: Mapping[str, str] = {}
+    d: MethodInfo,
+    g: Group,
+    tensors: Sequence[Tensor],
+    place: KeyOf,
+    tied: Mapping[str, str] = {},
+    *,
+    everywhere: Sequence[str] = (),
+    of_file: bool = False,
 ) -> list[Finding]:
     """Names, types, ranges and filters of every setting; if these are right, what they come to.
 
@@ -37,6 +47,8 @@ def check_parameters(
         tensors: those of the output that these models make; empty where it cannot be known.
         place: from a path into the recipe to the key that the user knows.
         tied: names of tensors that are made under another name, with that name.
+        everywhere: names of the output's tensors, where a setting for all groups may find its own.
+        of_file: whether they stand in a file of mergekit's; what it ignores is then a warning.
     """
     out: list[Finding] = []
     names = [n for n, _ in tensors]
@@ -49,9 +61,10 @@ def check_parameters(
             out.append(error("scope", a.key, message, f"Set {place(('parameters', p.name))}."))
         else:
             out += _check_values(d, p, a)
-            out += _check_filters(a, names, tied)
-    wrong = any(f.severity == "error" for f in out)
-    return out if wrong else [*out, *_check_together(Settings(d, g, place), tensors)]
+            out += _check_filters(a, names if a.model else [*names, *everywhere], tied, of_file=of_file)
+    if any(f.severity == "error" and f.code not in MAY_PASS for f in out):
+        return out
+    return [*out, *_check_together(Settings(d, g, place), tensors, of_file=of_file)]
 
 
 def _unknown(d: MethodInfo, a: Assignment) -> Finding:
@@ -99,7 +112,9 @@ def _reason(e: ValueError) -> str:
     return str(errors()[0]["msg"]) if errors else str(e)
 
 
-def _check_filters(a: Assignment, names: Sequence[str], tied: Mapping[str, str]) -> Iterator[Finding]:
+def _check_filters(
+    a: Assignment, names: Sequence[str], tied: Mapping[str, str], *, of_file: bool
+) -> Iterator[Finding]:
     for f in filters(a.value):
         if f is None or not names or any(f in n for n in names):
             continue
@@ -112,12 +127,13 @@ def _check_filters(a: Assignment, names: Sequence[str], tied: Mapping[str, str])
             )
         else:
             parts = sorted({part for n in names for part in n.split(".") if not part.isdigit()})
-            yield error(
-                "filter",
-                a.key,
-                f"the filter '{f}' is part of no tensor's name.{did_you_mean(f, parts)}",
-                f"Parts of names here: {', '.join(parts)}.",
-            )
+            message = f"the filter '{f}' is part of no tensor's name.{did_you_mean(f, parts)}"
+            here = f"Parts of names here: {', '.join(parts)}."
+            words = [w for w in f.split(".") if w and not w.isdigit()]
+            if of_file and (all(w in parts for w in words) or closest(f, parts) is None):
+                yield warning("no-effect", a.key, f"no effect: {message}", here)
+            else:
+                yield error("filter", a.key, message, here)
 
 
 @dataclass(frozen=True)
@@ -152,7 +168,7 @@ class Settings:
         return [(float(value), key) for value, key in found]
 
 
-def _check_together(s: Settings, tensors: Sequence[Tensor]) -> list[Finding]:
+def _check_together(s: Settings, tensors: Sequence[Tensor], *, of_file: bool) -> list[Finding]:
     """What only shows once every setting is resolved for one tensor; each kind is reported once."""
     filtered = any(filters(a.value) for a in s.g.given)
     if filtered and not tensors:
@@ -160,7 +176,7 @@ def _check_together(s: Settings, tensors: Sequence[Tensor]) -> list[Finding]:
     found: dict[tuple[str, str], Finding] = {}
     for tensor in tensors or [("", 0.0)]:
         wrong = list(_uncovered(s, tensor)) or [
-            *_zero_sum(s, tensor), *_unsatisfied(s, tensor)
+            *_zero_sum(s, tensor, of_file=of_file), *_unsatisfied(s, tensor)
         ]  # fmt: skip
         for f in wrong:
             found.setdefault((f.code, f.place), f)
@@ -181,19 +197,32 @@ def _uncovered(s: Settings, tensor: Tensor) -> Iterator[Finding]:
                 )
 
 
-def _zero_sum(s: Settings, tensor: Tensor) -> Iterator[Finding]:
+def _zero_sum(s: Settings, tensor: Tensor, *, of_file: bool) -> Iterator[Finding]:
     switch = s.d.traits.divides_by
-    if switch is None or (switch != ALWAYS and not s.at(None, switch, tensor)[0]):
+    if switch is None or (switch not in (ALWAYS, HALVES) and not s.at(None, switch, tensor)[0]):
         return
     weights = s.each("weight", tensor)
     total, size = sum(w for w, _ in weights), sum(abs(w) for w, _ in weights)
+    if switch == HALVES:
+        if abs(total) < HALVED_BELOW:
+            keys = ", ".join(dict.fromkeys(key for _, key in weights))
+            message = f"the weights sum to 0, for which {s.d.name} takes halves: t = 0.5"
+            yield warning("zero-sum", keys, message)
+        return
+    keeps_base = s.d.traits.kernel == TASK_VECTORS  # and mergekit does not divide by a sum of 0 there
+    if keeps_base and size == 0 and of_file:
+        return
     if weights and abs(total) * CONDITION <= size:
         shown = ", ".join(f"{w:g}" for w, _ in weights)
+        keys = ", ".join(dict.fromkeys(key for _, key in weights))
+        message = f"the weights {shown} sum to 0{f' at {tensor[0]}' if tensor[0] else ''}, and {s.d.name} "
+        if keeps_base and total == 0 and of_file:
+            yield warning("zero-sum", keys, f"{message}then does not divide by their sum")
+            return
         yield error(
             "zero-sum",
-            ", ".join(dict.fromkeys(key for _, key in weights)),
-            f"the weights {shown} sum to 0{f' at {tensor[0]}' if tensor[0] else ''}, and {s.d.name} divides "
-            "by their sum",
+            keys,
+            f"{message}divides by their sum",
             "Change a weight"
             + ("." if switch == ALWAYS else f", or set {s.place(('parameters', switch))}=false."),
         )

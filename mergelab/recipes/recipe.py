@@ -8,7 +8,7 @@ Ours writes the last form as a mapping: `{self_attn: 0.3, mlp: [0.2, 0.8], "*": 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from mergelab.core.errors import InputError, InputErrors, none_of
@@ -25,28 +25,29 @@ PER_MODEL = ("weight", "density")
 """Parameters that every expert carries, whatever the method."""
 
 
-def setting(value: Any, key: str) -> Any:
+def setting(value: Any, key: str, *, numbers: bool = True) -> Any:
     """`value` in mergekit's form; a number that YAML read as text, as it does with 1e-5, as number.
 
     Args:
         value: a scalar, a list of scalars, or a mapping from filter to either; or mergekit's own
             form of the last, a list of `{filter, value}` or a single one.
         key: the configuration key, for the message.
+        numbers: whether text becomes a number where it is one.
     Raises:
         InputError: when it is none of these.
     """
     if isinstance(value, Mapping) and "value" not in value:
         if not value:
             raise InputError(f"{key}: the mapping is empty; give it filters such as mlp: 0.5")
-        return _conditions([{"filter": str(f), "value": v} for f, v in value.items()], key)
+        return _conditions([{"filter": str(f), "value": v} for f, v in value.items()], key, numbers)
     if isinstance(value, Mapping):
-        return _conditions([value], key)
+        return _conditions([value], key, numbers)
     if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-        return _conditions(value, key)
-    return _gradient(value, key)
+        return _conditions(value, key, numbers)
+    return _gradient(value, key, numbers)
 
 
-def _conditions(items: list[Any], key: str) -> list[dict[str, Any]]:
+def _conditions(items: list[Any], key: str, numbers: bool) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for i, item in enumerate(items):
         if not isinstance(item, Mapping) or "value" not in item or set(item) - {"filter", "value"}:
@@ -58,23 +59,24 @@ def _conditions(items: list[Any], key: str) -> list[dict[str, Any]]:
             raise InputError(
                 f'{key}: "{REST}" stands for every tensor not named before it, so it has to come last'
             )
-        value = _gradient(item["value"], f"{key}.{REST if f is None else f}")
+        value = _gradient(item["value"], f"{key}.{REST if f is None else f}", numbers)
         out.append({"value": value} | ({} if f in (None, REST) else {"filter": str(f)}))
     return out
 
 
-def _gradient(value: Any, key: str) -> Any:
+def _gradient(value: Any, key: str, numbers: bool) -> Any:
     if isinstance(value, (bool, int, float, str)):
-        return _number(value)
+        return number(value) if numbers else value
     if isinstance(value, list) and value and all(isinstance(v, (bool, int, float, str)) for v in value):
-        return [_number(v) for v in value]
+        return [number(v) if numbers else v for v in value]
     raise InputError(
         f"{key}: {value!r} is not a setting; give a number, a list of numbers (a gradient over the "
         f'layers) or a mapping from a part of a tensor\'s name to either, with "{REST}" for the rest'
     )
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
+    """Text that is a number as that number; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -99,6 +101,15 @@ def filters(value: Any) -> list[str | None]:
     if isinstance(value, list) and isinstance(value[0], dict):
         return [v.get("filter") for v in value]
     return []
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A setting of mergekit's form with every scalar changed."""
+    if isinstance(value, list):
+        return [mapped(v, change) for v in value]
+    if isinstance(value, dict):
+        return value | {"value": mapped(value["value"], change)}
+    return change(value)
 
 
 def value_at(value: Any, tensor: str, t: float) -> Any:
@@ -216,6 +227,26 @@ def build_mixture(
 def is_mixture(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe is for a mixture of experts."""
     return "merge_method" not in recipe
+
+
+def builds_tokenizer(recipe: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer is built and the embeddings are fitted to it. An empty `tokenizer` asks for the
+    union of all tokens."""
+    return any(recipe.get(k) is not None for k in ("tokenizer", "tokenizer_source"))
+
+
+def vocabulary_models(recipe: Mapping[str, Any]) -> set[str]:
+    """The models whose rows for tokens get into the output: all of them, but of slices those of the first
+    and the last one, and of a mixture the base."""
+    if is_mixture(recipe):
+        return {str(recipe["base_model"])}
+    base = recipe.get("base_model")
+    out = {str(base)} if base is not None else set()
+    for part in (recipe, *(recipe.get("modules") or {}).values()):
+        slices = part.get("slices") or []
+        out |= {m["model"] for m in part.get("models") or []}
+        out |= {m["model"] for s in (*slices[:1], *slices[-1:]) for m in s["sources"]}
+    return out
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:

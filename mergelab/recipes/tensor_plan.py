@@ -71,10 +71,11 @@ class OutputTensor:
 
 def why_not(recipe: Mapping[str, Any]) -> str | None:
     """What in a recipe asks for mergekit's own path, or None."""
-    for key, what in (("slices", "slices"), ("modules", "modules"), ("tokenizer", "a tokenizer to build"),
-                      ("tokenizer_source", "a tokenizer to build")):  # fmt: skip
+    for key in ("slices", "modules"):
         if recipe.get(key):
-            return f"it has {what}"
+            return f"it has {key}"
+    if recipes.builds_tokenizer(recipe):
+        return "it has a tokenizer to build"
     if any("+" in m for m in recipes.models(recipe)):
         return "it has LoRA inputs"
     return None

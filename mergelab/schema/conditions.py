@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
 from mergelab.schema.fields import NoEffect
+
+if TYPE_CHECKING:
+    from mergelab.schema.run import Run
 
 MIXTURE = "moe"
 """The method that puts experts side by side instead of merging them."""
@@ -14,6 +20,15 @@ DECIDED_BY_FILE = NoEffect(
     lambda run: run.method.name in FILE_METHODS,
     typed=True,
 )
+
+
+def file_of(run: Run) -> str | None:
+    """The name of the file that a run takes its models from, by which it is called; the family that is
+    composed beside it is only the default."""
+    if run.method.name not in FILE_METHODS or not run.method.path:
+        return None
+    return PurePath(run.method.path).name
+
 
 WITHOUT_CLUSTER = NoEffect(
     "without a cluster", lambda run: not run.hardware.on_cluster, "Set hardware=slurm."

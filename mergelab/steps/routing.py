@@ -15,6 +15,7 @@ from mergelab.core.run_dir import RunDir, read_json, read_memo
 from mergelab.evaluation import routing
 from mergelab.jobs import Step, register
 from mergelab.measured_models import MERGED, models
+from mergelab.recipes import references
 from mergelab.report import routing as report
 from mergelab.report import terminal
 from mergelab.schema import Run
@@ -83,12 +84,13 @@ def _experts(run: Run, run_dir: RunDir, folder: Path) -> tuple[list[str], dict[s
     experts = recipe.get("experts") or []
     if len(experts) != n:  # the recipe of another model, or none
         return [f"expert {i}" for i in range(n)], {}, ""
-    names = _names([str(e["source_model"]) for e in experts], plan.models)
-    prompts = {
-        name: list(e["positive_prompts"])[: routing.MOST_PROMPTS]
+    sources = [references.read(e["source_model"]) for e in experts]
+    names = _names([s.text if s else "expert" for s in sources], plan.models)
+    own = (
+        (name, [p for p in e.get("positive_prompts") or [] if p])
         for name, e in zip(names, experts, strict=True)
-        if e.get("positive_prompts")
-    }
+    )
+    prompts = {name: texts[: routing.MOST_PROMPTS] for name, texts in own if texts}
     return names, prompts, "recipe" if recipe.get("gate_mode") in RANDOM_GATES else "gates"
 
 

@@ -249,7 +249,6 @@ def test_what_cannot_be_mixed(
 FILES: list[tuple[dict[str, Any], list[str]]] = [
     ({"experts": []}, ["experts: it has to be a list"]),
     ({"gate": "hidden"}, ["gate: mergekit-moe does not know", "Did you mean 'gate_mode'?"]),
-    ({"merge_method": "ties"}, ["merge_method: it is a merge", "method=mergekit."]),
     ({"base_model": None}, ["base_model: it has to name a model"]),
     ({"experts_per_token": "two"}, ["experts_per_token: 'two' is not a whole number"]),
     (

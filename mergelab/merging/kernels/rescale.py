@@ -103,6 +103,9 @@ def _known_norms(group: Group, density: Sequence[float]) -> Tensor | None:
     after = known.whole.clone()
     for q in pruned(density):
         steps = (counter_rng.below(density[q]) >> 16) + counter_rng.HALF // 2
+        if steps == 0:
+            after[q] = 0
+            continue
         sums = known.up_to[q, steps - 1] * torch.tensor([1 - known.error, 1.0, 1 + known.error])
         low, after[q], high = sums.to(group.dtype)
         if low != high:

@@ -33,6 +33,11 @@ from mergelab.merging.kernels.rescale import Masks, l1_scales
 from mergelab.merging.kernels.reuse_cache import Reserve
 from mergelab.merging.kernels.tensor_group import Chunk, Group, Parameters
 
+NONE = (math.inf, math.inf)
+"""Bounds below which everything lies: nothing is kept."""
+NO_BOUND = (math.inf, math.inf)
+"""Bounds above which nothing lies."""
+
 Sparsifier = Callable[[Group, Parameters], Prune]
 
 
@@ -75,15 +80,19 @@ def _ranks(group: Group, columns: Sequence[int]) -> Ranks:
 
 
 def magnitude(group: Group, p: Parameters) -> Prune:
-    """Keep the k entries of largest magnitude, k = density * n rounded down, at least 1; among equal
-    ones the earliest.
+    """Keep the k entries of largest magnitude, k = density * n rounded down, at least 1 but for a density
+    of 0; among equal ones the earliest.
 
     Yadav et al. 2023 (https://arxiv.org/abs/2306.01708), tensor by tensor as mergekit does.
     """
-    n, columns = group.numel, pruned(p["density"])
+    n, below_one = group.numel, pruned(p["density"])
+    nothing = [q for q in below_one if p["density"][q] <= 0]
+    columns = [q for q in below_one if q not in nothing]
     kept = [max(1, int(p["density"][q] * n)) for q in columns]
-    cuts = dict(zip(columns, largest(_ranks(group, columns), kept, n), strict=True))
+    cuts = dict(zip(columns, largest(_ranks(group, columns), kept, n), strict=True)) if columns else {}
     low = [(ALL, ALL)] * group.count
+    for q in nothing:
+        low[q] = NONE
     for q, cut in cuts.items():
         if cut.key > 0:  # else only zeros would be dropped
             low[q] = (value(cut.key - 1, group.dtype), value(cut.key, group.dtype))
@@ -91,6 +100,8 @@ def magnitude(group: Group, p: Parameters) -> Prune:
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         for q, cut in cuts.items():
             _shrink(deltas[q], chunk.start, cut.last, low[q])
+        for q in nothing:
+            deltas[q].zero_()
 
     last = [cuts[q].last if q in cuts else 0 for q in range(group.count)]
     return Prune(apply, drop=Drop("window", low, last))
@@ -120,12 +131,12 @@ def outliers(group: Group, p: Parameters) -> Prune:
         ranks, top, [high - at.before for (_, high), at in zip(windows, top, strict=True)]
     )
 
-    dropped, kept_up_to = [(ALL, ALL)] * group.count, [(math.inf, math.inf)] * group.count
+    dropped, kept_up_to = [(ALL, ALL)] * group.count, [NO_BOUND] * group.count
     last_low, last_top = [0] * group.count, [0] * group.count
     for i, q in enumerate(columns):
         (low, high), last_low[q], last_top[q] = windows[i], cuts_low[i], cuts_top[i]
         if high == low or top[i].key == 0:  # nothing, or nothing but zeros
-            dropped[q] = (math.inf, math.inf)
+            dropped[q] = NONE
             continue
         if high < n:
             kept_up_to[q] = (value(top[i].key, group.dtype), value(top[i].key - 1, group.dtype))
@@ -135,7 +146,7 @@ def outliers(group: Group, p: Parameters) -> Prune:
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         for q in columns:
-            if dropped[q] == (math.inf, math.inf):
+            if dropped[q] == NONE:
                 deltas[q].zero_()
                 continue
             for part, bound in zip(split(deltas[q], chunk.start, last_top[q]), kept_up_to[q], strict=True):
@@ -203,6 +214,9 @@ def ranked(group: Group, p: Parameters) -> Prune:
         at, same, mask = (group.buffer(name, *shape) for name in ("at", "same", "mask"))
         for q in columns:
             density, epsilon, x = p["density"][q], p["epsilon"][q], deltas[q].view(shape)
+            if density <= 0:
+                x.zero_()
+                continue
             drawn = counter_rng.bits(keys[q], chunk.start, chunk.numel, group.buffers).view(shape)
             if epsilon == 0 or last == 0:  # there are no ranks to tell apart
                 x.mul_(mask.copy_(drawn.lt_(counter_rng.below(density))))
@@ -248,7 +262,8 @@ def sparsifier(kind: str, group: Group, p: Parameters) -> Prune:
     if each:
         return prune
     masks = Masks(group)
-    scales = [1 / d for d in p["density"]] if by_share else l1_scales(group, kind, prune, masks, p["density"])
+    shares = [1 / d if d > 0 else None for d in p["density"]]
+    scales = shares if by_share else l1_scales(group, kind, prune, masks, p["density"])
 
     def apply(chunk: Chunk, deltas: Tensor) -> None:
         if not masks.apply(chunk, deltas):
