@@ -44,6 +44,8 @@ def planner(base: Any, models: Sequence[Any]) -> Any:
         def plan_tensor(
             self, weight: Any, weights_in: Sequence[Any], models: Any, *args: Any, **options: Any
         ) -> None:
+            if len(weights_in) != len(models):  # what lies behind the layers is counted by the first slice
+                weights_in = [weight] * len(models)
             inputs = list(zip(models, weights_in, strict=True))
             if weight.optional and any(w.name in own[m] or _converts(m, w.name) for m, w in inputs):
                 weight = weight.model_copy(update={"optional": False})

@@ -262,22 +262,8 @@ def test_weights_of_task_vectors_that_sum_to_0_are_not_divided_by_it(models: Mod
     assert error.code == "zero-sum"
 
 
-def test_tokens_without_a_row_are_told(models: Models) -> None:
-    """mergekit leaves them out, or ends at a KeyError."""
-    text = (models["physics"] / "tokenizer.json").read_text(encoding="utf-8")
-    added = '{"id": 304, "content": "<x>", "special": true, "normalized": false, "single_word": false, '
-    added += '"lstrip": false, "rstrip": false}'
-    models.text(
-        "physics", "tokenizer.json", text.replace('"added_tokens": [', f'"added_tokens": [{added}, ', 1)
-    )
-    for source, severity in (("union", "warning"), ("base", "warning"), ("{physics}", "error")):
-        plan = planned(models, LINEAR + f"base_model: {{math}}\ntokenizer_source: {source}\n")
-        (finding,) = [f for f in plan.findings if f.code == "token-rows"]
-        assert finding.severity == severity
-        assert "305 tokens, its embedding 304 rows" in finding.message
-        assert "<x>" in finding.message
-    lends = planned(models, LINEAR + "base_model: {physics}\n")
-    assert ("token-rows", str(models["physics"])) in said(lends, "warning")
+def test_a_token_is_taken_from_a_model_that_has_it(models: Models) -> None:
     tokens = "base_model: {math}\ntokenizer: {{tokens: {{<y>: {{source: {math}}}}}}}\n"
     (error,) = planned(models, LINEAR + tokens).errors
     assert (error.code, "<y>" in error.message) == ("no-token", True)
+    assert planned(models, LINEAR + tokens.replace("{math}}}", "{{kind: zero}}}}")).errors == []
