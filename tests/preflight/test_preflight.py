@@ -173,8 +173,8 @@ PASSABLE: dict[str, Callable[[Models], Any] | str] = {
 
 
 def test_every_code_that_may_pass_is_tried() -> None:
-    # here, in test_trust, in test_mixtures, in test_file_forms
-    elsewhere = {"disk", "pickled", "same-experts", "unknown-key"}
+    # here, in test_layer_settings, in test_trust, in test_mixtures, in test_file_forms
+    elsewhere = {"disk", "layer-settings", "pickled", "same-experts", "unknown-key"}
     assert {*PASSABLE} | elsewhere == {*MAY_PASS}
 
 
