@@ -82,7 +82,7 @@ def check_model(run: Run, facts: ModelMetadata, key: str) -> Iterator[Finding]:
     """Report a model that cannot be asked or measured, and weights that `quantize` does not quantize."""
     if facts.config and (why := _wants_language(run)) and not generates(facts.config):
         kind = facts.config["architectures"][0]
-        message = f"{facts.folder} is a {kind}, which does not continue text, and {why[0]}"
+        message = f"it is a {kind}, which does not continue text, and {why[0]}"
         yield error("not-generative", key, message, why[1])
     outdated = any(f.code == "quantization-leftover" for f in facts.findings)
     if outdated and run.eval.backend == "vllm" and loads_models(run):

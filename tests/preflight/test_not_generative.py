@@ -73,7 +73,7 @@ def test_they_are_not_asked(more: list[str], said: str, mergelab: Command, rewar
     out = mergelab(*rewards, "method=task_arithmetic", *more)
     assert out.status == 2
     text = " ".join(out.err.split())
-    assert f"is a {KIND}, which does not continue text" in text
+    assert f"it is a {KIND}, which does not continue text" in text
     assert said in text and "Traceback" not in text
     assert not (out.folder / "model").exists()
 
