@@ -49,8 +49,6 @@ class Blueprint:
     """Tensors of the file of which the model makes nothing."""
     mismatched: tuple[tuple[str, Shape, Shape], ...] = ()
     """(the model's own name, shape by the file, shape by config.json)"""
-    generates: bool = True
-    """Whether the model's class can generate text."""
     problem: str = ""
     """Why transformers cannot make a model of config.json; all else is then empty."""
 
@@ -109,7 +107,6 @@ def _ask(metadata: ModelMetadata) -> Blueprint | None:
         missing=tuple(found["missing"]),
         unexpected=tuple(found["unexpected"]),
         mismatched=tuple((n, tuple(a), tuple(b)) for n, a, b in found["mismatched"]),
-        generates=found["generates"],
         problem=found["problem"],
     )
 

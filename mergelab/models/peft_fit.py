@@ -14,11 +14,12 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import set_peft_model_state_dict
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from mergelab.core.errors import first_line
 from mergelab.core.findings import first_few
 from mergelab.core.library_output import silence_libraries
+from mergelab.core.model_class import model_class
 from mergelab.models import transformers_blueprint
 
 MATTERS = re.compile(r"ignored|[Uu]nexpected")
@@ -65,8 +66,8 @@ def _problems(base: Path, adapter: Path, headers: Headers) -> Iterator[str]:
         yield f"peft cannot read its adapter_config.json: {first_line(e)}"
         return
     theirs = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    made = transformers_blueprint.model_class(theirs)
-    if made is None:
+    made = model_class(theirs)
+    if not issubclass(made, PreTrainedModel):  # an auto class: code of its own
         return
     model = transformers_blueprint.empty(made, theirs)
     config.inference_mode = True

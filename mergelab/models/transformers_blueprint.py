@@ -23,6 +23,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from mergelab.core.dtypes import is_mergeable
 from mergelab.core.errors import summary
 from mergelab.core.library_output import silence_libraries
+from mergelab.core.model_class import model_class
 
 MORE_TOKENS = 8
 """By how much the vocabulary is enlarged to see which axes grow with it."""
@@ -44,21 +45,13 @@ def blueprint(folder: Path, headers: Mapping[str, tuple[str, tuple[int, ...]]]) 
         except Exception as e:  # transformers raises exceptions of every type for what it cannot read
             return _unknown_or(e, folder)
         kind = model_class(config)
-        if kind is None:
+        if not issubclass(kind, transformers.PreTrainedModel):  # an auto class: code of its own
             return {"unknown": True}
         try:
             model = empty(kind, config)
         except Exception as e:
             return _problem(f"transformers cannot make a {kind.__name__} of it: {summary(e)}")
         return _beside(model, config, headers)
-
-
-def model_class(config: Any) -> Any | None:
-    """The class of transformers that config.json names, or None where it is not one of transformers' own."""
-    if not type(config).__module__.startswith("transformers."):
-        return None
-    names = config.architectures or []
-    return getattr(transformers, names[0], None) if names else None
 
 
 def empty(kind: Any, config: Any) -> Any:
@@ -78,7 +71,7 @@ def _unknown_or(e: Exception, folder: Path) -> dict[str, Any]:
 def _problem(text: str) -> dict[str, Any]:
     return {
         "parameters": {}, "names": {}, "packed": [], "left_out": [], "ties": {}, "vocabulary": {},
-        "missing": [], "unexpected": [], "mismatched": [], "generates": False, "problem": text,
+        "missing": [], "unexpected": [], "mismatched": [], "problem": text,
     }  # fmt: skip
 
 
@@ -91,7 +84,6 @@ def _beside(model: Any, config: Any, headers: Mapping[str, tuple[str, tuple[int,
     own, packed = _names(model, state, headers)
     vocabulary = _vocabulary(type(model), config, parameters)
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    generates = bool(model.can_generate())
     info, _ = convert_and_load_state_dict_in_model(
         model,
         {n: torch.empty(shape, device="meta") for n, (_, shape) in headers.items()},
@@ -118,7 +110,6 @@ def _beside(model: Any, config: Any, headers: Mapping[str, tuple[str, tuple[int,
         "missing": sorted(n for n in info.missing_keys if n in parameters and n not in given),
         "unexpected": sorted(unexpected),
         "mismatched": sorted((n, list(a), list(b)) for n, a, b in info.mismatched_keys),
-        "generates": generates,
         "problem": "; ".join(sorted(set(info.conversion_errors.values()))[:1]),
     }
 
