@@ -217,11 +217,22 @@ def show(rows: list[Row], unbuilt: Mapping[str, str]) -> None:
 
 
 def markdown(rows: list[Row], unbuilt: Mapping[str, str]) -> str:
-    """The table of the documentation."""
-    lines = [f"| family | class | {' | '.join(METHODS)} | |", "| --- " * (len(METHODS) + 3) + "|"]
-    lines += [f"| {' | '.join(cells(r))} | {r.reason.replace('|', '/')} |" for r in rows]
-    lines += ["", f"Not built small: {', '.join(sorted(unbuilt)) or 'none'}.", ""]
-    return "\n".join(lines)
+    """The table of the documentation: a line for each family, with what is not equal in a variant."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row)
+    heads = ["model type", "class", "variants", *METHODS]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    notes = []
+    for family, own in families.items():
+        cell = [
+            " / ".join(dict.fromkeys(r.came.get(m, "not saved").partition(":")[0] for r in own))
+            for m in METHODS
+        ]
+        lines.append(f"| {family} | {own[0].kind} | {len(own)} | {' | '.join(cell)} |")
+        notes += [f"- {family}{', ' + r.variant if r.variant else ''}: {r.reason}" for r in own if r.reason]
+    built = f"Not built so small: {', '.join(sorted(unbuilt)) or 'none'}."
+    return "\n".join([*lines, "", *notes, "", built, ""])
 
 
 if __name__ == "__main__":

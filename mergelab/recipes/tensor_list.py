@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
+from mergelab.core.remembered import remembered
 from mergelab.models import architecture, blueprint, ties
 from mergelab.models.architecture import Weight
 from mergelab.models.blueprint import Blueprint
@@ -55,7 +57,7 @@ def why_not_mergekit(config_source: ModelMetadata) -> str | None:
     mergekit converts a checkpoint to transformers' names before it looks up those of its list.
     """
     kind = (config_source.config.get("architectures") or [""])[0]
-    weights = None if kind in BY_CODE else architecture.weights(config_source.config)
+    weights = _by_code(config_source) if kind in BY_CODE else architecture.weights(config_source.config)
     found = blueprint.of(config_source)
     if weights is None or found is None or found.problem or any("${" in w.name for w in weights):
         return None
@@ -69,6 +71,21 @@ def why_not_mergekit(config_source: ModelMetadata) -> str | None:
     if found.packed and found.packed <= known:  # the list has the file's names
         dropped = []
     return f"mergekit's list of a {kind} lacks {dropped[0]}" if dropped else None
+
+
+def _by_code(config_source: ModelMetadata) -> list[Weight]:
+    """The list that mergekit makes of a config by code; imports mergekit the first time."""
+
+    def answer() -> dict[str, Any]:
+        from mergekit.architecture import arch_info_for_config
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(config_source.folder, trust_remote_code=False)
+        info = arch_info_for_config(config)
+        return {"weights": [[w.name, w.optional] for w in info.all_weights(config)] if info else []}
+
+    found = remembered("mergekit's list", config_source.config, answer)
+    return [Weight(name, None, optional) for name, optional in found["weights"]]
 
 
 def _follows(own: set[str], weights: list[Weight], found: Blueprint) -> bool:
