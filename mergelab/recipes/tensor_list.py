@@ -67,9 +67,10 @@ def why_not_mergekit(config_source: ModelMetadata) -> str | None:
         return f"mergekit's list of a {kind} has {lacking[0]}, which the checkpoint has not"
     known = {n for w in weights for n in (w.name, *w.also)}
     known |= {found.own(n) for n in config_source.tensors if n in known}
-    dropped = sorted(n for n in found.parameters if not {n, found.ties.get(n, n)} & known)
-    if found.packed and found.packed <= known:  # the list has the file's names
-        dropped = []
+    wanted = set(found.parameters)
+    if found.packed <= known:  # the list has the file's names of what is converted
+        wanted = {found.own(n) for n in config_source.tensors} & wanted
+    dropped = sorted(n for n in wanted if not {n, found.ties.get(n, n)} & known)
     return f"mergekit's list of a {kind} lacks {dropped[0]}" if dropped else None
 
 
