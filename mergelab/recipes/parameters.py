@@ -64,7 +64,10 @@ def check_parameters(
             out += _check_filters(a, names if a.model else [*names, *everywhere], tied, of_file=of_file)
     if any(f.severity == "error" and f.code not in MAY_PASS for f in out):
         return out
-    return [*out, *_check_together(Settings(d, g, place), tensors, of_file=of_file)]
+    told = [f.place for f in out if f.severity == "error"]
+    together = _check_together(Settings(d, g, place), tensors, of_file=of_file)
+    # What follows from a value that is wrong by itself is not told again.
+    return [*out, *(f for f in together if not any(key in f.place + f.remedy for key in told))]
 
 
 def _unknown(d: MethodInfo, a: Assignment) -> Finding:

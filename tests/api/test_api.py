@@ -250,7 +250,7 @@ def test_the_log_has_a_failures_traceback_and_what_libraries_warn_of(
     assert "FutureWarning: this is deprecated" in log and "it looks odd" in log
     assert "merge: did not finish" in log and "Traceback" in log and "nothing to divide by" in log
     result = lab.Result.load("out")
-    assert result.status == "failed" and result.error == "ZeroDivisionError"
+    assert result.status == "failed" and (result.error or "").startswith("ZeroDivisionError: nothing to")
 
 
 def test_refusals_are_exceptions_told_all_at_once(first: lab.Result, here: Path) -> None:
