@@ -14,6 +14,7 @@ from mergelab.core.errors import StepError, summary
 from mergelab.core.findings import first_few
 from mergelab.core.model_class import model_class
 from mergelab.core.run_dir import read_json
+from mergelab.models.adapters import copies
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class AdaptedModel:
         config.inference_mode = True
         wrapped = PeftModel(self._model, config)
         found = wrapped.load_adapter(str(self._adapter), "default", torch_device="cpu")
-        if odd := [*found.missing_keys, *found.unexpected_keys]:
+        unexpected = {*found.unexpected_keys} - copies(self._names())
+        if odd := [*found.missing_keys, *sorted(unexpected)]:
             raise StepError(f"{self._what}: peft has no module for, or misses, {first_few(odd)}")
         tuner: Any = wrapped.base_model
         if not hasattr(tuner, "merge_and_unload"):
@@ -91,11 +93,15 @@ class AdaptedModel:
 
     def _replaced_directly(self) -> set[str]:
         """The weights that the adapter replaces without a module of peft's, such as biases."""
+        names = {n.removeprefix(PREFIX) for n in self._names()}
+        return {n for n in names if n in self._dtypes and not self._adapts(n)}
+
+    def _names(self) -> set[str]:
+        """The names of the tensors in the adapter's file."""
         from safetensors import safe_open
 
         with safe_open(str(self._adapter / "adapter_model.safetensors"), framework="pt") as f:
-            names = {n.removeprefix(PREFIX) for n in f.keys()}  # noqa: SIM118 (no dict)
-        return {n for n in names if n in self._dtypes and not self._adapts(n)}
+            return {*f.keys()}
 
     def _adapts(self, parameter: str) -> bool:
         return any(parameter.startswith(f"{wrapper}.") for wrapper in self._wrappers)

@@ -21,7 +21,7 @@ from mergelab.core.findings import first_few
 from mergelab.core.library_output import silence_libraries
 from mergelab.merging import smoke_test
 from mergelab.merging.model_inputs import is_finite
-from mergelab.models import checkpoint, layer_settings, remote_code
+from mergelab.models import checkpoint, layer_settings, remote_code, tokenizers
 from mergelab.models.compatibility import generic
 from mergelab.schema import Hardware
 
@@ -109,6 +109,7 @@ def verify(
     if not report.problems:
         report.problems = [*_check_finite(facts, inputs or {}, computed, progress), *_check_layers(facts)]
     if report.sound:
+        report.notes = [*_tokenizer_as_before(facts, inputs or {})]
         with silence_libraries():
             report.smoke = smoke_test.run(
                 folder,
@@ -116,11 +117,19 @@ def verify(
                 hardware=hardware,
                 prompt=prompt,
                 trust_remote_code=trust_remote_code,
-                has_tokenizer=facts.tokenizer is not None,
+                has_tokenizer=facts.tokenizer is not None and not report.notes,
             )
         report.problems = [*_check_keys(facts, inputs or {}, report), *report.smoke.problems]
         report.unchecked = report.smoke.unchecked
     return report
+
+
+def _tokenizer_as_before(facts: checkpoint.ModelMetadata, inputs: Mapping[str, Path]) -> Iterator[str]:
+    """Tell of a tokenizer that cannot be loaded, and could not be before the merge."""
+    problem = facts.tokenizer.problem if facts.tokenizer else ""
+    owners = (tokenizers.read(folder, "", "")[0] for folder in inputs.values()) if problem else ()
+    if any(own and own.problem == problem for own in owners):
+        yield f"its tokenizer was not tried: transformers cannot load it, as in the input ({problem})"
 
 
 def _check_finite(

@@ -7,7 +7,7 @@ layers therefore loads, but has only part of its effect.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from mergelab.models.resolver import HUB_ID, Source
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 PREFIX = "base_model.model."
 """The prefix that peft puts before the names of a model's own modules."""
+
+ITS_OWN = "Use it with the model that it was made for."
+LATER = "Leave it out of the merge, and put it on the merged model with peft."
 
 FACTOR = re.compile(r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.weight)?")
 
@@ -59,13 +62,24 @@ def check(s: Source, base: ModelMetadata) -> Iterator[Finding]:
     yield from (*wrong, *damaged)
     if wrong or damaged:
         return
+    rows = [*_check_rows(s, base, tensors)]
     usual = config["peft_type"] == "LORA" and not {k for k, v in config.items() if v} - USUAL
-    if usual and architecture.shapes(base.config) is not None:
+    if rows:
+        yield from rows
+    elif usual and architecture.shapes(base.config) is not None:
         yield from _check_fit(s, base, tensors)
     else:
         yield from _ask_peft(s, base, config, tensors)
     yield from _check_ties(s, base, config, tensors)
     yield from _check_origin(s, config.get("base_model_name_or_path"))
+
+
+def copies(names: Collection[str]) -> set[str]:
+    """Those of an adapter's tensors that are a whole module under a second name.
+
+    peft saves a replaced embedding or head twice where the model was resized, and reads one of the two.
+    """
+    return {n for n in names if ".modules_to_save." in n and n.replace(".modules_to_save.", ".") in names}
 
 
 def changed_elements(adapter: Path, base: ModelMetadata) -> int:
@@ -97,9 +111,45 @@ def _ask_peft(
 
     found = remembered("peft", [version("peft"), base.config, config, headers], answer)
     for problem in found["problems"]:
-        yield error("adapter", s.key, f"{s.adapter} cannot be used with {base.folder}: {problem}")
+        later = problem.startswith(("an adapter of prompt tokens", "peft cannot merge"))
+        message = f"{s.adapter} cannot be used with {base.folder}: {problem}"
+        yield error("adapter", s.key, message, LATER if later else ITS_OWN)
     for text in found["warnings"]:
         yield warning("adapter", s.key, f"peft says of {s.adapter}: {text}")
+
+
+def _check_rows(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]) -> Iterator[Finding]:
+    """Tell where an adapter has an entry for each token, and for other tokens than the model has.
+
+    peft resizes no model: who trained the adapter did so before.
+    """
+    found = blueprint.of(base)
+    for name, t in tensors.items() if found else ():
+        name = name.removeprefix(PREFIX).replace(".base_layer.", ".")
+        factor = FACTOR.fullmatch(name)
+        weight = f"{factor['module']}.weight" if factor else name
+        axis, shape = (
+            (found.vocabulary.get(weight), found.parameters.get(weight, ())) if found else (None, ())
+        )
+        if axis is None or len(t.shape) != len(shape):
+            continue
+        if factor is None:
+            own = t.shape[axis]
+            other = t.shape[:axis] + t.shape[axis + 1 :] != shape[:axis] + shape[axis + 1 :]
+        else:
+            own = t.shape[1 if factor["embedding"] else 0]
+            other = factor["letter"] != ("A" if factor["embedding"] else "B")  # it has no rows for tokens
+        if not other and own != shape[axis]:
+            message = (
+                f"{s.adapter} was trained on a model with {own:,} rows in {weight}; {base.folder} has "
+                f"{shape[axis]:,}"
+            )
+            remedy = (
+                f"Resize the base as was done for the training: load it, `resize_token_embeddings({own})`, "
+                "`save_pretrained` it with the adapter's tokenizer, and name the new folder."
+            )
+            yield error("adapter", s.key, message, remedy)
+            return
 
 
 def _check_ties(
@@ -138,13 +188,12 @@ def _check_fit(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]
                 differ.append(f"{name} expects {ours}, but {weight} has {theirs}")
         elif factor:
             absent[factor["module"]] = None
-    remedy = "Use it with the model that it was made for."
     if absent:
         message = f"{s.adapter} adapts {first_few(absent)}, but {base.folder} has no such module"
-        yield error("adapter", s.key, message, remedy)
+        yield error("adapter", s.key, message, ITS_OWN)
     if differ:
         more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
-        yield error("adapter", s.key, f"{differ[0]}{more} ({s.adapter})", remedy)
+        yield error("adapter", s.key, f"{differ[0]}{more} ({s.adapter})", ITS_OWN)
 
 
 def _sides(

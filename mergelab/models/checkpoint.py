@@ -16,7 +16,7 @@ from typing import Any
 from mergelab.core.dtypes import BY_CODE, is_mergeable
 from mergelab.core.findings import Finding, error, first_few
 from mergelab.models import pickles, quantization, tokenizers, weight_files
-from mergelab.models.json_files import load_json, reason
+from mergelab.models.json_files import is_pointer, load_json, pointer, reason
 from mergelab.models.tokenizers import Tokenizer
 
 Reader = Callable[[Path, str, str], "tuple[dict[str, TensorInfo], list[Finding]]"]
@@ -213,6 +213,8 @@ def file_headers(path: Path, key: str, fetch: str) -> tuple[dict[str, TensorInfo
                 n: TensorInfo(s.get_dtype(), tuple(s.get_shape()), str(path)) for n, s in slices.items()
             }, []
     except SafetensorError as e:
+        if is_pointer(path):
+            return {}, [pointer(path, key)]
         size = path.stat().st_size
         message = f"{path} is damaged or truncated ({e}); it has {size:,} bytes"
         return {}, [error("corrupt", key, message, fetch)]
@@ -227,6 +229,8 @@ def _pickled_headers(path: Path, key: str, fetch: str) -> tuple[dict[str, Tensor
     try:
         return {n: TensorInfo(*about, str(path)) for n, about in pickles.tensors(path).items()}, []
     except pickles.PickleRefused as e:
+        if is_pointer(path):
+            return {}, [pointer(path, key)]
         return {}, [error("unsafe", key, f"{path} is refused: {e}", "Use weights in safetensors.")]
     except OSError as e:
         return {}, [error("unreadable", key, f"cannot read {path}: {reason(e)}")]

@@ -10,6 +10,8 @@ from typing import Any
 from mergelab.core.findings import Finding, error
 from mergelab.core.run_dir import write_text
 
+POINTER = b"version https://git-lfs"
+
 
 def load_json(path: Path, key: str, remedy: str) -> tuple[Any, list[Finding]]:
     """The value in a JSON file, or None and a finding.
@@ -28,10 +30,24 @@ def load_json(path: Path, key: str, remedy: str) -> tuple[Any, list[Finding]]:
     except OSError as e:
         return None, [error("unreadable", key, f"cannot read {path}: {reason(e)}")]
     except json.JSONDecodeError as e:
+        if is_pointer(path):
+            return None, [pointer(path, key)]
         return None, [error("corrupt", key, f"{path} is not JSON (line {e.lineno}: {e.msg})", remedy)]
     except (UnicodeDecodeError, RecursionError) as e:
         what = "UTF-8" if isinstance(e, UnicodeDecodeError) else "JSON"
         return None, [error("corrupt", key, f"{path} is not {what} ({reason(e)})", remedy)]
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether Git LFS has left its pointer in the place of a file."""
+    with path.open("rb") as f:
+        return f.read(len(POINTER)) == POINTER
+
+
+def pointer(path: Path, key: str) -> Finding:
+    """The finding for such a file. To clone the repository again would bring the same."""
+    message = f"{path} is a pointer of Git LFS to the file, not the file"
+    return error("corrupt", key, message, "Run `git lfs pull` in its folder, or fetch the file from the hub.")
 
 
 def reason(e: Exception) -> str:

@@ -21,6 +21,7 @@ from mergelab.core.findings import first_few
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.model_class import model_class
 from mergelab.models import transformers_blueprint
+from mergelab.models.adapters import copies
 
 MATTERS = re.compile(r"ignored|[Uu]nexpected")
 """In warnings of peft: what says that something of the adapter is left out. Others advise on training."""
@@ -119,8 +120,8 @@ def _do_not_fit(wrapped: Any, headers: Headers, prefix: str) -> Iterator[str]:
         return
     lacking = {n for n in found.missing_keys if prefix in n and "default" in n}
     missing = [n for n in found.missing_keys if n in lacking and shared.get(n, {n}) <= lacking]
-    if found.unexpected_keys:
-        yield f"the model has no module for {first_few(_plain(n) for n in found.unexpected_keys)}"
+    if unexpected := {*found.unexpected_keys} - copies(headers):
+        yield f"the model has no module for {first_few(_plain(n) for n in sorted(unexpected))}"
     elif missing:
         yield f"it lacks {first_few(_plain(n) for n in missing)}"
 

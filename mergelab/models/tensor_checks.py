@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mergelab.core.dtypes import is_mergeable
 from mergelab.core.findings import Finding, error, first_few, note, warning
 from mergelab.models import blueprint, tokenizers
 from mergelab.models.blueprint import Blueprint, Shape
-from mergelab.models.checkpoint import FETCH, ModelMetadata
+from mergelab.models.checkpoint import FETCH, ModelMetadata, file_headers
 
 
 def check_complete(
@@ -38,7 +39,13 @@ def check_complete(
         yield error("unloadable", key, f"{folder / 'config.json'}: {found.problem}")
         return
     whole = "Save all of it again, or name the folder of the whole model." if fetch == FETCH else fetch
-    if found.missing:
+    if found.missing and (unlisted := _unlisted(metadata)):
+        message = f"the index in {folder} does not list {first_few(unlisted)}, which its shards hold"
+        remedy = (
+            "Load the model with transformers and `save_pretrained`: that writes an index of all tensors."
+        )
+        yield error("missing-tensor", key, message, remedy)
+    elif found.missing:
         message = f"{folder} lacks {first_few(found.missing)}, which a {kind} of its config.json has"
         yield error("missing-tensor", key, message, whole)
     if found.mismatched:
@@ -53,6 +60,12 @@ def check_complete(
             yield error("extra-tensor", key, message, remedy)
         else:
             yield warning("extra-tensor", key, f"{message}; transformers ignores them")
+
+
+def _unlisted(metadata: ModelMetadata) -> list[str]:
+    """The tensors of the shards that the index leaves out: transformers loads them, mergekit does not."""
+    files = dict.fromkeys(t.file for t in metadata.tensors.values())
+    return [n for f in files for n in file_headers(Path(f), "", "")[0] if n not in metadata.tensors]
 
 
 def _check_dtypes(metadata: ModelMetadata, key: str, found: Blueprint | None) -> Iterator[Finding]:

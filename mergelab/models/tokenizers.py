@@ -22,7 +22,7 @@ from mergelab.core.library_output import silence_libraries
 from mergelab.core.model_folder import TEMPLATES, companions_of
 from mergelab.core.remembered import remembered
 from mergelab.models import remote_code
-from mergelab.models.json_files import load_json, reason
+from mergelab.models.json_files import is_pointer, load_json, pointer, reason
 
 FAST = "tokenizer.json"
 """The file of the `tokenizers` library."""
@@ -87,13 +87,15 @@ def read(folder: Path, key: str, remedy: str) -> tuple[Tokenizer | None, list[Fi
             return Tokenizer(FAST, vocab, digest, template, kind=kind), findings
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass  # of a kind that only its own library knows
-    if findings or not companions_of(folder):
+    if findings or not (there := companions_of(folder)):
         return (Tokenizer("", {}, "", template) if path.exists() else None), findings
     try:
         return _by_transformers(folder, template), findings
     except _Absent:
         return None, findings
     except Exception as e:  # tokenizers raise exceptions of every type
+        if pointers := [pointer(folder / name, key) for name in there if is_pointer(folder / name)]:
+            return Tokenizer("", {}, "", template), pointers
         if path.exists():
             message = f"{path} does not describe a tokenizer: {typed_line(e)}"
             return Tokenizer(FAST, {}, "", template), [error("corrupt", key, message, remedy)]

@@ -14,6 +14,8 @@ from conftest import Command, random_model
 from safetensors.torch import load_file
 from weights import weights
 
+from mergelab.core.findings import Finding
+
 IDS = torch.arange(2, 40)[None]
 SHARD = 20_000
 """Bytes: a few tensors in each file."""
@@ -134,6 +136,42 @@ def test_an_adapter_on_any_architecture(
     written = {n for f in (tmp_path / "out").glob("*.safetensors") for n in load_file(f)}
     there = {*weights(base)}
     assert written >= there if whole else len(written) < len(there)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "smollm3"])  # with a table of its shapes, and with none
+def test_an_adapter_that_was_trained_on_a_resized_model(kind: str, tmp_path: Path) -> None:
+    """peft then saves embedding and head twice, and needs a base of that size."""
+    from peft import PeftModel, get_peft_model
+
+    from mergelab.merging.adapted_models import put_on
+    from mergelab.models import adapters, checkpoint
+    from mergelab.models.resolver import Source
+
+    base = model_of(tmp_path / "base", kind, {"tie_word_embeddings": False})
+    model = load(base)
+    model.resize_token_embeddings(307, mean_resizing=False)
+    model.save_pretrained(tmp_path / "resized")
+    wrapped = get_peft_model(model, lora(modules_to_save=["embed_tokens", "lm_head"]))
+    with torch.no_grad():
+        for p in wrapped.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.1)
+    wrapped.save_pretrained(tmp_path / "lora")
+
+    def errors(folder: Path) -> list[Finding]:
+        path, lora = f"{folder}+{tmp_path / 'lora'}", tmp_path / "lora"
+        source = Source("math", "experts.math", path, folder=folder, adapter=lora)
+        found = adapters.check(source, checkpoint.read(folder, "experts.math"))
+        return [f for f in found if f.severity == "error"]
+
+    (finding,) = errors(base)
+    assert "was trained on a model with 307 rows in lm_head.weight" in finding.message
+    assert f"{base} has 304" in finding.message
+    assert "`resize_token_embeddings(307)`" in finding.remedy
+    assert errors(tmp_path / "resized") == []
+    wanted = logits(PeftModel.from_pretrained(load(tmp_path / "resized"), tmp_path / "lora"))
+    put_on(tmp_path / "resized", tmp_path / "lora", tmp_path / "out", wide=True, shard=SHARD)
+    assert (logits(load(tmp_path / "out")) - wanted).abs().max() < 1e-5
 
 
 def test_what_changes_is_kept_in_float32(tmp_path: Path) -> None:

@@ -182,6 +182,22 @@ def test_a_check_that_fails_itself_is_kept_apart(what: str, model: Path, capfd: 
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_tokenizer_that_could_not_be_loaded_before_the_merge_is_no_reason(
+    model: Path, tmp_path: Path
+) -> None:
+    for file in (*model.glob("token*"), *model.glob("chat_template*")):
+        file.unlink()
+    (model / "tekken.json").write_text("{}", encoding="utf-8")
+    same = shutil.copytree(model, tmp_path / "same")
+    (reason,) = look(model).unchecked
+    assert reason.startswith("transformers cannot load its tokenizer")
+    report = look(model, inputs={"math": same})
+    (note,) = report.notes
+    assert note.startswith("its tokenizer was not tried: transformers cannot load it, as in the input (")
+    assert report.sound
+    assert report.smoke.ran == "generates"
+
+
 @pytest.mark.parametrize("where", ["model", "another layer", "adapter", "none"])
 def test_nan_is_traced_to_the_input(where: str, model: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,13 @@ def move_tensor_in_index(m: Models) -> None:
     m.index("math", **{"model.norm.weight": FIRST})
 
 
+def leave_out_of_index(m: Models) -> None:
+    m.shard("math")
+    index = json.loads((m["math"] / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    del index["weight_map"]["model.norm.weight"]
+    m.text("math", "model.safetensors.index.json", json.dumps(index))
+
+
 def lose_shard(m: Models) -> None:
     m.shard("math")
     m.remove("math", SECOND)
@@ -115,6 +123,8 @@ FILES: list[tuple[str, Break, list[str]]] = [
     ("pickled", pickle, ["pickled", "Convert"]),
     ("missing shard", lose_shard, [f"math/{SECOND} does not exist", "index", "Fetch it again"]),
     ("index names another shard", move_tensor_in_index, [f"math/{FIRST} lacks model.norm.weight"]),
+    ("index without a tensor", leave_out_of_index,
+     ["the index in", "does not list model.norm.weight, which its shards hold", "`save_pretrained`"]),
     ("index without a map", empty_index, ["index.json has no weight_map"]),
     ("missing tensor", lambda m: m.tensors("math", lambda t: t.pop("model.norm.weight")),
      ["in/math lacks model.norm.weight"]),
