@@ -41,9 +41,7 @@ def check_complete(
     whole = "Save all of it again, or name the folder of the whole model." if fetch == FETCH else fetch
     if found.missing and (unlisted := _unlisted(metadata)):
         message = f"the index in {folder} does not list {first_few(unlisted)}, which its shards hold"
-        remedy = (
-            "Load the model with transformers and `save_pretrained`: that writes an index of all tensors."
-        )
+        remedy = "Load the model with transformers, and `save_pretrained` it to a new folder."
         yield error("missing-tensor", key, message, remedy)
     elif found.missing:
         message = f"{folder} lacks {first_few(found.missing)}, which a {kind} of its config.json has"
