@@ -176,7 +176,7 @@ def test_on_cuda_bitsandbytes_is_asked_for(
     sound: Path, monkeypatch: pytest.MonkeyPatch, quantize: str, asked: dict[str, Any]
 ) -> None:
     """The library and its GPU are not here: what transformers would be given is looked at."""
-    from transformers import AutoModelForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     given: dict[str, Any] = {}
 
@@ -188,7 +188,7 @@ def test_on_cuda_bitsandbytes_is_asked_for(
         given.update(options)
         return Model(), {"missing_keys": []}
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(Qwen2ForCausalLM, "from_pretrained", from_pretrained)
     load(sound / "base", Hardware(device="cuda:1", quantize=quantize))  # and it is not moved afterwards
     assert given["device_map"] == "cuda:1"
     assert {k: getattr(given["quantization_config"], k) for k in asked} == asked

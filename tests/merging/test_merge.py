@@ -76,6 +76,14 @@ def assert_nothing_left(folder: Path) -> None:
     assert not {n for n in left if "model" in n or "partial" in n}, left
 
 
+def assert_only_set_aside(outcome: Outcome) -> None:
+    """An unsound model is kept, whole and under a name that says so, and there is no other."""
+    kept = outcome.folder / "model.unsound"
+    left = {p.name for p in outcome.folder.iterdir() if "model" in p.name or "partial" in p.name}
+    assert left == {kept.name} and (kept / "model.safetensors").exists()
+    assert str(kept) in "".join(outcome.err.split())
+
+
 # ---------------------------------------------------------------- settings reach mergekit
 
 
@@ -502,7 +510,7 @@ def test_nan_in_an_input_is_named(form: str, models: Any, mergelab: Command, tmp
     assert f"so has {name} of" in said
     assert str(expert / "model.safetensors") in said.replace(" ", "")
     assert outcome.result["error"]["step"] == "verify"
-    assert_nothing_left(outcome.folder)
+    assert_only_set_aside(outcome)
 
 
 def test_overflow_is_told_from_damage(models: Any, mergelab: Command) -> None:
@@ -512,7 +520,7 @@ def test_overflow_is_told_from_damage(models: Any, mergelab: Command) -> None:
     )
     assert outcome.status == 1
     assert "the inputs are finite: lower the weights" in " ".join(outcome.err.split())
-    assert_nothing_left(outcome.folder)
+    assert_only_set_aside(outcome)
 
 
 def test_what_mergekit_refuses_names_the_tensor(family: Any, mergelab: Command) -> None:
