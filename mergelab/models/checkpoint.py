@@ -186,10 +186,14 @@ def _indexed(index: Path, key: str, fetch: str, look: Reader) -> tuple[dict[str,
     weight_map = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or {type(v) for v in weight_map.values()} != {str}:
         return {}, [error("corrupt", key, f"{index} has no weight_map that maps tensors to files", fetch)]
+    single = index.with_suffix("").with_suffix(
+        ""
+    )  # what `save_pretrained` writes leaves an older index there
+    gone = f"Move {index.name} elsewhere if the weights of {single.name} are meant, else fetch it again."
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         path = index.parent / shard
-        found, wrong = look(path, key, fetch)
+        found, wrong = look(path, key, gone if single.exists() and not path.exists() else fetch)
         promised = {k for k, v in weight_map.items() if v == shard}
         missing = sorted(promised - set(found))
         if missing and not wrong:

@@ -74,6 +74,13 @@ def move_tensor_in_index(m: Models) -> None:
     m.index("math", **{"model.norm.weight": FIRST})
 
 
+def leave_old_index(m: Models) -> None:
+    whole = (m["math"] / "model.safetensors").read_bytes()
+    m.shard("math")
+    m.remove("math", SECOND)
+    (m["math"] / "model.safetensors").write_bytes(whole)
+
+
 def leave_out_of_index(m: Models) -> None:
     m.shard("math")
     index = json.loads((m["math"] / "model.safetensors.index.json").read_text(encoding="utf-8"))
@@ -122,6 +129,8 @@ FILES: list[tuple[str, Break, list[str]]] = [
     ("no weights", lambda m: m.remove("math", "model.safetensors"), ["in/math has no model.safetensors"]),
     ("pickled", pickle, ["pickled", "Convert"]),
     ("missing shard", lose_shard, [f"math/{SECOND} does not exist", "index", "Fetch it again"]),
+    ("an older index", leave_old_index,
+     [f"math/{SECOND} does not exist", "Move model.safetensors.index.json elsewhere"]),
     ("index names another shard", move_tensor_in_index, [f"math/{FIRST} lacks model.norm.weight"]),
     ("index without a tensor", leave_out_of_index,
      ["the index in", "does not list model.norm.weight, which its shards hold", "`save_pretrained`"]),
