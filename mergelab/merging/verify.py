@@ -21,7 +21,7 @@ from mergelab.core.findings import first_few
 from mergelab.core.library_output import silence_libraries
 from mergelab.merging import smoke_test
 from mergelab.merging.model_inputs import is_finite
-from mergelab.models import checkpoint, layer_settings, remote_code, tokenizers
+from mergelab.models import blueprint, checkpoint, layer_settings, remote_code, tokenizers
 from mergelab.models.compatibility import generic
 from mergelab.schema import Hardware
 
@@ -219,6 +219,8 @@ def _check_keys(facts: checkpoint.ModelMetadata, inputs: Mapping[str, Path], rep
         "missing": any(theirs - tied <= own for theirs in of_inputs),
         "unexpected": any(own <= theirs for theirs in of_inputs),
     }
+    known = blueprint.of(facts)
+    inherited["missing"] |= {*keys["missing"]} <= {*(known.unpooled if known else ())}
     for what, names in keys.items():
         # A tensor of a layer that the class does not have was cut off; another head is another task's.
         wrong = names if what == "missing" else [n for n in names if generic(n) != n]

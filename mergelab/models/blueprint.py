@@ -45,6 +45,8 @@ class Blueprint:
     """By the model's own names, the axis that has an entry for each token."""
     missing: tuple[str, ...] = ()
     """The model's own names of weights that the file does not give."""
+    unpooled: tuple[str, ...] = ()
+    """Those of a pooling layer that the file does not give and the class can do without."""
     unexpected: tuple[str, ...] = ()
     """Tensors of the file of which the model makes nothing."""
     mismatched: tuple[tuple[str, Shape, Shape], ...] = ()
@@ -105,6 +107,7 @@ def _ask(metadata: ModelMetadata) -> Blueprint | None:
         ties=found["ties"],
         vocabulary=found["vocabulary"],
         missing=tuple(found["missing"]),
+        unpooled=tuple(found["unpooled"]),
         unexpected=tuple(found["unexpected"]),
         mismatched=tuple((n, tuple(a), tuple(b)) for n, a, b in found["mismatched"]),
         problem=found["problem"],

@@ -46,6 +46,9 @@ def check_complete(
     elif found.missing:
         message = f"{folder} lacks {first_few(found.missing)}, which a {kind} of its config.json has"
         yield error("missing-tensor", key, message, whole)
+    if found.unpooled:
+        message = f"{folder} has no pooling layer: it lacks {first_few(found.unpooled)}"
+        yield warning("missing-tensor", key, message)
     if found.mismatched:
         name, own, wanted = found.mismatched[0]
         more = f", and {len(found.mismatched) - 1:,} more differ" if len(found.mismatched) > 1 else ""
@@ -89,6 +92,12 @@ def compare_shapes(
     known = blueprint.of(expert)
     found = blueprint.of(reference) or known
     told = {name for name, _, _ in known.mismatched} if known else set()
+    ours, theirs = (b.unpooled if b else () for b in (known, found))
+    if bool(ours) != bool(theirs):
+        lacking, other = (expert, reference) if ours else (reference, expert)
+        message = f"{lacking.folder} lacks {first_few(ours or theirs)}, which {other.folder} has"
+        alike = "Save all of the models with a pooling layer, or all of them without."
+        yield error("missing-tensor", key, message, alike)
     shared = [
         (n, t.shape, reference.tensors[n].shape)
         for n, t in expert.tensors.items()

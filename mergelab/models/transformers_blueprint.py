@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from mergelab.core.model_class import model_class
 
 MORE_TOKENS = 8
 """By how much the vocabulary is enlarged to see which axes grow with it."""
+
+OPTIONAL_POOLER = "add_pooling_layer"
+"""transformers' argument of encoders that need no pooling layer."""
 
 
 def blueprint(folder: Path, headers: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
@@ -54,10 +58,10 @@ def blueprint(folder: Path, headers: Mapping[str, tuple[str, tuple[int, ...]]]) 
         return _beside(model, config, headers)
 
 
-def empty(kind: Any, config: Any) -> Any:
+def empty(kind: Any, config: Any, **parts: bool) -> Any:
     """A model of a config on the meta device, without values."""
     with torch.device("meta"), no_init_weights():
-        return kind(copy.deepcopy(config))
+        return kind(copy.deepcopy(config), **parts)
 
 
 def _unknown_or(e: Exception, folder: Path) -> dict[str, Any]:
@@ -71,7 +75,7 @@ def _unknown_or(e: Exception, folder: Path) -> dict[str, Any]:
 def _problem(text: str) -> dict[str, Any]:
     return {
         "parameters": {}, "names": {}, "packed": [], "left_out": [], "ties": {}, "vocabulary": {},
-        "missing": [], "unexpected": [], "mismatched": [], "problem": text,
+        "missing": [], "unpooled": [], "unexpected": [], "mismatched": [], "problem": text,
     }  # fmt: skip
 
 
@@ -100,6 +104,8 @@ def _beside(model: Any, config: Any, headers: Mapping[str, tuple[str, tuple[int,
     ]
     given = in_file | {n for n, other in ties.items() if other in in_file}
     given |= {ties[n] for n in ties if n in in_file}
+    missing = {n for n in info.missing_keys if n in parameters and n not in given}
+    spare = missing & (_pooler(model, config, state) if missing else set())
     return {
         "parameters": parameters,
         "names": {n: own[n] for n in known if own[n] != n and n not in packed},
@@ -107,11 +113,20 @@ def _beside(model: Any, config: Any, headers: Mapping[str, tuple[str, tuple[int,
         "left_out": sorted(left_out),
         "ties": ties,
         "vocabulary": vocabulary,
-        "missing": sorted(n for n in info.missing_keys if n in parameters and n not in given),
+        "missing": sorted(missing - spare),
+        "unpooled": sorted(spare),
         "unexpected": sorted(unexpected),
         "mismatched": sorted((n, list(a), list(b)) for n, a, b in info.mismatched_keys),
         "problem": "; ".join(sorted(set(info.conversion_errors.values()))[:1]),
     }
+
+
+def _pooler(model: Any, config: Any, state: Mapping[str, Any]) -> set[str]:
+    """The weights of a pooling layer, if the model's class can be built without it."""
+    kind = type(model)
+    if OPTIONAL_POOLER not in inspect.signature(kind).parameters:
+        return set()
+    return {*state} - {*empty(kind, config, **{OPTIONAL_POOLER: False}).state_dict()}
 
 
 def _names(

@@ -125,14 +125,22 @@ def test_numbers_that_overflow_in_a_forward_pass(of_class: Any) -> None:
 def test_what_the_inputs_lack_as_well_is_noted(of_class: Any, tmp_path: Path) -> None:
     import shutil
 
-    folder = of_class("BertModel")
-    change(folder, lambda t: [t.pop(n) for n in [*t] if "pooler" in n])
+    folder = of_class("BertForMaskedLM")
+    change(folder, lambda t: t.pop("cls.predictions.transform.dense.bias"))
     parent = shutil.copytree(folder, tmp_path / "parent")
     assert look(folder, inputs={"base": parent}).sound
     (note,) = look(folder, inputs={"base": parent}).notes
-    assert note == "BertModel lacks pooler.dense.bias, pooler.dense.weight"
+    assert note == "BertForMaskedLM lacks cls.predictions.transform.dense.bias"
     (problem,) = look(folder).problems
-    assert problem == "loaded with missing keys: pooler.dense.bias, pooler.dense.weight"
+    assert problem == "loaded with missing keys: cls.predictions.transform.dense.bias"
+
+
+def test_an_encoder_may_have_no_pooling_layer(of_class: Any) -> None:
+    folder = of_class("BertModel")
+    change(folder, lambda t: [t.pop(n) for n in [*t] if "pooler" in n])
+    report = look(folder)
+    assert report.sound
+    assert report.notes == ["BertModel lacks pooler.dense.bias, pooler.dense.weight"]
 
 
 def test_a_head_of_another_task_is_noted(of_class: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertModel
 
 from mergelab.models import blueprint, checkpoint, tensor_checks
 from mergelab.models.blueprint import Blueprint
@@ -92,6 +93,23 @@ def test_of_tied_weights_one_is_enough_and_two_are_one(tmp_path: Path) -> None:
         found = seen(one)
         assert found.missing == () and found.unexpected == ()
         assert found.canonical(head) == embedding == found.canonical(embedding)
+
+
+def test_a_pooling_layer_may_be_missing_from_all_models_but_not_from_one(tmp_path: Path) -> None:
+    given = {**SMALL, "pad_token_id": 0, "architectures": ["BertModel"]}
+    BertModel(AutoConfig.for_model("bert", **given)).save_pretrained(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    whole = checkpoint.read(tmp_path / "a", "a")
+    without = with_tensors(tmp_path / "b", {}, ("pooler.dense.weight", "pooler.dense.bias"))
+    assert seen(whole).unpooled == seen(without).missing == ()
+    assert seen(without).unpooled == ("pooler.dense.bias", "pooler.dense.weight")
+    (told,) = tensor_checks.check_complete(without, "b")
+    assert (told.severity, told.code) == ("warning", "missing-tensor")
+    assert not [*tensor_checks.compare_shapes(without, without, "b", "the base's", "")]
+    for base, expert in ((whole, without), (without, whole)):
+        (told,) = tensor_checks.compare_shapes(base, expert, "m", "the base's", "")
+        assert (told.severity, told.code) == ("error", "missing-tensor")
+        assert "b lacks pooler.dense.bias, pooler.dense.weight, which " in told.message
 
 
 def test_the_axis_of_the_vocabulary_is_found_under_any_name(tmp_path: Path) -> None:
