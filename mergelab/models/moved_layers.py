@@ -126,6 +126,10 @@ def _asked(
                 "problems": [_problem(UNFIT, f"which modules of {folder} are its layers is not clear")],
             }
     names = [str(folder) for folder in folders]
+    for d, i in (one for sources in layers for one in sources):
+        if i >= built[d].depth:
+            message = f"layer {i} of {names[d]}, which has {built[d].depth} layers there"
+            return {"changes": dotted, "problems": [_problem(UNFIT, message)]}
 
     def made(order: Order, changes: Mapping[str, Any]) -> layer_modules.Model:
         config = layer_modules.reread(configs[0], _changed(files[0], path, nested, changes))

@@ -180,6 +180,14 @@ def _check_modules(
         if names and name not in names:
             message = f"the architecture has no module '{name}'; it has {', '.join(names)}"
             yield error("structure", place(("modules", name)), message)
+    if names and len(names) > 1 and recipe.get("slices"):
+        message = (
+            f"the architecture has the modules {', '.join(names)}, and slices do not say of which they are"
+        )
+        remedy = (
+            f"Write them under `modules: {{{names[0]}: {{slices: ...}}}}`, and the other modules beside it."
+        )
+        yield error("structure", place(("slices",)), message, remedy)
 
 
 def _check_float16(

@@ -12,7 +12,12 @@ import torch
 import yaml
 from refusals import refused
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from benchmarks.layer_settings import DEPTH, donor, logits, reordered, small
 from mergelab.merging import mergekit_backend, moe_builder
@@ -137,6 +142,24 @@ def test_what_cannot_follow_is_refused(
     assert len(said) == 1
     for word in words:
         assert word in said[0]
+
+
+def test_slices_of_a_model_with_two_towers_say_whose_layers_they_are(tmp_path: Path) -> None:
+    text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4, "vision_use_head": False}  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    order = recipe([(tmp_path / "base", 1), (tmp_path / "base", 2)])
+    (said,) = planned(order, tmp_path)
+    assert "the architecture has the modules text_decoder, multi_modal_projector, vision_tower" in said
+    slices = order.pop("slices")
+    whole = {"models": [{"model": str(tmp_path / "base")}]}
+    order["modules"] = {"text_decoder": whole, "multi_modal_projector": whole,
+                        "vision_tower": {"slices": slices}}  # fmt: skip
+    (said,) = planned(order, tmp_path)
+    assert "layer 1 of" in said and "which has 1 layers there" in said
 
 
 def test_sources_of_a_slice_that_disagree_are_refused(tmp_path: Path) -> None:
