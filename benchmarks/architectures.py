@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.config_meaning import build, small
 from benchmarks.printing import console, say, table
+from mergelab.core.model_class import model_class
 from mergelab.core.run_dir import read_json
 
 NOISE = 0.02
@@ -148,12 +149,11 @@ def written(config: Any, folders: list[Path]) -> str:
 def loaded(folder: Path) -> dict[str, Any]:
     """The weights as transformers loads them, whatever the file's layout."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with redirect_stderr(StringIO()):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
+        kind = model_class(AutoConfig.from_pretrained(folder))
+        model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         raise ValueError(f"missing {info['missing_keys']}, unexpected {info['unexpected_keys']}")
     return {n: t.detach() for n, t in model.state_dict().items() if t.is_floating_point()}
@@ -177,12 +177,16 @@ def mean(states: States) -> dict[str, Any]:
 
 
 def elected(states: States) -> dict[str, Any]:
-    """TIES' sign election over weighted task vectors (Yadav et al. 2023, arXiv:2306.01708)."""
+    """TIES' sign election over weighted task vectors (Yadav et al. 2023, arXiv:2306.01708).
+
+    NaN where the sum is so small that rounding decides its sign.
+    """
     out = {}
     for n, base in states[0].items():
         deltas = [w * (s[n] - base) for w, s in zip(WEIGHTS, states[1:], strict=True)]
-        sign = sum(deltas).sign()
-        out[n] = base + sum(d * (d.sign() == sign) for d in deltas)
+        total = sum(deltas)
+        made = base + sum(d * (d.sign() == total.sign()) for d in deltas)
+        out[n] = made.masked_fill(total.abs() < CLOSE * 0.1, float("nan"))
     return out
 
 
@@ -194,7 +198,7 @@ METHODS: Mapping[str, Callable[[States], dict[str, Any]]] = {
 def compared(got: dict[str, Any], wanted: dict[str, Any]) -> str:
     if got.keys() != wanted.keys():
         return f"WRONG: {sorted(got.keys() ^ wanted.keys())[:2]}"
-    off = {n: float((t - wanted[n]).abs().max()) for n, t in got.items() if t.numel()}
+    off = {n: float((t - wanted[n]).abs().nan_to_num(0.0).max()) for n, t in got.items() if t.numel()}
     worst = max(off, key=off.__getitem__)
     return "equal" if off[worst] <= CLOSE else f"WRONG: {worst} by {off[worst]:.2g}"
 

@@ -29,6 +29,9 @@ def model_class(config: Any) -> Any:
     named = getattr(transformers, name, None) if own else None
     if named is not None and isinstance(config, getattr(named, "config_class", None) or ()):
         return named
+    if own and type(config) in transformers.AutoModelForCausalLM._model_mapping:
+        # A family that has the class of another, as InternLM3 has Llama's.
+        return transformers.AutoModelForCausalLM._model_mapping[type(config)]
     autos = getattr(config, "auto_map", None) or {}
     usual = "AutoModelForCausalLM"
     found = next((a for a in autos if a.startswith("AutoModel")), usual)

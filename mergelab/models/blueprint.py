@@ -39,6 +39,8 @@ class Blueprint:
     """Tensors of the file that are converted: several become one, or one becomes several."""
     left_out: frozenset[str] = frozenset()
     """Tensors of the file that are not weights: masks, indices, and what the model's class ignores."""
+    indices: frozenset[str] = frozenset()
+    """Those of them that the model needs all the same, such as the experts that a router gives to a token."""
     ties: Mapping[str, str] = field(default_factory=dict)
     """By the model's own names, each weight that is another one under a second name, and that one."""
     vocabulary: Mapping[str, int] = field(default_factory=dict)
@@ -104,6 +106,7 @@ def _ask(metadata: ModelMetadata) -> Blueprint | None:
         names=found["names"],
         packed=frozenset(found["packed"]),
         left_out=frozenset(found["left_out"]),
+        indices=frozenset(found["indices"]),
         ties=found["ties"],
         vocabulary=found["vocabulary"],
         missing=tuple(found["missing"]),

@@ -74,8 +74,9 @@ def _unknown_or(e: Exception, folder: Path) -> dict[str, Any]:
 
 def _problem(text: str) -> dict[str, Any]:
     return {
-        "parameters": {}, "names": {}, "packed": [], "left_out": [], "ties": {}, "vocabulary": {},
-        "missing": [], "unpooled": [], "unexpected": [], "mismatched": [], "problem": text,
+        "parameters": {}, "names": {}, "packed": [], "left_out": [], "indices": [], "ties": {},
+        "vocabulary": {}, "missing": [], "unpooled": [], "unexpected": [], "mismatched": [],
+        "problem": text,
     }  # fmt: skip
 
 
@@ -111,6 +112,7 @@ def _beside(model: Any, config: Any, headers: Mapping[str, tuple[str, tuple[int,
         "names": {n: own[n] for n in known if own[n] != n and n not in packed},
         "packed": sorted(packed & known),
         "left_out": sorted(left_out),
+        "indices": sorted(n for n in known if own[n] in indices),
         "ties": ties,
         "vocabulary": vocabulary,
         "missing": sorted(missing - spare),

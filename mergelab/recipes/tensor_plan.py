@@ -119,6 +119,9 @@ def assemble(
     listed = tensor_list.listed(config_source)
     if listed is None:
         raise UnsupportedByFastEngine(f"there is no plain list of the tensors of {kind}")
+    found = blueprint.of(config_source)
+    if found is not None and found.indices:
+        raise UnsupportedByFastEngine(f"{min(found.indices)} holds indices, which are not averaged")
     base = None if d.inputs.base == "ignored" else group.base
     settings = Settings(d, group, str)
     tied = ties.of([config_source, *(facts[m] for m in group.inputs)])

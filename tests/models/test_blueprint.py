@@ -143,6 +143,12 @@ def test_what_transformers_cannot_make_is_told_with_its_reason(tmp_path: Path) -
     assert finding.code == "unloadable" and "gelou" in finding.message
 
 
+def test_a_family_may_have_the_class_of_another(tmp_path: Path) -> None:
+    metadata = saved(tmp_path, "iquestcoder", mlp_bias=True)
+    assert metadata.config["architectures"] == ["LlamaForCausalLM"]
+    assert seen(metadata).parameters.keys() == metadata.tensors.keys()
+
+
 def test_of_an_unknown_class_nothing_is_claimed(tmp_path: Path) -> None:
     metadata = saved(tmp_path, "llama")
     odd = replace(
