@@ -29,10 +29,10 @@ def model_class(config: Any) -> Any:
     named = getattr(transformers, name, None) if own else None
     if named is not None and isinstance(config, getattr(named, "config_class", None) or ()):
         return named
-    if own and type(config) in transformers.AutoModelForCausalLM._model_mapping:
+    autos = getattr(config, "auto_map", None) or {}
+    if own and not autos and type(config) in transformers.AutoModelForCausalLM._model_mapping:
         # A family that has the class of another, as InternLM3 has Llama's.
         return transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    autos = getattr(config, "auto_map", None) or {}
     usual = "AutoModelForCausalLM"
     found = next((a for a in autos if a.startswith("AutoModel")), usual)
     return getattr(transformers, usual if usual in autos else found, transformers.AutoModelForCausalLM)

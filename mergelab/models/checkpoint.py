@@ -186,10 +186,9 @@ def _indexed(index: Path, key: str, fetch: str, look: Reader) -> tuple[dict[str,
     weight_map = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or {type(v) for v in weight_map.values()} != {str}:
         return {}, [error("corrupt", key, f"{index} has no weight_map that maps tensors to files", fetch)]
-    single = index.with_suffix("").with_suffix(
-        ""
-    )  # what `save_pretrained` writes leaves an older index there
-    gone = f"Move {index.name} elsewhere if the weights of {single.name} are meant, else fetch it again."
+    single = index.with_name(index.name.removesuffix(".index.json"))
+    # `save_pretrained` of one file leaves an older index where it is.
+    gone = f"Move {index.name} elsewhere if the weights of {single.name} are meant. If not: {fetch}"
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         path = index.parent / shard

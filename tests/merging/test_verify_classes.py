@@ -167,7 +167,8 @@ def test_the_class_is_that_of_config_json_or_an_auto_class() -> None:
     config = AutoConfig.for_model("llama", **DECODER)
     config.architectures = ["LlamaForSequenceClassification"]
     assert model_class(config).__name__ == type(empty(config)).__name__ == "LlamaForSequenceClassification"
-    config.architectures = ["MistralForCausalLM"]  # a class of another model type
-    assert model_class(config).__name__ == "AutoModelForCausalLM"
-    config.architectures = ["NobodysModel"]
+    for other in ("MistralForCausalLM", "NobodysModel"):  # what the auto class takes for the model type
+        config.architectures = [other]
+        assert model_class(config).__name__ == "LlamaForCausalLM"
+    config.auto_map = {"AutoModelForCausalLM": "modeling_own.NobodysModel"}
     assert model_class(config).__name__ == "AutoModelForCausalLM"
