@@ -123,11 +123,16 @@ def tried(family: str, variant: str, config: Any, work: Path) -> Row:
             row.engine = str(read_json(place / "plan.json")["engine"]["name"])
             row.came[method] = compared(loaded(out), expected(states))
         except InputError as e:
-            row.came[method], row.reason = "refused", " ".join(str(e).split())[:200]
+            row.came[method], row.reason = "refused", told(e, work)
         except StepError as e:
-            row.came[method], row.reason = "failed", " ".join(str(e).split())[:200]
+            row.came[method], row.reason = "failed", told(e, work)
         shutil.rmtree(out, ignore_errors=True)
     return row
+
+
+def told(e: Exception, work: Path) -> str:
+    """The start of a message, without the folder that is gone by then."""
+    return " ".join(str(e).replace(f"{work}/", "").split())[:200]
 
 
 def written(config: Any, folders: list[Path]) -> str:
