@@ -10,9 +10,7 @@ from operator import add
 from typing import TypeVar
 
 from mergelab.analysis.statistics import Statistics
-
-LAYER = re.compile(r"\.(\d+)\.")
-"""The first number in a tensor's name is its layer's."""
+from mergelab.models.architecture import LAYER
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -82,6 +82,11 @@ def stop_on_errors(findings: Iterable[Finding]) -> None:
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         raise InputErrors([f.text() for f in errors])
+
+
+def more_differ(differ: Sized) -> str:
+    """The end of a message that has named the first of several differences."""
+    return f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
 
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:

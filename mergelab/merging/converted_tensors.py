@@ -8,15 +8,13 @@ layers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mergelab.models import blueprint, checkpoint
+from mergelab.models.architecture import LAYER
 from mergelab.recipes import tensor_list
-
-LAYER = re.compile(r"\.\d+\.")
 
 
 def architecture(config: Any, options: Any) -> Any:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergelab.core.findings import Finding, error, first_few, note, warning
+from mergelab.core.findings import Finding, error, first_few, more_differ, note, warning
 from mergelab.core.remembered import remembered
 from mergelab.models import architecture, blueprint, checkpoint
 from mergelab.models.checkpoint import ModelMetadata, TensorInfo
@@ -192,8 +192,7 @@ def _check_fit(s: Source, base: ModelMetadata, tensors: Mapping[str, TensorInfo]
         message = f"{s.adapter} adapts {first_few(absent)}, but {base.folder} has no such module"
         yield error("adapter", s.key, message, ITS_OWN)
     if differ:
-        more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
-        yield error("adapter", s.key, f"{differ[0]}{more} ({s.adapter})", ITS_OWN)
+        yield error("adapter", s.key, f"{differ[0]}{more_differ(differ)} ({s.adapter})", ITS_OWN)
 
 
 def _sides(

@@ -7,11 +7,15 @@ The files are read as data because importing mergekit's own reader takes seconds
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
+
+LAYER = re.compile(r"\.(\d+)\.")
+"""The first number in a tensor's name is its layer's, as in mergekit."""
 
 
 @dataclass(frozen=True)

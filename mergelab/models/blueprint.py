@@ -77,13 +77,15 @@ def of(metadata: ModelMetadata) -> Blueprint | None:
     None where nothing can be said: there is no folder yet, config.json or headers could not be read, or the
     model's class is not one of transformers' own.
     """
-    damaged = any(f.code in DAMAGED for f in metadata.findings)
-    if not metadata.folder.parts or not metadata.config or not metadata.tensors or damaged:
+    if not metadata.folder.parts or not has_all_headers(metadata):
         return None
-    found = _from_table(metadata)
-    if found is None:
-        found = _ask(metadata)
-    return found
+    return _from_table(metadata) or _ask(metadata)
+
+
+def has_all_headers(metadata: ModelMetadata) -> bool:
+    """Whether config.json and the headers of all weights could be read."""
+    damaged = any(f.code in DAMAGED for f in metadata.findings)
+    return bool(metadata.config and metadata.tensors) and not damaged
 
 
 def _ask(metadata: ModelMetadata) -> Blueprint | None:

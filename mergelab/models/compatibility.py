@@ -8,6 +8,7 @@ from typing import Any
 
 from mergelab.core.findings import MAY_PASS, Finding, error, first_few, note
 from mergelab.models import config_meaning, tensor_checks
+from mergelab.models.architecture import LAYER
 from mergelab.models.checkpoint import ModelMetadata
 from mergelab.models.config_meaning import Meaning
 
@@ -196,4 +197,4 @@ def _remedy(code: str) -> str:
 
 def generic(tensor: str) -> str:
     """A tensor's name without its layer number."""
-    return re.sub(r"\.\d+\.", ".*.", tensor, count=1)
+    return LAYER.sub(".*.", tensor, count=1)

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
+from mergelab.core.model_class import empty
 from mergelab.models import layer_settings
 from mergelab.models.json_files import write_as_read
 from mergelab.models.layer_settings import Donor, Order
@@ -143,20 +144,14 @@ def _lists(level: Any) -> Iterator[tuple[str, list[Any]]]:
 def build(config: Any, path: tuple[str, ...], *, trust_remote_code: bool = False) -> Model:
     """Build the model of a config and describe its layers."""
     import torch
-    import transformers
     from transformers.initialization import no_init_weights
 
     level = at(config, path)
     model = Model(config, level)
     name = (config.architectures or [""])[0]
-    kind = getattr(transformers, name, None)
 
     def made() -> Any:
-        if kind is not None and hasattr(kind, "_from_config"):
-            return kind._from_config(copy.deepcopy(config))
-        return transformers.AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), trust_remote_code=trust_remote_code
-        )
+        return empty(copy.deepcopy(config), trust_remote_code=trust_remote_code)
 
     try:
         with _weightless():

@@ -17,7 +17,7 @@ from peft.utils import set_peft_model_state_dict
 from transformers import AutoConfig, PreTrainedModel
 
 from mergelab.core.errors import first_line
-from mergelab.core.findings import first_few
+from mergelab.core.findings import first_few, more_differ
 from mergelab.core.library_output import silence_libraries
 from mergelab.core.model_class import model_class
 from mergelab.models import transformers_blueprint
@@ -115,7 +115,7 @@ def _do_not_fit(wrapped: Any, headers: Headers, prefix: str) -> Iterator[str]:
             if not NO_VALUES.search(str(e)):
                 yield f"peft cannot load its weights: {first_line(e)}"
             return
-        first, more = differ[0], f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
+        first, more = differ[0], more_differ(differ)
         yield f"{_plain(first['name'])} is [{first['own']}], but the model has [{first['wanted']}]{more}"
         return
     lacking = {n for n in found.missing_keys if prefix in n and "default" in n}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mergelab.core.dtypes import is_mergeable
-from mergelab.core.findings import Finding, error, first_few, note, warning
+from mergelab.core.findings import Finding, error, first_few, more_differ, note, warning
 from mergelab.models import blueprint, tokenizers
 from mergelab.models.blueprint import Blueprint, Shape
 from mergelab.models.checkpoint import FETCH, ModelMetadata, file_headers
@@ -24,8 +24,7 @@ def check_complete(
         merged: Whether its tensors are merged. Otherwise it is only loaded, and transformers ignores what it
             does not know.
     """
-    damaged = any(f.code in blueprint.DAMAGED for f in metadata.findings)
-    if not metadata.config or not metadata.tensors or damaged:
+    if not blueprint.has_all_headers(metadata):
         return
     kind, folder = metadata.config["architectures"][0], metadata.folder
     found = blueprint.of(metadata)
@@ -51,7 +50,7 @@ def check_complete(
         yield warning("missing-tensor", key, message)
     if found.mismatched:
         name, own, wanted = found.mismatched[0]
-        more = f", and {len(found.mismatched) - 1:,} more differ" if len(found.mismatched) > 1 else ""
+        more = more_differ(found.mismatched)
         message = f"{name} is {list(own)}, but by config.json it is {list(wanted)}{more} ({folder})"
         yield error("shape", key, message, "Correct config.json, or use the weights that belong to it.")
     if found.unexpected:
@@ -106,8 +105,7 @@ def compare_shapes(
     differ = [(n, a, b) for n, a, b in shared if _inner(n, a, found) != _inner(n, b, found)]
     if differ:
         n, a, b = differ[0]
-        more = f", and {len(differ) - 1:,} more differ" if len(differ) > 1 else ""
-        message = f"{n} is {list(a)}, {possessive} is {list(b)}{more} ({expert.folder})"
+        message = f"{n} is {list(a)}, {possessive} is {list(b)}{more_differ(differ)} ({expert.folder})"
         yield error("shape", key, message, remedy)
 
 

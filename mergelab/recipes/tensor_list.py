@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Any
 
 from mergelab.core.remembered import remembered
 from mergelab.models import architecture, blueprint, ties
-from mergelab.models.architecture import Weight
+from mergelab.models.architecture import LAYER, Weight
 from mergelab.models.blueprint import Blueprint
 from mergelab.models.checkpoint import ModelMetadata
 
 BY_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
 """Architectures of which mergekit makes the list of tensors by code, although it has a file."""
-
-_LAYER = re.compile(r"\.(\d+)\.")
-"""The number of a layer in a tensor's name, where mergekit has no list: as it finds it."""
 
 
 @lru_cache(maxsize=32)
@@ -98,7 +94,7 @@ def _follows(own: set[str], weights: list[Weight], found: Blueprint) -> bool:
 
 
 def _weight(name: str) -> Weight:
-    layer = _LAYER.search(name)
+    layer = LAYER.search(name)
     return Weight(name, int(layer[1]) if layer else None, optional=False)
 
 
